@@ -1,0 +1,1 @@
+"""Plan, run, resume and report recipes. Free of torch, verl, vllm and Ray."""

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# All checks of an ordinary run: lint, types, unit tests, then real stages. Arguments go to pytest instead:
+#   bash tests/run.sh tests/launch        bash tests/run.sh -m slow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
+export OMP_NUM_THREADS=1
+if (($#)); then
+    exec .venv/bin/python -m pytest "$@"
+fi
+.venv/bin/ruff check .
+.venv/bin/pyright --pythonpath .venv/bin/python
+.venv/bin/python -m pytest -m "not slow and not e2e" -n 2 --durations 10
+exec .venv/bin/python -m pytest -m "e2e and not slow" --durations 15
