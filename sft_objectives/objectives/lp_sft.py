@@ -1,0 +1,127 @@
+"""LP-SFT: keep the base model's preferences among its plausible alternatives to the label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ..contract import FROZEN_SOURCES, Needs, Objective, setting
+from .weighted import MOMENTUM, needs_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..contract import BatchConstants
+    from ..reference import Reference
+    from ..student import Chunk, Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class LpSft(Objective):
+    """-log p_y + weight * KL(q_A || p_A), both renormalised on the preservation set A (LP-SFT eq. 13-18; weight is mu).
+
+    A is built from the base's k most probable words, k = min(ceil(N1), top_k) (top_k is K_max), without the label.
+    schedule fixed: k = top_k (Table 18). remove_label, normalize, scope full (all words of the vocabulary but the label;
+    needs a live reference): Table 17. normalize false: sum over A of q ln(q/p) with full-vocabulary probabilities.
+    rounding: of N1. divergence ce: cross-entropy in place of KL, the same gradient.
+    """
+
+    name: ClassVar[str] = "lp_sft"
+
+    source: str = setting("base", choices=FROZEN_SOURCES)
+    momentum: float = setting(MOMENTUM, low=0.0, high=1.0)
+    weight: float = setting(1.0, low=0.0)
+    top_k: int = setting(10, low=1)
+    schedule: str = setting("n1", choices=("n1", "fixed"))
+    remove_label: bool = setting(True)
+    normalize: bool = setting(True)
+    scope: str = setting("local", choices=("local", "full"))
+    rounding: str = setting("ceil", choices=("ceil", "round"))
+    divergence: str = setting("kl", choices=("kl", "ce"))
+
+    @property
+    def needs(self) -> Needs:
+        if self.scope == "full":
+            outside = {"log_p_outside"} if self.remove_label and self.normalize else set()
+            student = Needs(student=frozenset({"log_p_label", "expected_log_p", "statistic"} | outside))
+            return student | needs_of(self.source, self.momentum, frozenset({"full"}))
+        # |S'| = 1 adds the next word, which can have rank 3
+        reference = needs_of(self.source, self.momentum, frozenset({"top_k"}), max(self.top_k, 3))
+        schedule = {"n1": "ceil_n1" if self.rounding == "ceil" else "n1", "fixed": None}[self.schedule]
+        fields = Needs(student=frozenset(), references={self.source: frozenset({schedule} if schedule else ())})
+        return Needs(student=frozenset({"log_p_label", "log_p"})) | reference | fields
+
+    def loss(
+        self,
+        student: Student,
+        references: Mapping[str, Reference],
+        columns: Mapping[str, Tensor],
+        constants: BatchConstants,
+    ) -> Tensor:
+        divergence = self._full if self.scope == "full" else self._local
+        return -student.log_p_label + self.weight * divergence(student, references[self.source])
+
+    def diagnostics(
+        self,
+        student: Student,
+        references: Mapping[str, Reference],
+        columns: Mapping[str, Tensor],
+        constants: BatchConstants,
+    ) -> dict[str, Tensor]:
+        if self.scope == "full":
+            return {}
+        preserved = self.preservation_set(references[self.source], student.labels)
+        return {"empty_set": (~preserved.any(-1)).float()}
+
+    def preservation_set(self, reference: Reference, labels: Tensor) -> Tensor:
+        """(n, K) bool: which cached ids form A (eq. 13-15). Without label removal S' is S itself."""
+        import torch
+
+        ids, log_q = reference.support(None)
+        rank = torch.arange(ids.shape[-1], device=ids.device)
+        if self.schedule == "fixed":
+            k = torch.full_like(labels, self.top_k)
+        else:
+            k = reference.get("ceil_n1") if self.rounding == "ceil" else reference.get("n1").round().long()
+            k = k.clamp(max=self.top_k)
+        exists = log_q > -torch.inf
+        label = ids == labels.unsqueeze(-1)
+        selected = (rank < k.unsqueeze(-1)) & exists
+        candidate = ~selected & ~label & exists
+        kept = selected & ~label if self.remove_label else selected
+        following = candidate & (candidate.cumsum(-1) == 1)
+        return kept | (following & (kept.sum(-1, keepdim=True) == 1))
+
+    def _local(self, student: Student, reference: Reference) -> Tensor:
+        ids, log_q = reference.support(None)
+        preserved = self.preservation_set(reference, student.labels)
+        width = max(self.top_k, 3)
+        ids, preserved = ids[:, :width], preserved[:, :width]
+        log_p = student.log_p(ids)
+        log_q = log_q[:, :width].to(log_p.dtype)
+        if self.normalize:
+            empty = ~preserved.any(-1, keepdim=True)
+            log_p = log_p.masked_fill(~(preserved | empty), -float("inf")).log_softmax(-1)
+            log_q = log_q.masked_fill(~(preserved | empty), -float("inf")).log_softmax(-1)
+        log_p = log_p.masked_fill(~preserved, 0)
+        log_q = log_q.masked_fill(~preserved, 0)
+        q = log_q.exp().masked_fill(~preserved, 0)
+        entropy = -(q * log_q).sum(-1) if self.divergence == "kl" else 0
+        return -(q * log_p).sum(-1) - entropy
+
+    def _full(self, student: Student, reference: Reference) -> Tensor:
+        def log_q(chunk: Chunk) -> Tensor:
+            log_q = reference.log_probs(chunk.rows, chunk.logits.dtype)
+            if self.remove_label:
+                log_q = log_q.scatter(-1, chunk.labels.unsqueeze(-1), -float("inf"))
+            return log_q.log_softmax(-1) if self.normalize and self.remove_label else log_q
+
+        def negative_entropy(chunk: Chunk) -> Tensor:
+            log = log_q(chunk)
+            return (log.exp() * log.masked_fill(log.isneginf(), 0)).sum(-1)
+
+        divergence = -student.expected_log_p(lambda chunk: log_q(chunk).exp())
+        if self.normalize and self.remove_label:
+            divergence = divergence + student.log_p_outside(student.labels.unsqueeze(-1))
+        return divergence + student.statistic(negative_entropy) if self.divergence == "kl" else divergence

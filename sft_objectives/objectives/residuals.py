@@ -1,0 +1,137 @@
+"""What, besides the label, the student is pulled toward: residual distributions R and their cross-entropy CE(R, p)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..contract import FROZEN_SOURCES, Needs, Objective, setting
+from .weighted import MOMENTUM, needs_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..reference import Reference
+    from ..student import Student
+
+SUPPORT = frozenset({"top_k"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residual(Objective):
+    """A detached distribution R per position. Its settings are validated like an objective's."""
+
+    @abstractmethod
+    def cross_entropy(self, student: Student, references: Mapping[str, Reference]) -> Tensor:
+        """(n,) CE(R, p) = -sum_v R(v) log p_v, differentiable in p."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromReference(Residual):
+    """R made of a frozen reference. momentum belongs to source ema."""
+
+    source: str = setting("teacher", choices=FROZEN_SOURCES)
+    momentum: float = setting(MOMENTUM, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncated(FromReference):
+    """R = q on its top_k words, renormalised there; top_k None: all cached ids (TARGET, App. A: 64)."""
+
+    name: ClassVar[str] = "truncated"
+
+    top_k: int | None = setting(None, kind=int, low=1, nullable=True)
+
+    @property
+    def needs(self) -> Needs:
+        student = Needs(student=frozenset({"log_p"}))
+        return student | needs_of(self.source, self.momentum, SUPPORT, self.top_k or 1)
+
+    def distribution(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """R on the support from detached (n, K) log-probabilities of the student and the reference."""
+        return log_q.softmax(-1)
+
+    def cross_entropy(self, student: Student, references: Mapping[str, Reference]) -> Tensor:
+        ids, log_q = references[self.source].support(self.top_k)
+        log_p = student.log_p(ids)
+        return -(self.distribution(log_p.detach(), log_q.to(log_p.dtype)) * log_p).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometric(Truncated):
+    """R proportional to sg(p)^(1 - exponent) q^exponent on the support (TARGET sec. 6; exponent is eta)."""
+
+    name: ClassVar[str] = "geometric"
+
+    exponent: float = setting(0.5, low=0.0, high=1.0)
+
+    def distribution(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        padding = log_q.isneginf()
+        score = (1 - self.exponent) * log_p + self.exponent * log_q.masked_fill(padding, 0)
+        return score.masked_fill(padding, -float("inf")).softmax(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product(Truncated):
+    """R proportional to sg(p) q^exponent on the support (TARGET sec. 6, before the interpolating form)."""
+
+    name: ClassVar[str] = "product"
+
+    exponent: float = setting(0.5, low=0.0)
+
+    def distribution(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        padding = log_q.isneginf()
+        score = log_p + self.exponent * log_q.masked_fill(padding, 0)
+        return score.masked_fill(padding, -float("inf")).softmax(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(FromReference):
+    """R = q over the whole vocabulary; needs logits or a live reference."""
+
+    name: ClassVar[str] = "full"
+
+    @property
+    def needs(self) -> Needs:
+        live = needs_of(self.source, self.momentum, frozenset({"full"}))
+        return Needs(student=frozenset({"expected_log_p"})) | live
+
+    def cross_entropy(self, student: Student, references: Mapping[str, Reference]) -> Tensor:
+        q = references[self.source]
+        return -student.expected_log_p(lambda chunk: q.log_probs(chunk.rows, chunk.logits.dtype).exp())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Residual):
+    """R = 1/V (label smoothing)."""
+
+    name: ClassVar[str] = "uniform"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=frozenset({"expected_log_p"}))
+
+    def cross_entropy(self, student: Student, references: Mapping[str, Reference]) -> Tensor:
+        uniform = 1 / student.vocab_size
+        return -student.expected_log_p(lambda chunk: chunk.logits.new_full((1, 1), uniform).expand_as(chunk.logits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharpened(Residual):
+    """R = sg softmax(z / temperature): the student's own distribution, sharpened below 1 (GEM's repulsion)."""
+
+    name: ClassVar[str] = "sharpened"
+
+    temperature: float = setting(0.7, above=0.0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=frozenset({"expected_log_p"}))
+
+    def cross_entropy(self, student: Student, references: Mapping[str, Reference]) -> Tensor:
+        return -student.expected_log_p(lambda chunk: (chunk.logits / self.temperature).softmax(-1))
+
+
+RESIDUALS: dict[str, type[Any]] = {cls.name: cls for cls in (Truncated, Geometric, Product, Full, Uniform, Sharpened)}

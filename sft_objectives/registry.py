@@ -1,0 +1,116 @@
+"""Names of objectives and how they are found. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from .contract import Needs, Objective
+
+_PLACES = {
+    "sft": "sft:Sft",
+    "dft": "dft:Dft",
+    "profit": "profit:Profit",
+    "talr": "talr:Talr",
+    "eaft": "eaft:Eaft",
+    "idft": "idft:Idft",
+    "prift_prob": "prift_prob:PriftProb",
+    "prift_mass": "prift_mass:PriftMass",
+    "token_selection": "token_selection:TokenSelection",
+    "critical_token": "critical_token:CriticalToken",
+    "iw_sft": "iw_sft:IwSft",
+    "flow": "flow:Flow",
+    "beyond_log": "beyond_log:BeyondLog",
+    "sed_sft": "sed_sft:SedSft",
+    "psft": "psft:Psft",
+    "label_smoothing": "label_smoothing:LabelSmoothing",
+    "kd": "kd:Kd",
+    "kd_decomposed": "kd_decomposed:KdDecomposed",
+    "sft_kl": "sft_kl:SftKl",
+    "sft_k3": "sft_k3:SftK3",
+    "asft": "asft:Asft",
+    "gem": "gem:Gem",
+    "lp_sft": "lp_sft:LpSft",
+    "target_sft": "target_sft:TargetSft",
+    "q_target": "q_target:QTarget",
+}
+_ALIASES = {"distill": "kd"}
+
+
+def names() -> list[str]:
+    """The objectives of this package, in the order of the papers' tables. `distill` is another name of `kd`."""
+    return list(_PLACES)
+
+
+def load(name: str, **settings: Any) -> Objective:
+    """The objective `name` with validated settings.
+
+    `name` is one of `names()`, or the path of your own, "package.module:Class" or "package.module.Class"; a path is
+    imported in a subprocess first. Raises ValueError with one line for an unknown name, an unknown setting or a value
+    that is not allowed.
+    """
+    canonical = _ALIASES.get(name, name)
+    if canonical in _PLACES:
+        module, _, attribute = _PLACES[canonical].partition(":")
+        cls = getattr(importlib.import_module(f".objectives.{module}", __package__), attribute)
+    elif ":" in name or "." in name:
+        inspect_external(name, settings)
+        cls = _external_class(name)
+    else:
+        known = ", ".join([*_PLACES, *_ALIASES])
+        raise ValueError(
+            f"unknown objective {name!r}; allowed: {known}, or the path of your own as package.module:Class"
+        )
+    return _construct(cls, name, settings)
+
+
+def _construct(cls: type[Objective], name: str, settings: dict[str, Any]) -> Objective:
+    known = [item.name for item in dataclasses.fields(cls)]
+    for key in settings:
+        if key not in known:
+            allowed = ", ".join(known) if known else "none"
+            raise ValueError(f"objective {name!r}: no setting {key!r}; allowed: {allowed}; remove objective.{key}")
+    return cls(**settings)
+
+
+def _external_class(path: str) -> type[Objective]:
+    module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    cls = getattr(importlib.import_module(module), attribute)
+    if not (isinstance(cls, type) and issubclass(cls, Objective) and dataclasses.is_dataclass(cls)):
+        raise TypeError(f"{attribute} is not a dataclass derived from sft_objectives.Objective")
+    return cls
+
+
+def inspect_external(path: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings and needs of the objective at `path`, read in a subprocess: {"settings": ..., "needs": ...}, JSON types.
+
+    Raises ValueError with one line if it cannot be imported, is not an objective, or refuses its settings.
+    """
+    code = f"import sys; from {__name__} import _describe; _describe(*sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+    child = subprocess.run(
+        [sys.executable, "-c", code, path, json.dumps(settings)],
+        capture_output=True, text=True, env=environment, timeout=120, check=False,
+    )  # fmt: skip
+    if child.returncode:
+        reason = child.stderr.strip().splitlines()[-1] if child.stderr.strip() else f"exit status {child.returncode}"
+        raise ValueError(
+            f"objective {path!r}: {reason}; allowed: package.module:Class of a frozen dataclass derived from "
+            "sft_objectives.Objective; check the path, PYTHONPATH and its settings"
+        )
+    return json.loads(child.stdout.strip().splitlines()[-1])
+
+
+def _describe(path: str, settings: str) -> None:
+    objective = _construct(_external_class(path), path, json.loads(settings))
+    if not isinstance(objective.needs, Needs):
+        raise TypeError("needs is not a sft_objectives.Needs")
+    if type(objective).loss is Objective.loss:
+        raise TypeError("loss is not defined")
+    description = {"settings": dataclasses.asdict(objective), "needs": dataclasses.asdict(objective.needs)}
+    print(json.dumps(description, default=sorted))
