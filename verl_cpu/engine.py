@@ -1,0 +1,55 @@
+"""verl's FSDP2 engine on device "cpu". Name it in a model config: ``external_lib: verl_cpu.engine``.
+
+Not imported by the plug-in itself: verl's engines cost five seconds to import, and only training workers need them.
+"""
+
+import copy
+
+import torch
+from verl.utils.torch_dtypes import PrecisionType
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from verl_cpu import patches, plugin
+
+_PRECISION_FIELDS = ("param_dtype", "reduce_dtype", "buffer_dtype")
+
+
+@EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")
+class CPUEngineWithLMHead(FSDPEngineWithLMHead):
+    """``FSDPEngineWithLMHead`` for CPU; raises ``ValueError`` for settings that fail or are silently lossy there."""
+
+    def __init__(self, model_config, engine_config, optimizer_config, checkpoint_config):
+        if engine_config.strategy != "fsdp2":
+            raise ValueError(f"engine.strategy is {engine_config.strategy!r}: platform cpu supports only 'fsdp2'")
+        precision = engine_config.mixed_precision
+        if precision is None or any(
+            PrecisionType.to_dtype(precision.get(field)) != torch.float32 for field in _PRECISION_FIELDS
+        ):
+            raise ValueError(
+                f"engine.mixed_precision is {precision} (verl's default is bf16): platform cpu supports only "
+                "{param_dtype: fp32, reduce_dtype: fp32, buffer_dtype: fp32}"
+            )
+        attention = model_config.hf_config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise ValueError(
+                f"model.override_config.attn_implementation is {attention!r}: platform cpu supports 'sdpa' and 'eager'"
+            )
+        super().__init__(model_config, engine_config, optimizer_config, checkpoint_config)
+
+    def _build_fsdp_module(self, module):
+        # verl shards forward-only (reference) models with CPUOffloadPolicy(pin_memory=True): pinning needs an
+        # accelerator, and on a CPU there is nothing to offload to.
+        config = self.engine_config
+        resident = copy.copy(config)
+        object.__setattr__(resident, "forward_only", False)
+        object.__setattr__(resident, "offload_policy", False)
+        self.engine_config = resident
+        try:
+            return super()._build_fsdp_module(module)
+        finally:
+            self.engine_config = config
+
+
+if plugin.requested():
+    patches.use_private_weight_socket()
