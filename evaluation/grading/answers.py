@@ -1,0 +1,249 @@
+"""Graders as pure functions of (response, reference answer). They may be slow or hang: `pool.py` bounds them."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+Status = Literal["ok", "no_answer", "timeout", "error", "crash"]
+
+# math-verify's patterns are quadratic in the worst case; an unboxed final answer stands at the end.
+TAIL_CHARACTERS = 5_000
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BOX_SEPARATOR = re.compile(r"[\s$,;.]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")
+ANSWER_PHRASE = re.compile(r"(?i:answer)\s*(?:(?i:is)\s*:?|:)\s*(.+)")
+NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
+CHOICE = re.compile(r"\(?\b([A-Z])\b\)?")
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one response.
+
+    status: `ok` (judged), `no_answer` (the response holds no answer to judge), `timeout`, `error` (the grader raised)
+    or `crash` (the grading process died). The last three are failures of grading: count them, never average them away.
+    """
+
+    correct: bool
+    status: Status
+
+    @property
+    def failed(self) -> bool:
+        """True where no verdict was reached."""
+        return self.status in ("timeout", "error", "crash")
+
+
+def extract_boxed(response: str) -> list[str]:
+    r"""Contents of the last \boxed{...} of a response, or of the last few where only "and", "or", commas part them."""
+    spans: list[tuple[int, int, str]] = []
+    position = 0
+    while (match := BOX.search(response, position)) is not None:
+        depth, end = 1, match.end()
+        while end < len(response) and depth:
+            if response[end] == "\\":
+                end += 1
+            elif response[end] == "{":
+                depth += 1
+            elif response[end] == "}":
+                depth -= 1
+            end += 1
+        if depth:
+            break
+        spans.append((match.start(), end, response[match.end() : end - 1].strip()))
+        position = end
+    run: list[tuple[int, int, str]] = []
+    for span in reversed(spans):
+        if run and not BOX_SEPARATOR.fullmatch(response, span[1], run[-1][0]):
+            break
+        run.append(span)
+    return [content for _, _, content in reversed(run)]
+
+
+def extract_answer(response: str) -> str | None:
+    r"""The final answer as text: the last \boxed{...}, else what follows the last "answer is" or "Answer:", or None."""
+    boxed = extract_boxed(response)
+    if boxed:
+        return ", ".join(boxed)
+    phrases = ANSWER_PHRASE.findall(response)
+    return phrases[-1].strip().rstrip(".").strip() if phrases else None
+
+
+def grade_answer(response: str, answer: str, grader: str = "math") -> Grade:
+    """Judge `response` against the reference `answer`, in this process and without a time limit.
+
+    grader: `boxed` (mathematical equality of the boxed answer; no box, no answer), `math` (the same, but an unboxed
+    final answer counts), `exact` (text), `numeric` or `numeric:<relative tolerance>`, `date` (also gestational
+    "(weeks, days)" pairs), `choice` (one letter). Never raises on a response; an exception of the grader is the status
+    `error`. Raises ValueError for an unknown grader or a reference that its grader cannot read.
+    """
+    function, argument = check_grader(grader)
+    return function(response, answer, argument)
+
+
+def check_grader(grader: str) -> tuple[Callable[[str, str, str], Grade], str]:
+    """The function and argument behind a grader's name. Raises ValueError, naming the graders, for an unknown one."""
+    name, _, argument = grader.partition(":")
+    if name not in GRADERS or (argument and name != "numeric"):
+        raise ValueError(f"grader: {grader!r} is not one of {', '.join(sorted(GRADERS))} or numeric:<tolerance>")
+    if argument:
+        float(argument)
+    return GRADERS[name], argument
+
+
+def _grade_boxed(response: str, answer: str, _: str) -> Grade:
+    boxed = extract_boxed(response)
+    if not boxed:
+        return Grade(False, "no_answer")
+    if len(boxed) == 1 and boxed[0] == answer.strip():
+        return Grade(True, "ok")
+    if len(boxed) == 1 and _is_integer(boxed[0]) and _is_integer(answer.strip()):
+        return Grade(int(boxed[0]) == int(answer), "ok")
+    # A bare % is a comment in TeX, and models write it all the same.
+    boxed = [re.sub(r"(?<!\\)%", r"\\%", content) for content in boxed]
+    return _compare_math(" and ".join(f"$\\boxed{{{content}}}$" for content in boxed), answer)
+
+
+def _grade_math(response: str, answer: str, _: str) -> Grade:
+    if extract_boxed(response):
+        return _grade_boxed(response, answer, "")
+    return _compare_math(response[-TAIL_CHARACTERS:], answer)
+
+
+def _is_integer(text: str) -> bool:
+    return re.fullmatch(r"[-+]?[0-9]{1,18}", text) is not None
+
+
+def _compare_math(prediction: str, answer: str) -> Grade:
+    import math_verify
+
+    # math-verify bounds itself with SIGALRM, which raises outside the main thread and is swallowed as "wrong"; the
+    # pool bounds it instead. It warns about that once per process.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    gold = _parse_reference(answer)
+    try:
+        found = math_verify.parse(prediction, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
+    except Exception:
+        return Grade(False, "error")
+    if not found:
+        return Grade(False, "no_answer")
+    raised = False
+    for expected in gold:
+        for candidate in found:
+            try:
+                if math_verify.verify(expected, candidate, timeout_seconds=None, raise_on_error=True):
+                    return Grade(True, "ok")
+            except Exception:
+                raised = True
+    return Grade(False, "error" if raised else "ok")
+
+
+@lru_cache(maxsize=4096)
+def _parse_reference(answer: str) -> tuple:
+    import math_verify
+
+    delimited = any(mark in answer for mark in ("$", "\\boxed", "\\(", "\\["))
+    for text in (answer,) if delimited else (f"${answer}$", answer):
+        found = math_verify.parse(text, parsing_timeout=None)  # type: ignore[arg-type]
+        if any(not isinstance(item, str) for item in found):
+            return tuple(found)
+    text = answer.strip().strip("$").strip()
+    if not text:
+        raise ValueError("answer: the reference answer is empty; drop the problem or give its answer")
+    return (text,)
+
+
+def _grade_exact(response: str, answer: str, _: str) -> Grade:
+    found = extract_answer(response)
+    if found is None:
+        found = response
+    if not found.strip():
+        return Grade(False, "no_answer")
+    return Grade(_folded(found) == _folded(answer), "ok")
+
+
+def _folded(text: str) -> str:
+    text = text.strip().strip("$").strip().rstrip(".")
+    if text.startswith("\\text{") and text.endswith("}"):
+        text = text[len("\\text{") : -1]
+    return " ".join(text.split()).casefold()
+
+
+def _grade_numeric(response: str, answer: str, argument: str) -> Grade:
+    expected = _numbers(answer)
+    if len(expected) != 1:
+        raise ValueError(f"answer: {answer!r} is not one number, as the numeric grader needs")
+    found = extract_answer(response)
+    numbers = _numbers(found if found is not None else response)
+    if not numbers:
+        return Grade(False, "no_answer")
+    tolerance = float(argument) if argument else 1e-6
+    # A boxed or announced answer leads with its number ("5.2 mg/dL in 24 h"); free text ends with it.
+    value = numbers[0] if found is not None else numbers[-1]
+    return Grade(abs(value - expected[0]) <= tolerance * abs(expected[0]), "ok")
+
+
+def _numbers(text: str) -> list[float]:
+    text = text.replace("\\,", "").replace("\\%", "%").replace("{,}", ",").replace("\N{MINUS SIGN}", "-")
+    return [float(part.replace(",", "")) for part in NUMBER.findall(text) if any(c.isdigit() for c in part)]
+
+
+def _grade_date(response: str, answer: str, _: str) -> Grade:
+    expected = _date(answer)
+    if expected is None:
+        raise ValueError(f"answer: {answer!r} is not a date, as the date grader needs; write it as YYYY-MM-DD")
+    found = extract_answer(response)
+    value = _date(found if found is not None else response)
+    if value is None:
+        return Grade(False, "no_answer")
+    return Grade(value == expected, "ok")
+
+
+MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+ISO_DATE = re.compile(r"\b(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})\b")
+US_DATE = re.compile(r"\b(\d{1,2})[-/.](\d{1,2})[-/.](\d{4})\b")
+MONTH_FIRST = re.compile(r"\b([A-Za-z]{3,9})\.?\s+(\d{1,2})(?:st|nd|rd|th)?,?\s+(\d{4})\b")
+DAY_FIRST = re.compile(r"\b(\d{1,2})(?:st|nd|rd|th)?\s+(?:of\s+)?([A-Za-z]{3,9})\.?,?\s+(\d{4})\b")
+# Each pattern with the positions of year, month and day among its groups.
+DATES = ((ISO_DATE, (0, 1, 2)), (US_DATE, (2, 0, 1)), (MONTH_FIRST, (2, 0, 1)), (DAY_FIRST, (2, 1, 0)))
+WEEKS_DAYS = re.compile(r"(\d+)\s*(?:weeks?)\W+(?:and\W+)?(\d+)\s*(?:days?)")
+
+
+def _date(text: str) -> tuple[int, ...] | None:
+    """The last date in a text as (year, month, day), numeric dates without a leading year read as month/day/year; or
+    (weeks, days)."""
+    found: list[tuple[int, tuple[int, ...]]] = []
+    for pattern, order in DATES:
+        for match in pattern.finditer(text):
+            year, month, day = (match.groups()[i] for i in order)
+            if not month.isdigit():
+                name = month[:3].lower()
+                if name not in MONTHS:
+                    continue
+                month = str(MONTHS.index(name) + 1)
+            if 1 <= int(month) <= 12 and 1 <= int(day) <= 31:
+                found.append((match.start(), (int(year), int(month), int(day))))
+    found += [(match.start(), (int(match[1]), int(match[2]))) for match in WEEKS_DAYS.finditer(text)]
+    return max(found)[1] if found else None
+
+
+def _grade_choice(response: str, answer: str, _: str) -> Grade:
+    expected = answer.strip().strip("()").upper()
+    if not re.fullmatch("[A-Z]", expected):
+        raise ValueError(f"answer: {answer!r} is not one letter, as the choice grader needs")
+    found = extract_answer(response)
+    letters = CHOICE.findall((found if found is not None else response).replace("\\text{", "").replace("}", ""))
+    if not letters:
+        return Grade(False, "no_answer")
+    return Grade((letters[0] if found is not None else letters[-1]) == expected, "ok")
+
+
+GRADERS: dict[str, Callable[[str, str, str], Grade]] = {
+    "boxed": _grade_boxed,
+    "math": _grade_math,
+    "exact": _grade_exact,
+    "numeric": _grade_numeric,
+    "date": _grade_date,
+    "choice": _grade_choice,
+}

@@ -1,0 +1,183 @@
+"""Graders behind a pool of subprocesses with hard time-outs; safe from threads, Ray workers and event loops."""
+
+import atexit
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from evaluation.grading.answers import Grade, check_grader, grade_answer
+
+TIMEOUT_SECONDS = 3.0
+MEMORY_BYTES = 4 << 30
+MAX_PENDING = 4096
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call: status `ok`, `timeout`, `error` (value: the message) or `crash`; value: its result."""
+
+    status: str
+    value: Any
+
+
+class GradingPool:
+    """Persistent worker processes that call functions by name ("module:function") with JSON arguments and results.
+
+    workers: several times the cores by default. At most two tasks a core compete; one that runs longer than half a
+    second gives way and leaves its place to another worker, so that hung tasks do not hold up the rest.
+    timeout_seconds: wall time of one task, counted from its start. memory_bytes: address space of one worker.
+    A killed or crashed worker is replaced by a fork. At most 4096 tasks are pending; `submit` waits beyond that.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+    ):
+        if workers is not None and workers < 1:
+            raise ValueError(f"GradingPool: workers={workers} must be at least 1")
+        cores = len(os.sched_getaffinity(0))
+        workers = workers or min(64, 8 * cores)
+        self.timeout_seconds = timeout_seconds
+        self._pid = os.getpid()
+        task_read, task_write = os.pipe()
+        result_read, result_write = os.pipe()
+        root = str(pathlib.Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([root, *(entry for entry in sys.path if entry)])
+        # No accelerator and one thread: a worker is arithmetic on short strings.
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        numbers = (task_read, result_write, workers, min(workers, 2 * cores), memory_bytes)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "evaluation.grading.server", *(str(number) for number in numbers)],
+            pass_fds=(task_read, result_write),
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(task_read)
+        os.close(result_write)
+        self._tasks = Connection(task_write, readable=False)
+        self._results = Connection(result_read, writable=False)
+        self._futures: dict[int, Future[Outcome]] = {}
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(MAX_PENDING)
+        self._closed = False
+        threading.Thread(target=self._collect, name="grading-results", daemon=True).start()
+
+    def submit(self, function: str, *arguments: Any, timeout_seconds: float | None = None) -> "Future[Outcome]":
+        """Call "module:function" in a worker. The future never raises for what the function did: see `Outcome`."""
+        self._slots.acquire()
+        future: Future[Outcome] = Future()
+        # Running from the start: there is no taking a task back, and an event loop must not cancel it under us.
+        future.set_running_or_notify_cancel()
+        seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        with self._lock:
+            if self._closed:
+                self._slots.release()
+                raise RuntimeError("grading pool: it is closed, or its process died")
+            number = next(self._numbers)
+            self._futures[number] = future
+            self._tasks.send_bytes(json.dumps([number, function, arguments, seconds]).encode())
+        return future
+
+    def submit_grade(self, response: str, answer: str, grader: str = "math") -> "Future[Outcome]":
+        """Start grading one response; turn the outcome into a `Grade` with `GradingPool.verdict`."""
+        check_grader(grader)
+        return self.submit("evaluation.grading.pool:grade_as_json", response, answer, grader)
+
+    @staticmethod
+    def verdict(outcome: Outcome) -> Grade:
+        """The grade of a finished `submit_grade`. Raises ValueError if the reference answer was unusable."""
+        if outcome.status != "ok":
+            return Grade(False, outcome.status)  # type: ignore[arg-type]
+        if "bad_reference" in outcome.value:
+            raise ValueError(outcome.value["bad_reference"])
+        return Grade(**outcome.value)
+
+    def grade(self, response: str, answer: str, grader: str = "math") -> Grade:
+        """Grade one response; waits at most the queue plus `timeout_seconds`."""
+        return self.verdict(self.submit_grade(response, answer, grader).result())
+
+    def grade_many(
+        self, tasks: Iterable[tuple[str, str, str]], progress: Callable[[int], None] | None = None
+    ) -> list[Grade]:
+        """Grades of (response, answer, grader) triples, in order; `progress(done)` is called as they finish."""
+        futures = [self.submit_grade(*task) for task in tasks]
+        grades = []
+        for done, future in enumerate(futures, start=1):
+            grades.append(self.verdict(future.result()))
+            if progress is not None:
+                progress(done)
+        return grades
+
+    def close(self) -> None:
+        """End the pool; pending tasks become `crash`."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._tasks.close()
+        self._process.wait()
+
+    def __enter__(self) -> "GradingPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _collect(self) -> None:
+        try:
+            while True:
+                number, status, value = json.loads(self._results.recv_bytes())
+                self._futures.pop(number).set_result(Outcome(status, value))
+                self._slots.release()
+        except (EOFError, OSError):
+            with self._lock:
+                if not self._closed:
+                    self._closed = True
+                    self._tasks.close()
+                lost, self._futures = self._futures, {}
+            for future in lost.values():
+                future.set_result(Outcome("crash", None))
+                self._slots.release()
+            self._results.close()
+
+
+def grade_as_json(response: str, answer: str, grader: str) -> dict:
+    """`grade_answer` for a worker: a bad reference answer is data's fault and travels apart from a grader's failure."""
+    try:
+        return asdict(grade_answer(response, answer, grader))
+    except ValueError as error:
+        return {"bad_reference": str(error)}
+
+
+_default: GradingPool | None = None
+_default_lock = threading.Lock()
+
+
+def default_pool() -> GradingPool:
+    """The process's own pool, started at first use, again after a fork or if its process died, closed at exit."""
+    global _default
+    with _default_lock:
+        if _default is None or _default._pid != os.getpid() or _default._closed:
+            _default = GradingPool()
+            atexit.register(_default.close)
+        return _default
+
+
+def grade(response: str, answer: str, grader: str = "math") -> Grade:
+    """Grade one response in the process's own pool: bounded in time, callable from any thread. See `grade_answer`."""
+    return default_pool().grade(response, answer, grader)

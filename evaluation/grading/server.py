@@ -1,0 +1,146 @@
+"""The grading process: forks workers, hands each one task at a time, kills those past their time, forks new ones.
+
+Run as `python -m evaluation.grading.server <read fd> <write fd> <workers> <concurrency> <memory bytes>`. It is
+single-threaded and has imported math-verify once, so that a replacement worker costs a fork (milliseconds) and not an
+interpreter start. Messages are length-prefixed JSON. In: [task id, "module:function", arguments, seconds].
+Out: [task id, status, value].
+"""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from multiprocessing.connection import Connection, wait
+
+from evaluation.grading.answers import grade_answer
+
+PR_SET_PDEATHSIG = 1
+# A task older than this gives way: it is likely to hang, so it gets a smaller share of the CPU and stops counting
+# against the concurrency. Hung tasks then cost the others little until they are killed.
+SLOW_SECONDS = 0.5
+SLOW_NICENESS = 5
+
+
+class Worker:
+    """A forked child and the task it holds."""
+
+    def __init__(self, memory_bytes: int):
+        ours, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            ours.close()
+            _serve(Connection(theirs.detach()), memory_bytes)
+        theirs.close()
+        self.connection = Connection(ours.detach())
+        self.task: int | None = None
+        self.deadline = 0.0
+        self.slow_at = 0.0
+        self.slow = False
+
+    def give(self, task: int, function: str, arguments: list, seconds: float) -> None:
+        now = time.monotonic()
+        self.task, self.deadline, self.slow_at = task, now + seconds, now + SLOW_SECONDS
+        self.connection.send_bytes(json.dumps([function, arguments]).encode())
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.connection.close()
+
+
+def _serve(connection: Connection, memory_bytes: int) -> None:
+    """The worker's loop; never returns."""
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Only our sockets may speak for this process: a grader that prints must not reach the trainer's console.
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    while True:
+        try:
+            function, arguments = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)
+        try:
+            module, _, name = function.partition(":")
+            reply = json.dumps(["ok", getattr(importlib.import_module(module), name)(*arguments)])
+        except BaseException as error:
+            # BaseException: a SystemExit raised by a reward function is its failure, not the end of this worker.
+            reply = json.dumps(["error", f"{type(error).__name__}: {error}"[:500]])
+        connection.send_bytes(reply.encode())
+
+
+def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_bytes: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The LaTeX parser builds its tables while parsing: done once here, every fork starts with them.
+    for answer in ("\\frac{1}{2}", "3x^2+\\sqrt{2}", "(-1,2]", "\\{1,2\\}", "x=5", "0.5"):
+        grade_answer(f"$\\boxed{{{answer}+0}}$", answer)
+    requests, replies = Connection(read_fd, writable=False), Connection(write_fd, readable=False)
+    # The children must not hold the client's end of the pipes open: they would outlive it unnoticed.
+    os.set_inheritable(read_fd, False)
+    pool = [Worker(memory_bytes) for _ in range(workers)]
+    waiting: deque[list] = deque()
+
+    def reply(task: int | None, status: str, value) -> None:
+        replies.send_bytes(json.dumps([task, status, value]).encode())
+
+    try:
+        while True:
+            now = time.monotonic()
+            for index, worker in enumerate(pool):
+                if worker.task is None:
+                    continue
+                if now >= worker.deadline:
+                    worker.kill()
+                    pool[index] = Worker(memory_bytes)
+                    reply(worker.task, "timeout", None)
+                elif not worker.slow and now >= worker.slow_at:
+                    worker.slow = True
+                    os.setpriority(os.PRIO_PROCESS, worker.pid, SLOW_NICENESS)
+            idle = [worker for worker in pool if worker.task is None]
+            free = concurrency - sum(worker.task is not None and not worker.slow for worker in pool)
+            for worker in idle[: max(0, free)]:
+                if waiting:
+                    worker.give(*waiting.popleft())
+            busy = [worker for worker in pool if worker.task is not None]
+            alarms = [w.deadline if w.slow else min(w.slow_at, w.deadline) for w in busy]
+            pause = max(0.0, min(alarms) - time.monotonic()) if alarms else None
+            ready = set(wait([requests, *(worker.connection for worker in busy)], pause))
+            if requests in ready:
+                waiting.append(json.loads(requests.recv_bytes()))
+            for worker in busy:
+                if worker.connection not in ready:
+                    continue
+                task = worker.task
+                try:
+                    status, value = json.loads(worker.connection.recv_bytes())
+                    worker.task = None
+                except (EOFError, OSError):
+                    status, value = "crash", None
+                if worker.slow or status == "crash":
+                    # An unprivileged process cannot lower its niceness again.
+                    worker.kill()
+                    pool[pool.index(worker)] = Worker(memory_bytes)
+                reply(task, status, value)
+    except (EOFError, OSError):
+        pass
+    finally:
+        for worker in pool:
+            worker.kill()
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:6]))
