@@ -62,14 +62,14 @@ def recipe_names() -> list[str]:
 def _parse(texts: Sequence[str]) -> list[list[Assignment]]:
     """Every override as the list of its alternatives (one, unless it is a sweep axis)."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     choices = groups()
     axes = []
     for text in texts:
         try:
             override = OverridesParser.create().parse_override(text)
-        except OverrideParseException as error:
+        except HydraException as error:
             raise RecipeError(f"override {text!r}: {str(error).splitlines()[0]}; write key=value, or key=a,b for a sweep") from None
         key = override.key_or_group
         if override.is_delete():
@@ -136,7 +136,7 @@ class Composer:
                 close = difflib.get_close_matches(recipe, recipe_names(), 1)
                 hint = f"did you mean {close[0]}? " if close else ""
                 raise RecipeError(f"recipe {recipe}: {hint}allowed: {', '.join(recipe_names())}, or a path to a .yaml file")
-            self.name, self._folder = recipe, None
+            self.name, self._folder = recipe, RECIPES
         self._composed: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def _compose(self, choices: tuple[str, ...]) -> dict[str, Any]:
@@ -147,10 +147,10 @@ class Composer:
             from omegaconf import OmegaConf
             from omegaconf.errors import OmegaConfBaseException
 
-            extra = [f"hydra.searchpath=[file://{self._folder}]"] if self._folder not in (None, RECIPES) else []
+            extra = [f"hydra.searchpath=[file://{RECIPES}]"] if self._folder != RECIPES else []
             GlobalHydra.instance().clear()
             try:
-                with initialize_config_dir(str(RECIPES), version_base="1.3"):
+                with initialize_config_dir(str(self._folder), version_base="1.3"):
                     config = compose(self.name, [*extra, *choices])
                     self._composed[choices] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
             except (HydraException, OmegaConfBaseException) as error:

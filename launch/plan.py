@@ -27,6 +27,13 @@ STAGES: dict[str, tuple[str, int]] = {
     "evaluate": ("evaluation.evaluate:run", 1),
 }
 
+_SUPPORT = frozenset({"support_ids", "support_logprobs", "label_logprob"})
+# What a reference cache holds, by producer; "logits" (the whole vocabulary) only comes from a live model.
+CACHE_FIELDS = {
+    "forward": _SUPPORT | {"label_mass", "logsumexp", "entropy", "n1", "n2", "ceil_n1", "ceil_n2"},
+    "vllm": _SUPPORT,
+}
+
 
 @dataclass(frozen=True)
 class Input:
@@ -79,6 +86,11 @@ class Plan:
     recipe: str
     branches: list[Branch]
     stages: dict[str, Stage]
+
+    @property
+    def root(self) -> str:
+        """The artifact store (`run.root`)."""
+        return self.branches[0].recipe.run.root
 
 
 def _dump(section: Section) -> dict[str, Any]:
@@ -175,12 +187,17 @@ class _Graph:
         if recipe.sft.metrics.kl_from_base:
             sources.add("base")
         inputs: dict[str, tuple[Input, str | None]] = {"model": base}
-        live = _live_sources(objective)
-        if "teacher" in sources:
-            teacher = self.model("teacher", recipe.model.teacher)
-            inputs |= {"teacher": teacher} if "teacher" in live else {"teacher_cache": self.cache("teacher", teacher)}
-        if "base" in sources or objective.needs.dataset:
-            inputs |= {"base": base} if "base" in live else {"base_cache": self.cache("base", base)}
+        if objective.needs.dataset:
+            sources.add("base")
+        for role in ("base", "teacher", "checkpoint"):
+            if role in sources:
+                model = base if role == "base" else self.model(role, getattr(recipe.model, role))
+                needed = objective.needs.references.get(role, frozenset())
+                if "logits" in needed:
+                    inputs[role] = model
+                if "logits" not in needed or (role == "base" and (objective.needs.dataset or recipe.sft.metrics.kl_from_base)):
+                    self.check_cache(role, needed, objective.needs.support.get(role, 0))
+                    inputs[f"{role}_cache"] = self.cache(role, model)
         if recipe.sft.regularizer.name == "l2_to_init":
             inputs["base"] = base
         label = recipe.objective["name"]
@@ -254,6 +271,21 @@ class _Graph:
         bearing = {"pretrain": identity(pretrain), "threads": recipe.platform.threads}
         return self.stage(role, "pretrain", role, settings, bearing, {"data": self.data()})
 
+    def check_cache(self, role: str, needed: frozenset[str], top_k: int) -> None:
+        """Refuses an objective that the cache could not serve."""
+        recipe = self.recipe
+        absent = sorted(needed - CACHE_FIELDS[recipe.cache.producer])
+        if absent:
+            raise RecipeError(
+                f"recipe {recipe.name}: objective {recipe.objective['name']} needs {', '.join(absent)} of the {role}, which "
+                f"cache.producer={recipe.cache.producer} cannot give; set cache.producer=forward"
+            )
+        if top_k > recipe.cache.top_k:
+            raise RecipeError(
+                f"recipe {recipe.name}: objective {recipe.objective['name']} reads the {role}'s {top_k} most probable ids, "
+                f"cache.top_k={recipe.cache.top_k} keeps fewer; set cache.top_k={top_k} or more"
+            )
+
     def cache(self, role: str, model: tuple[Input, str | None]) -> tuple[Input, None]:
         recipe = self.recipe
         settings = {name: _dump(getattr(recipe, name)) for name in ("cache", "data", "model", "platform")} | {"role": role}
@@ -311,11 +343,6 @@ class _Graph:
         # the target only says how the report groups the benchmarks
         bearing = {"eval": {k: v for k, v in identity(recipe.eval).items() if k not in ("enabled", "target")}, **self.numerics}
         self.stage(f"evaluate:{role}", "evaluate", label, settings, bearing, inputs)
-
-
-def _live_sources(objective: Any) -> set[str]:
-    """Sources of whose distribution the objective needs the whole vocabulary: a live model instead of a cache."""
-    return {source for source, fields in objective.needs.references.items() if "logits" in fields}
 
 
 def placement_of(recipe: Recipe, kind: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ is done and never bears on an artifact's identity; every other field does.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -40,8 +40,8 @@ class Pretrain(Section):
     seed: int = setting(0, "initial weights and batch order")
 
 
-class Teacher(Section):
-    """The model a teacher-based objective learns from; it is made or read only when an objective asks."""
+class ReferenceModel(Section):
+    """A frozen model that an objective reads; it is made or fetched only when an objective asks."""
 
     path: str | None = setting(None, "Hugging Face name or directory")
     revision: str | None = setting(None, "commit of a Hugging Face name")
@@ -52,7 +52,8 @@ class Model(Section):
     path: str | None = setting(None, "Hugging Face name or directory of the base model")
     revision: str | None = setting(None, "commit of a Hugging Face name")
     pretrain: Pretrain | None = setting(None, "train the base from nothing instead of reading `path`")
-    teacher: Teacher = setting(Teacher(), "the teacher model")
+    teacher: ReferenceModel = setting(ReferenceModel(), "source `teacher`: the model to learn from")
+    checkpoint: ReferenceModel = setting(ReferenceModel(), "source `checkpoint`: a partly fine-tuned model")
     attention: Literal["sdpa", "flash_attention_2", "eager"] = setting("sdpa", "attention kernel; missing is an error")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "weights and activations in training")
     chat_template: str | None = setting(None, "Jinja file that replaces the tokenizer's chat template")
@@ -347,8 +348,11 @@ def _yaml_lines(section: BaseModel, indent: str) -> list[str]:
         key = info.alias or name
         if isinstance(value, BaseModel):
             lines += [f"{indent}{key}:{comment}", *_yaml_lines(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{key}: {json.dumps(value)}{comment}")
+            continue
+        lines.append(f"{indent}{key}: {json.dumps(value)}{comment}")
+        optional = next((arg for arg in get_args(info.annotation) if isinstance(arg, type) and issubclass(arg, Section)), None)
+        if optional is not None:
+            lines += [f"{indent}#{line[len(indent) + 1 :]}" for line in _yaml_lines(optional(), indent + "  ")]
     return lines
 
 

@@ -1,0 +1,127 @@
+"""`python -m launch`: plan, run, resume and explain recipes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.compose import RecipeError, groups, recipe_names
+from launch.plan import Plan, make_plan
+
+DESCRIPTION = """\
+Runs a recipe: prepare data, fine-tune with one or more objectives, reinforce each checkpoint, evaluate, report.
+Every result is kept under its fingerprint in the store (runs/), so the same command continues where it stopped and
+shares what is equal between recipes, objectives and seeds."""
+
+EXAMPLES = """\
+examples:
+  python -m launch plan microworld objective=sft,lp_sft            what would run, and what is there already
+  python -m launch run microworld objective=sft,dft seed=1,2,3     a sweep: every combination is a branch
+  python -m launch run microworld sft.lr=1e-5,5e-5 rl.enabled=false
+  python -m launch status microworld objective=sft,lp_sft --watch
+  python -m launch report microworld objective=sft,lp_sft
+  ray job submit --working-dir . -- python -m launch run math_1p5b run.root=/shared/runs
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=summary, description=summary, epilog=_choices(), formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.add_argument("recipe", help=f"{', '.join(recipe_names())}, or a path to a .yaml file")
+        sub.add_argument("overrides", nargs="*", help="Hydra overrides: field=value, field=a,b, field=range(1,4), group=choice")
+        return sub
+
+    plan = command("plan", "print the stages, what is done already and what is shared; starts nothing")
+    plan.add_argument("--json", action="store_true", help="machine-readable")
+    run = command("run", "run what is missing, then write the report")
+    run.add_argument("--dry-run", action="store_true", help="check everything that can be checked without running: as `plan`, and verl's keys")
+    status = command("status", "one screen: stages by state, progress, last metrics, where the logs are")
+    status.add_argument("--watch", action="store_true", help="refresh until everything is done")
+    status.add_argument("--json", action="store_true", help="machine-readable")
+    command("stop", "ask the running driver of this recipe's stages to stop them and leave")
+    report = command("report", "write report.html and report.md from the records that exist")
+    report.add_argument("--json", action="store_true", help="print the table as JSON too")
+    explain = commands.add_parser("explain", help="field by field, why two artifacts are not the same")
+    explain.add_argument("first", help="an artifact's address, e.g. sft/dft-0123456789abcdef")
+    explain.add_argument("second")
+    explain.add_argument("--root", default="runs", help="the artifact store")
+    gc = commands.add_parser("gc", help="delete what no record refers to: temporary directories, scratch space, old logs")
+    gc.add_argument("--root", default="runs", help="the artifact store")
+    gc.add_argument("--delete", action="store_true", help="really delete; without it only print")
+    return parser
+
+
+def _choices() -> str:
+    return "config groups:\n" + "\n".join(f"  {group}={'|'.join(names)}" for group, names in groups().items())
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    root = next((o.split("=", 1)[1] for o in arguments.overrides if o.startswith("run.root=")), "runs")
+    return make_plan(arguments.recipe, arguments.overrides, Path(root) / ".hashes.json" if "://" not in root else None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code (0 fine, 1 a stage failed, 2 a wrong recipe or argument)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _dispatch(arguments)
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: argparse.Namespace) -> int:
+    if arguments.command == "explain":
+        from launch.store import Store, explain_difference
+
+        print(explain_difference(Store(arguments.root), arguments.first, arguments.second))
+        return 0
+    if arguments.command == "gc":
+        from launch.store import Store
+
+        for path in Store(arguments.root).collect(delete=arguments.delete):
+            print(path)
+        return 0
+    plan = _plan(arguments)
+    if arguments.command == "plan":
+        from launch.show import plan_json, print_plan
+
+        print(json.dumps(plan_json(plan), indent=1)) if arguments.json else print_plan(plan)
+        return 0
+    if arguments.command == "run":
+        if arguments.dry_run:
+            from launch.show import print_plan
+            from launch.dry_run import check_stage_configs
+
+            print_plan(plan)
+            return check_stage_configs(plan)
+        from launch.run import run
+
+        return run(plan)
+    if arguments.command == "status":
+        from launch.status import show_status
+
+        return show_status(plan, watch=arguments.watch, as_json=arguments.json)
+    if arguments.command == "stop":
+        from launch.run import stop
+
+        return stop(plan)
+    from launch.report import write_report
+
+    return write_report(plan, as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.exit(main())

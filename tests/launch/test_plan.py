@@ -1,0 +1,112 @@
+import json
+
+import pytest
+
+from launch.compose import RecipeError
+from launch.plan import make_plan
+
+RECIPE = """
+defaults:
+  - base
+  - objective: sft
+  - platform: cpu
+  - _self_
+model:
+  pretrain: {}
+data:
+  source: microworld
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def kinds(plan):
+    return [stage.kind for stage in plan.stages.values()]
+
+
+def test_stages_are_shared_between_objectives(recipe):
+    plan = make_plan(recipe, ["objective=sft,dft,lp_sft"])
+    assert [branch.name for branch in plan.branches] == ["sft", "dft", "lp_sft"]
+    assert {kind: kinds(plan).count(kind) for kind in set(kinds(plan))} == {
+        "prepare": 1, "pretrain": 1, "cache": 1, "sft": 3, "rl": 3, "evaluate": 7,
+    }  # fmt: skip
+    seen = set()
+    for mark, stage in plan.stages.items():
+        assert {source.stage for source in stage.inputs.values()} <= seen, "inputs come before their users"
+        seen.add(mark)
+    prepare = next(stage for stage in plan.stages.values() if stage.kind == "prepare")
+    assert prepare.branches == ("sft", "dft", "lp_sft")
+
+
+def test_only_objectives_that_ask_depend_on_a_cache(recipe):
+    for objective, count in {"sft": 0, "dft": 0, "prift_mass": 1, "lp_sft": 1}.items():
+        assert kinds(make_plan(recipe, [f"objective={objective}"])).count("cache") == count
+    assert kinds(make_plan(recipe, ["sft.metrics.kl_from_base=true"])).count("cache") == 1
+
+
+def test_a_teacher_is_made_only_when_asked(recipe):
+    teacher = "model.teacher.pretrain.steps=900"
+    assert kinds(make_plan(recipe, ["objective=sft", teacher])).count("pretrain") == 1
+    assert kinds(make_plan(recipe, ["objective=target_sft", teacher])).count("pretrain") == 2
+    with pytest.raises(RecipeError, match=r"asks for a teacher; set model\.teacher\.path or model\.teacher\.pretrain"):
+        make_plan(recipe, ["objective=target_sft"])
+
+
+def test_fingerprints_follow_what_is_computed_not_how(recipe):
+    def marks(*overrides):
+        return {(s.kind, s.label): s.fingerprint for s in make_plan(recipe, overrides).stages.values()}
+
+    plain = marks()
+    assert marks("run.root=/elsewhere", "sft.processes=1", "sft.micro_batch_size=2", "eval.batch_size=3") == plain
+    changed = marks("sft.lr=1e-3")
+    assert {key for key in plain if plain[key] != changed[key]} == {
+        ("sft", "sft"), ("rl", "sft"), ("evaluate", "sft"), ("evaluate", "sft.rl"),
+    }  # fmt: skip
+    assert marks("seed=1")["pretrain", "base"] == plain["pretrain", "base"]
+    assert marks("data.seed=1")["pretrain", "base"] != plain["pretrain", "base"]
+
+
+def test_reinforcement_starts_from_published_checkpoints(recipe):
+    plan = make_plan(recipe, ["sft.publish_steps=[5,10]", "rl.from=all"])
+    starts = [stage.inputs["model"].select for stage in plan.stages.values() if stage.kind == "rl"]
+    assert starts == ["checkpoint:5", "checkpoint:10", "checkpoint:final"]
+    with pytest.raises(RecipeError, match="add it to sft.publish_steps"):
+        make_plan(recipe, ["rl.from=[7]"])
+    assert "rl" not in kinds(make_plan(recipe, ["rl.enabled=false"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective=nosuch"], r"objective=nosuch: allowed: .*lp_sft"),
+        (["objective.name=nosuch"], r"unknown objective 'nosuch'; allowed: sft, dft"),
+        (["objective.threshold=0.5"], r"no setting 'threshold'"),
+        (["objective=lp_sft", "cache.top_k=5"], r"reads the base's 10 most probable ids.*set cache.top_k=10 or more"),
+        (["objective=prift_mass", "cache.producer=vllm"], r"needs label_mass of the base.*set cache.producer=forward"),
+        (["sft.processes=2"], r"stage sft wants 1 x 2 devices|stage sft wants 2 x 1 devices"),
+        (["model.pretrain=null", "model.path=./absent/model"], r"model.path=./absent/model: no such file or directory"),
+        (["data.source=files"], r"data.files.sft_train is missing"),
+        (["data.source=files", "data.files.sft_train=no.jsonl", "rl.enabled=false"], r"data.files.sft_train=no.jsonl: no such file"),
+    ],
+)
+def test_wrong_recipes_are_refused_in_one_line(recipe, overrides, message):
+    with pytest.raises(RecipeError, match=message) as error:
+        make_plan(recipe, overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_outside_files_are_known_by_their_bytes(recipe, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    overrides = ["data.source=files", f"data.files.sft_train={chats}", "rl.enabled=false", "eval.enabled=false"]
+    chats.write_text(json.dumps({"messages": []}))
+    first = make_plan(recipe, overrides)
+    chats.rename(tmp_path / "moved.jsonl")
+    moved = make_plan(recipe, [*overrides[:1], f"data.files.sft_train={tmp_path / 'moved.jsonl'}", *overrides[2:]])
+    assert list(first.stages) == list(moved.stages)
+    chats.write_text(json.dumps({"messages": [1]}))
+    assert list(make_plan(recipe, overrides).stages) != list(first.stages)

@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from launch import schema
+from launch.compose import RECIPES
+from launch.schema import Model, Recipe, identity
+
+
+def test_base_yaml_is_printed_from_the_schema():
+    assert (RECIPES / "base.yaml").read_text() == schema.base_yaml(), "run: python -m launch.schema > recipes/base.yaml"
+
+
+def test_every_field_is_described():
+    def walk(section):
+        for name, info in section.model_fields.items():
+            assert info.description, f"{section.__name__}.{name}"
+            if isinstance(info.default, schema.Section):
+                walk(type(info.default))
+
+    walk(Recipe)
+
+
+def test_runtime_fields_bear_no_identity():
+    one = Recipe(model=Model(path="m"), run=schema.Run(root="a"), sft=schema.Sft(micro_batch_size=1, processes=2))
+    other = Recipe(model=Model(path="m"))
+    assert identity(one) == identity(other)
+    assert identity(Recipe(model=Model(path="m"), sft=schema.Sft(lr=1e-3))) != identity(other)
+
+
+def test_a_recipe_has_one_base_model():
+    with pytest.raises(ValidationError, match="exactly one of model.path and model.pretrain"):
+        Recipe()
+
+
+def test_planning_imports_nothing_heavy():
+    code = (
+        "import sys, launch.__main__, launch.plan, launch.compose, launch.show, launch.status, launch.store\n"
+        "heavy = {'torch', 'verl', 'vllm', 'ray', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    root = Path(schema.__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
