@@ -352,7 +352,7 @@ def _yaml_lines(section: BaseModel, indent: str) -> list[str]:
         lines.append(f"{indent}{key}: {json.dumps(value)}{comment}")
         optional = next((arg for arg in get_args(info.annotation) if isinstance(arg, type) and issubclass(arg, Section)), None)
         if optional is not None:
-            lines += [f"{indent}#{line[len(indent) + 1 :]}" for line in _yaml_lines(optional(), indent + "  ")]
+            lines += [f"{indent}# {line[len(indent) :]}" for line in _yaml_lines(optional(), indent + "  ")]
     return lines
 
 
