@@ -33,7 +33,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,10 +46,6 @@ SOURCES: tuple[str, ...] = get_args(Source)
 FROZEN_SOURCES = tuple(source for source in SOURCES if source != "online")
 
 Reduce = Callable[["Tensor"], "Tensor"]
-
-
-class Indexable(Protocol):
-    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -125,6 +121,22 @@ class BatchConstants:
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     normalizer: float | None = None
 
+    def value(self, name: str) -> float:
+        """The float `name`. Raises ValueError if it was not computed."""
+        if name not in self.values:
+            raise ValueError(
+                f"constant {name!r} is missing; present: {', '.join(self.values) or 'none'}; compute it first"
+            )
+        return self.values[name]
+
+    def token(self, name: str) -> Tensor:
+        """The (n,) tensor `name`. Raises ValueError if it was not computed."""
+        if name not in self.tokens:
+            raise ValueError(
+                f"constant {name!r} is missing; present: {', '.join(self.tokens) or 'none'}; run the first pass"
+            )
+        return self.tokens[name]
+
     def rows(self, index: slice | Tensor) -> BatchConstants:
         """The constants of some rows; `index` is anything that indexes the first dimension of a tensor."""
         return dataclasses.replace(self, tokens={name: tensor[index] for name, tensor in self.tokens.items()})
@@ -152,8 +164,6 @@ def setting(
     if kind is None and not choices and default is not None:
         kind = type(default)
     allowed = {"kind": kind, "choices": choices, "low": low, "above": above, "high": high, "nullable": nullable}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=allowed)
     return field(default=default, metadata=allowed)
 
 

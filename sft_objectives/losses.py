@@ -34,8 +34,8 @@ def token_losses(
     positions, all if None; other rows give exactly 0 and get exactly zero gradient, whatever they hold.
     sequence_lengths: (B,) int64 of the packed batch, with sum N. reference: one `Reference` for every source asked for,
     or a mapping from source to `Reference`. columns: data columns, (N,) each.
-    constants: a `BatchConstants`, or a mapping of data-set constants; what is not given is computed as if this call were
-    the global batch (and, for data-set constants, with the base reference of this call as the data set).
+    constants: a `BatchConstants`, or a mapping of data-set constants; what is not given is computed as if this call
+    were the global batch (and, for data-set constants, with the base reference of this call as the data set).
 
     The result is float32, or float64 for float64 logits. Raises ValueError for inputs that are missing or do not fit.
     """
@@ -48,18 +48,18 @@ def token_losses(
     rows = torch.arange(n, device=logits.device) if mask is None else mask.nonzero().squeeze(-1)
     labels = labels[rows]
     if len(rows) and not 0 <= int(labels.min()) <= int(labels.max()) < vocab_size:
-        raise ValueError(
-            f"labels of supervised positions go from {labels.min()} to {labels.max()}; allowed: 0 to {vocab_size - 1}; mask the others"
-        )
+        found = f"{int(labels.min())} to {int(labels.max())}"
+        raise ValueError(f"labels of supervised positions are {found}; allowed: 0 to {vocab_size - 1}; mask the others")
     given = _select(reference, rows, n)
     references = resolve_references(objective, given, labels, vocab_size)
     columns = resolve_columns(objective, columns, rows, n)
     sequence = sequence_ids(objective, sequence_lengths, n, logits.device)
+    if constants is None and objective.needs.dataset:
+        supervised = torch.ones(n, dtype=torch.bool, device=logits.device) if mask is None else mask != 0
+        constants = dataset_constants(objective, reference, supervised, sequence)
     student = DenseStudent(logits if mask is None else logits[rows], labels)
-    constants = resolve_constants(
-        objective, constants, student, references, columns,
-        sequence=None if sequence is None else sequence[rows], dataset=given, rows=rows,
-    )  # fmt: skip
+    sequence = None if sequence is None else sequence[rows]
+    constants = resolve_constants(objective, constants, student, references, columns, sequence, rows)
     losses = objective.loss(student, references, columns, constants)
     return torch.zeros(n, dtype=losses.dtype, device=losses.device).index_copy(0, rows, losses)
 
@@ -148,7 +148,7 @@ def resolve_columns(
 
 
 def sequence_ids(objective: Objective, sequence_lengths: Tensor | None, n: int, device: torch.device) -> Tensor | None:
-    """(N,) int64 index of the sequence of each position. Raises ValueError if the objective needs it and it is unknown."""
+    """(N,) int64 index of the sequence of each position. Raises ValueError if it is needed and unknown."""
     if sequence_lengths is None:
         if objective.needs.sequences:
             raise objective.error("works on whole sequences and needs sequence_lengths; given: none; pass (B,) lengths")
@@ -161,39 +161,50 @@ def sequence_ids(objective: Objective, sequence_lengths: Tensor | None, n: int, 
     return torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
 
 
+def dataset_constants(
+    objective: Objective,
+    reference: Reference | Mapping[str, Reference] | None,
+    mask: Tensor,
+    sequence: Tensor | None,
+) -> dict[str, float]:
+    """Data-set constants with the base reference of this call as the data set. mask, sequence: (N,).
+
+    Raises ValueError if there is no base reference with the fields that `objective.needs.dataset_fields` names.
+    """
+    base = reference.get("base") if isinstance(reference, Mapping) else reference
+    fields = objective.needs.dataset_fields
+    if base is None or not fields <= base.fields:
+        raise objective.error(
+            "needs constants of the training set; given: none; pass constants=objective.dataset_constants(...), fix "
+            f"them as settings, or pass a base reference with {', '.join(sorted(fields))}"
+        )
+    scalars = {name: base.get(name) for name in fields} | {"mask": mask}
+    return objective.dataset_constants(scalars if sequence is None else {**scalars, "sequence": sequence})
+
+
 def resolve_constants(
     objective: Objective,
     constants: Constants | None,
-    student: Student,
+    student: Student | None,
     references: Mapping[str, Reference],
     columns: Mapping[str, Tensor],
-    *,
     sequence: Tensor | None,
-    dataset: Reference | Mapping[str, Reference] | None,
     rows: Tensor,
 ) -> BatchConstants:
-    """Constants of a single call that is the global batch, for its supervised `rows`.
+    """Constants of a single call that is the global batch, for its supervised `rows` (n,) of N positions.
 
-    A `BatchConstants` is taken as it is (its tokens sliced by `rows`); of a mapping and of None, the batch constants are
-    computed; of None, the data-set constants too, from the base reference in `dataset`.
+    A `BatchConstants` is taken as it is, its (N,) tokens sliced to `rows`; beside a mapping of data-set constants, or
+    None, those of the batch are computed. student, references, columns, sequence hold the n supervised rows; `student`
+    may be None if `objective.needs.batch_student` is empty.
     """
     if isinstance(constants, BatchConstants):
         return constants.rows(rows)
-    mask = torch.ones_like(student.labels, dtype=torch.bool)
-    known: dict[str, Tensor] = {"mask": mask} if sequence is None else {"mask": mask, "sequence": sequence}
-    if constants is None:
-        constants = {}
-        if objective.needs.dataset:
-            base = dataset.get("base") if isinstance(dataset, Mapping) else dataset
-            fields = objective.needs.dataset_fields
-            if base is None or not fields <= base.fields:
-                raise objective.error(
-                    "needs constants of the training set; given: none; pass constants=objective.dataset_constants(...), "
-                    f"fix them as settings, or pass a base reference with {', '.join(sorted(fields))}"
-                )
-            constants = objective.dataset_constants({**{name: base.get(name) for name in fields}, **known})
     batch = BatchConstants()
     if objective.needs.batch:
-        scalars = objective.token_scalars(student, references, columns)
-        batch = objective.batch_constants({**scalars, **known}, lambda local: local)
-    return batch.merged(constants)
+        scalars = objective.token_scalars(student, references, columns) | {
+            "mask": torch.ones_like(rows, dtype=torch.bool)
+        }
+        if sequence is not None:
+            scalars["sequence"] = sequence
+        batch = objective.batch_constants(scalars, lambda local: local)
+    return batch.merged(constants or {})

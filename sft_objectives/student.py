@@ -16,15 +16,15 @@ detached
 
 Rules for a provider:
 - `log_p_label` is the same tensor at each access (one leaf). The methods may return a new tensor for each call.
-- All statistics have the provider's dtype: float32, or float64 if the logits are float64. Reductions over the vocabulary
-  run in that dtype, on logits from which the row maximum was subtracted.
+- All statistics have the provider's dtype: float32, or float64 if the logits are float64. Reductions over the
+  vocabulary run in that dtype, on logits from which the row maximum was subtracted.
 - `expected_log_p(weights)` and `statistic(of_chunk)` call their argument under no_grad with a `Chunk` of n or fewer
   consecutive rows; together the chunks cover the rows once, in order. `log_p_outside` follows from these two, as
   `Student` shows; a provider may compute it more cheaply.
-- Nothing is asked before `Objective.loss` runs, so a provider that evaluates lazily needs no declaration. One that wants
-  to fuse its reductions reads `needs.student` (the names above) and `needs.top_k` beforehand.
-- A fused provider makes each differentiable statistic a leaf, runs `loss`, takes the gradient at the leaves (log_p_label:
-  a, log_p: b, expected_log_p: c, log_p_outside: d, all per row) and forms
+- Nothing is asked before `Objective.loss` runs, so a provider that evaluates lazily needs no declaration. One that
+  wants to fuse its reductions reads `needs.student` (the names above) and `needs.top_k` beforehand.
+- A fused provider makes each differentiable statistic a leaf, runs `loss`, takes the gradient at the leaves
+  (log_p_label: a, log_p: b, expected_log_p: c, log_p_outside: d, all per row) and forms
   dloss/dz = a e_y + scatter(ids, b) + c w + d softmax_outside - p (a + sum(b) + c sum(w) + d).
 - References, columns and constants given to `loss` are sliced to the provider's rows; `Chunk.rows` counts from the
   provider's first row and indexes them.

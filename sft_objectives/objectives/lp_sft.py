@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ..contract import FROZEN_SOURCES, Needs, Objective, setting
 from .weighted import MOMENTUM, needs_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..contract import BatchConstants
-    from ..reference import Reference
-    from ..student import Chunk, Student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +14,8 @@ class LpSft(Objective):
     """-log p_y + weight * KL(q_A || p_A), both renormalised on the preservation set A (LP-SFT eq. 13-18; weight is mu).
 
     A is built from the base's k most probable words, k = min(ceil(N1), top_k) (top_k is K_max), without the label.
-    schedule fixed: k = top_k (Table 18). remove_label, normalize, scope full (all words of the vocabulary but the label;
-    needs a live reference): Table 17. normalize false: sum over A of q ln(q/p) with full-vocabulary probabilities.
+    schedule fixed: k = top_k (Table 18). Table 17: remove_label, normalize (false: sum over A of q ln(q/p) with
+    full-vocabulary probabilities) and scope full (all words of the vocabulary but the label; needs a live reference).
     rounding: of N1. divergence ce: cross-entropy in place of KL, the same gradient.
     """
 
@@ -52,29 +44,17 @@ class LpSft(Objective):
         fields = Needs(student=frozenset(), references={self.source: frozenset({schedule} if schedule else ())})
         return Needs(student=frozenset({"log_p_label", "log_p"})) | reference | fields
 
-    def loss(
-        self,
-        student: Student,
-        references: Mapping[str, Reference],
-        columns: Mapping[str, Tensor],
-        constants: BatchConstants,
-    ) -> Tensor:
+    def loss(self, student, references, columns, constants):
         divergence = self._full if self.scope == "full" else self._local
         return -student.log_p_label + self.weight * divergence(student, references[self.source])
 
-    def diagnostics(
-        self,
-        student: Student,
-        references: Mapping[str, Reference],
-        columns: Mapping[str, Tensor],
-        constants: BatchConstants,
-    ) -> dict[str, Tensor]:
+    def diagnostics(self, student, references, columns, constants):
         if self.scope == "full":
             return {}
         preserved = self.preservation_set(references[self.source], student.labels)
         return {"empty_set": (~preserved.any(-1)).float()}
 
-    def preservation_set(self, reference: Reference, labels: Tensor) -> Tensor:
+    def preservation_set(self, reference, labels):
         """(n, K) bool: which cached ids form A (eq. 13-15). Without label removal S' is S itself."""
         import torch
 
@@ -93,7 +73,7 @@ class LpSft(Objective):
         following = candidate & (candidate.cumsum(-1) == 1)
         return kept | (following & (kept.sum(-1, keepdim=True) == 1))
 
-    def _local(self, student: Student, reference: Reference) -> Tensor:
+    def _local(self, student, reference):
         ids, log_q = reference.support(None)
         preserved = self.preservation_set(reference, student.labels)
         width = max(self.top_k, 3)
@@ -110,14 +90,14 @@ class LpSft(Objective):
         entropy = -(q * log_q).sum(-1) if self.divergence == "kl" else 0
         return -(q * log_p).sum(-1) - entropy
 
-    def _full(self, student: Student, reference: Reference) -> Tensor:
-        def log_q(chunk: Chunk) -> Tensor:
+    def _full(self, student, reference):
+        def log_q(chunk):
             log_q = reference.log_probs(chunk.rows, chunk.logits.dtype)
             if self.remove_label:
                 log_q = log_q.scatter(-1, chunk.labels.unsqueeze(-1), -float("inf"))
             return log_q.log_softmax(-1) if self.normalize and self.remove_label else log_q
 
-        def negative_entropy(chunk: Chunk) -> Tensor:
+        def negative_entropy(chunk):
             log = log_q(chunk)
             return (log.exp() * log.masked_fill(log.isneginf(), 0)).sum(-1)
 

@@ -1,26 +1,19 @@
-"""PriFT-mass: keep labels that the pretrained model ranks above a fraction of its mass."""
+"""PriFT-mass: keep labels that the pretrained model supports above a fraction of its mass."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ..contract import SOURCES, Needs, setting
 from .weighted import TokenWeighted, needs_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..contract import BatchConstants
-    from .weighted import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriftMass(TokenWeighted):
     """m_t = 1[u >= threshold], u = sum of q(v) over v with q(v) <= q(y) (PriFT eq. 3; threshold is tau).
 
-    variant repo: u = sum over q(v) < q(y), plus q(y), as the published code; it needs the whole reference.
+    variant repo: u = sum over q(v) < q(y), plus q(y), as in the published code; it needs the whole reference.
     """
 
     name: ClassVar[str] = "prift_mass"
@@ -34,5 +27,5 @@ class PriftMass(TokenWeighted):
         mass = "label_mass" if self.variant == "paper" else "label_mass_strict"
         return Needs() | needs_of(self.source, self.momentum, frozenset({mass}))
 
-    def weight(self, statistics: Statistics, columns: Mapping[str, Tensor], constants: BatchConstants) -> Tensor:
-        return (statistics.label_mass(strict=self.variant == "repo") >= self.threshold).float()
+    def weight(self, statistics, constants):
+        return statistics.label_mass(strict=self.variant == "repo") >= self.threshold

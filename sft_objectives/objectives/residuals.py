@@ -49,11 +49,11 @@ class Truncated(FromReference):
         student = Needs(student=frozenset({"log_p"}))
         return student | needs_of(self.source, self.momentum, SUPPORT, self.top_k or 1)
 
-    def distribution(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def distribution(self, log_p, log_q):
         """R on the support from detached (n, K) log-probabilities of the student and the reference."""
         return log_q.softmax(-1)
 
-    def cross_entropy(self, student: Student, references: Mapping[str, Reference]) -> Tensor:
+    def cross_entropy(self, student, references):
         ids, log_q = references[self.source].support(self.top_k)
         log_p = student.log_p(ids)
         return -(self.distribution(log_p.detach(), log_q.to(log_p.dtype)) * log_p).sum(-1)
@@ -67,7 +67,7 @@ class Geometric(Truncated):
 
     exponent: float = setting(0.5, low=0.0, high=1.0)
 
-    def distribution(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def distribution(self, log_p, log_q):
         padding = log_q.isneginf()
         score = (1 - self.exponent) * log_p + self.exponent * log_q.masked_fill(padding, 0)
         return score.masked_fill(padding, -float("inf")).softmax(-1)
@@ -81,7 +81,7 @@ class Product(Truncated):
 
     exponent: float = setting(0.5, low=0.0)
 
-    def distribution(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def distribution(self, log_p, log_q):
         padding = log_q.isneginf()
         score = log_p + self.exponent * log_q.masked_fill(padding, 0)
         return score.masked_fill(padding, -float("inf")).softmax(-1)
@@ -98,7 +98,7 @@ class Full(FromReference):
         live = needs_of(self.source, self.momentum, frozenset({"full"}))
         return Needs(student=frozenset({"expected_log_p"})) | live
 
-    def cross_entropy(self, student: Student, references: Mapping[str, Reference]) -> Tensor:
+    def cross_entropy(self, student, references):
         q = references[self.source]
         return -student.expected_log_p(lambda chunk: q.log_probs(chunk.rows, chunk.logits.dtype).exp())
 
@@ -113,7 +113,7 @@ class Uniform(Residual):
     def needs(self) -> Needs:
         return Needs(student=frozenset({"expected_log_p"}))
 
-    def cross_entropy(self, student: Student, references: Mapping[str, Reference]) -> Tensor:
+    def cross_entropy(self, student, references):
         uniform = 1 / student.vocab_size
         return -student.expected_log_p(lambda chunk: chunk.logits.new_full((1, 1), uniform).expand_as(chunk.logits))
 
@@ -130,8 +130,24 @@ class Sharpened(Residual):
     def needs(self) -> Needs:
         return Needs(student=frozenset({"expected_log_p"}))
 
-    def cross_entropy(self, student: Student, references: Mapping[str, Reference]) -> Tensor:
+    def cross_entropy(self, student, references):
         return -student.expected_log_p(lambda chunk: (chunk.logits / self.temperature).softmax(-1))
 
 
-RESIDUALS: dict[str, type[Any]] = {cls.name: cls for cls in (Truncated, Geometric, Product, Full, Uniform, Sharpened)}
+@dataclass(frozen=True, kw_only=True)
+class Own(Residual):
+    """R = sg p: no gradient, only the value, which is the entropy (TARGET Corollary 1)."""
+
+    name: ClassVar[str] = "self"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=frozenset({"entropy"}))
+
+    def cross_entropy(self, student, references):
+        return student.entropy
+
+
+RESIDUALS: dict[str, type[Any]] = {
+    cls.name: cls for cls in (Truncated, Geometric, Product, Full, Uniform, Sharpened, Own)
+}

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from ..contract import Objective
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..contract import BatchConstants
-    from ..reference import Reference
-    from ..student import Student
+from .weighted import Weighted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sft(Objective):
-    """-log p_y (PriFT Table 1, TARGET Table 4)."""
+class Sft(Weighted):
+    """-log p_y: every token has weight 1 (PriFT Table 1, TARGET Table 4)."""
 
     name: ClassVar[str] = "sft"
 
-    def loss(
-        self,
-        student: Student,
-        references: Mapping[str, Reference],
-        columns: Mapping[str, Tensor],
-        constants: BatchConstants,
-    ) -> Tensor:
-        return -student.log_p_label
+    def token_weight(self, student, references, columns, constants):
+        return student.log_p_label.detach().new_ones(len(student.labels))

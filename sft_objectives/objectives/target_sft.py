@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ..contract import FROZEN_SOURCES, Needs, Objective, setting
 from .residuals import Geometric, Product
 from .weighted import MOMENTUM
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..contract import BatchConstants
-    from ..reference import Reference
-    from ..student import Student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +15,7 @@ class TargetSft(Objective):
     """CE(Q, p) with Q = g e_y + (1 - g) R, g = sg(p_y), Q detached (TARGET eq. 7-8).
 
     R is proportional to sg(p)^(1 - exponent) q^exponent on the teacher's top_k cached words (exponent is eta);
-    residual_form product: to sg(p) q^exponent. residual_weight: adaptive is 1 - g, a number is the constant c of Table 6.
+    residual_form product: to sg(p) q^exponent. residual_weight: adaptive is 1 - g, a number is the c of Table 6.
     """
 
     name: ClassVar[str] = "target_sft"
@@ -38,9 +30,7 @@ class TargetSft(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.residual_form == "geometric" and self.exponent > 1:
-            raise self.error(
-                f"exponent={self.exponent} is not allowed; allowed: 0 to 1; set objective.exponent or residual_form=product"
-            )
+            raise self.error(f"exponent={self.exponent} is above 1; allowed: 0 to 1; or set residual_form=product")
 
     @property
     def residual(self) -> Geometric | Product:
@@ -52,13 +42,7 @@ class TargetSft(Objective):
     def needs(self) -> Needs:
         return Needs() | self.residual.needs
 
-    def loss(
-        self,
-        student: Student,
-        references: Mapping[str, Reference],
-        columns: Mapping[str, Tensor],
-        constants: BatchConstants,
-    ) -> Tensor:
+    def loss(self, student, references, columns, constants):
         g = student.log_p_label.detach().exp()
         c = 1 - g if self.residual_weight == "adaptive" else self.residual_weight
         return -g * student.log_p_label + c * self.residual.cross_entropy(student, references)

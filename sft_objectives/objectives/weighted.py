@@ -95,13 +95,13 @@ def statistics_of(source: str, student: Student | None, references: Mapping[str,
 
 
 def needs_of(source: str, momentum: float, reads: frozenset[str], top_k: int = 0) -> Needs:
-    """The needs of reading some of log_p_label, entropy, top_k, label_mass, label_mass_strict from `source`."""
+    """The needs of reading some of log_p_label, entropy, top_k, label_mass, label_mass_strict, full from `source`."""
     if source == "online":
         return Needs(student=frozenset(_STUDENT_STATISTICS.get(name, name) for name in reads), top_k=top_k)
     fields = frozenset(field for name in reads for field in _REFERENCE_FIELDS[name])
     return Needs(
         student=frozenset(),
-        references={source: fields} if fields else {},
+        references={source: fields},
         support={source: top_k} if "top_k" in reads else {},
         state="ema" if source == "ema" else "none",
         momentum=momentum if source == "ema" else None,
@@ -109,10 +109,31 @@ def needs_of(source: str, momentum: float, reads: frozenset[str], top_k: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenWeighted(Objective):
-    """loss_t = -m_t log p_y; a subclass gives m_t.
+class Weighted(Objective):
+    """loss_t = -m_t log p_y; a subclass gives m_t."""
 
-    source: the distribution that the weight's statistics come from. momentum: rho of
+    @abstractmethod
+    def token_weight(
+        self,
+        student: Student,
+        references: Mapping[str, Reference],
+        columns: Mapping[str, Tensor],
+        constants: BatchConstants,
+    ) -> Tensor:
+        """The detached (n,) weights m_t; called like `loss`."""
+
+    def loss(self, student, references, columns, constants):
+        return -self.token_weight(student, references, columns, constants) * student.log_p_label
+
+    def diagnostics(self, student, references, columns, constants):
+        return {"weight": self.token_weight(student, references, columns, constants)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWeighted(Weighted):
+    """A weight that is a function of the statistics of one source.
+
+    source: the distribution that the statistics come from. momentum: rho of
     theta_ema = rho theta_ema + (1 - rho) theta (PriFT D.1), used by source ema.
     """
 
@@ -126,34 +147,9 @@ class TokenWeighted(Objective):
         return Needs() | needs_of(self.source, self.momentum, self.reads)
 
     @abstractmethod
-    def weight(self, statistics: Statistics, columns: Mapping[str, Tensor], constants: BatchConstants) -> Tensor:
-        """The detached (n,) weights m_t."""
+    def weight(self, statistics: Statistics, constants: BatchConstants) -> Tensor:
+        """The (n,) weights m_t from detached statistics."""
 
-    def loss(
-        self,
-        student: Student,
-        references: Mapping[str, Reference],
-        columns: Mapping[str, Tensor],
-        constants: BatchConstants,
-    ) -> Tensor:
-        return -self.token_weight(student, references, columns, constants) * student.log_p_label
-
-    def token_weight(
-        self,
-        student: Student,
-        references: Mapping[str, Reference],
-        columns: Mapping[str, Tensor],
-        constants: BatchConstants,
-    ) -> Tensor:
-        """The detached (n,) weights m_t in the dtype of the student's statistics; called like `loss`."""
-        weight = self.weight(statistics_of(self.source, student, references), columns, constants)
+    def token_weight(self, student, references, columns, constants):
+        weight = self.weight(statistics_of(self.source, student, references), constants)
         return weight.to(student.log_p_label.dtype)
-
-    def diagnostics(
-        self,
-        student: Student,
-        references: Mapping[str, Reference],
-        columns: Mapping[str, Tensor],
-        constants: BatchConstants,
-    ) -> dict[str, Tensor]:
-        return {"weight": self.token_weight(student, references, columns, constants)}

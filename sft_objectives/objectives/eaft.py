@@ -1,0 +1,33 @@
+"""EAFT: weight by the entropy of the most probable words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..contract import Needs, setting
+from .weighted import TokenWeighted, needs_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eaft(TokenWeighted):
+    """m_t = (H / ln k)^exponent, H the entropy of the top_k = k words, renormalised (PriFT B, LP-SFT C.1).
+
+    exponent is alpha. divide_by: a number in place of ln k.
+    """
+
+    name: ClassVar[str] = "eaft"
+
+    top_k: int = setting(20, low=2)
+    exponent: float = setting(1.0, low=0.0)
+    divide_by: float | None = setting(None, kind=float, above=0.0, nullable=True)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs() | needs_of(self.source, self.momentum, frozenset({"top_k"}), self.top_k)
+
+    def weight(self, statistics, constants):
+        log_q = statistics.top_k(self.top_k).log_softmax(-1)
+        entropy = -(log_q.exp() * log_q.masked_fill(log_q.isneginf(), 0)).sum(-1)
+        return (entropy / (self.divide_by or math.log(self.top_k))).clamp(min=0) ** self.exponent

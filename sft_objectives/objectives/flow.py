@@ -1,0 +1,55 @@
+"""FLOW: weight sequences by how well the base model already knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ..contract import FROZEN_SOURCES, BatchConstants, Needs, setting
+from .batch import of_sequence, sequence_means, temperature_of
+from .weighted import TokenWeighted, statistics_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow(TokenWeighted):
+    """m = exp(-L / temperature) / mean_weight, L the sequence's mean loss under the base model (TALR 4.2, D.3).
+
+    temperature: None is the median of L over the training set; mean_weight: None is the mean of exp(-L / temperature)
+    over the sequences of the training set. TALR only says static and per sequence; the form is our reading.
+    """
+
+    name: ClassVar[str] = "flow"
+
+    source: str = setting("base", choices=FROZEN_SOURCES)
+    temperature: float | None = setting(None, kind=float, above=0.0, nullable=True)
+    mean_weight: float | None = setting(None, kind=float, above=0.0, nullable=True)
+
+    @property
+    def needs(self) -> Needs:
+        dataset = self.temperature is None or self.mean_weight is None
+        return replace(
+            super().needs,
+            dataset=dataset,
+            dataset_fields=frozenset({"label_logprob"} if dataset else ()),
+            batch=True,
+            sequences=True,
+        )
+
+    def dataset_constants(self, cache_scalars):
+        mask = cache_scalars["mask"].bool()
+        loss = sequence_means(-cache_scalars["label_logprob"][mask], cache_scalars["sequence"][mask])[1]
+        temperature = temperature_of(loss) if self.temperature is None else self.temperature
+        return {"temperature": temperature, "mean_weight": float((-loss / temperature).exp().mean())}
+
+    def token_scalars(self, student, references, columns):
+        return {"log_p_label": statistics_of(self.source, student, references).log_p_label}
+
+    def batch_constants(self, token_scalars, reduce):
+        mask, sequence = token_scalars["mask"].bool(), token_scalars["sequence"]
+        ids, loss = sequence_means(reduce(-token_scalars["log_p_label"][mask]), reduce(sequence[mask]))
+        return BatchConstants(tokens={"sequence_loss": of_sequence(ids, loss, sequence)})
+
+    def weight(self, statistics, constants):
+        temperature = constants.value("temperature") if self.temperature is None else self.temperature
+        mean_weight = constants.value("mean_weight") if self.mean_weight is None else self.mean_weight
+        return (-constants.token("sequence_loss") / temperature).exp() / mean_weight

@@ -1,0 +1,68 @@
+"""SED-SFT: push the label's probability toward one half where the model leaves room for alternatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ..contract import Needs, Objective, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class SedSft(Objective):
+    """-log p_y + weight * M_t * (p_y - 1/2)^2, M_t = 1[mass of the student's top_k words < threshold] (SED eq. 1).
+
+    weight is lambda, top_k is k. threshold (tau): None is the (1 - fraction)-quantile (fraction is r) of the base
+    model's top-k mass over the positions of `sample_sequences` training sequences, all of them or only the supervised.
+    threshold_top_k: the k of that mass, top_k if None. mask false: M_t = 1, the "w/o mask" ablation.
+    """
+
+    name: ClassVar[str] = "sed_sft"
+
+    weight: float = setting(1.0, low=0.0)
+    top_k: int = setting(2, low=1)
+    fraction: float = setting(0.7, low=0.0, high=1.0)
+    threshold: float | None = setting(None, kind=float, nullable=True)
+    threshold_top_k: int | None = setting(None, kind=int, low=1, nullable=True)
+    positions: str = setting("all", choices=("all", "supervised"))
+    sample_sequences: int = setting(100, low=1)
+    mask: bool = setting(True)
+
+    @property
+    def needs(self) -> Needs:
+        if not self.mask:
+            return Needs()
+        needs = Needs(student=frozenset({"log_p_label", "top_k"}), top_k=self.top_k)
+        if self.threshold is not None:
+            return needs
+        return replace(needs, dataset=True, dataset_fields=frozenset({"support_logprobs"}))
+
+    def dataset_constants(self, cache_scalars):
+        support, k = cache_scalars["support_logprobs"], self.threshold_top_k or self.top_k
+        if support.shape[-1] < k:
+            raise self.error(
+                f"the threshold needs {k} ids per position; cached: {support.shape[-1]}; cache more, or set threshold"
+            )
+        if self.positions == "supervised":
+            support = support[cache_scalars["mask"].bool()]
+        if not len(support):
+            raise self.error("the threshold needs positions; cached: none; cache some, or set threshold")
+        mass = support[:, :k].double().exp().sum(-1).sort().values
+        # torch.quantile refuses more than 16M elements
+        place = (1 - self.fraction) * (len(mass) - 1)
+        low = mass[int(place)]
+        high = mass[min(int(place) + 1, len(mass) - 1)]
+        return {"threshold": float(low + (place - int(place)) * (high - low))}
+
+    def loss(self, student, references, columns, constants):
+        p = student.log_p_label.exp()
+        return -student.log_p_label + self.weight * self._selected(student, constants) * (p - 0.5) ** 2
+
+    def diagnostics(self, student, references, columns, constants):
+        return {"diversity_mask": self._selected(student, constants)}
+
+    def _selected(self, student, constants):
+        if not self.mask:
+            return student.log_p_label.detach().new_ones(len(student.labels))
+        threshold = constants.value("threshold") if self.threshold is None else self.threshold
+        return (student.top_k(self.top_k)[0].exp().sum(-1) < threshold).to(student.log_p_label.dtype)

@@ -1,0 +1,59 @@
+"""TALR: weight by a power of the label's probability that adapts to the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ..contract import BatchConstants, Needs, setting
+from .batch import sequence_means, temperature_of
+from .weighted import TokenWeighted, statistics_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talr(TokenWeighted):
+    """m_t = max(p_y^(1 / temperature), w_min) (TALR Alg. 1; temperature is tau).
+
+    temperature None: the median over the sequences of the global batch of their mean loss -log p_y (TALR D.2), of the
+    same source as the weights; a number is fixed (1 is the ablation of D.3). normalize: divide by the sum of the
+    weights of the global batch, which with w_min 0 is the simplex form of 4.1.
+    """
+
+    name: ClassVar[str] = "talr"
+
+    temperature: float | None = setting(None, kind=float, above=0.0, nullable=True)
+    w_min: float = setting(0.01, low=0.0, high=1.0)
+    normalize: bool = setting(False)
+
+    @property
+    def needs(self) -> Needs:
+        batch = self.temperature is None or self.normalize
+        return replace(
+            super().needs,
+            batch=batch,
+            batch_student=frozenset({"log_p_label"} if batch and self.source == "online" else ()),
+            sequences=self.temperature is None,
+        )
+
+    def token_scalars(self, student, references, columns):
+        return {"log_p_label": statistics_of(self.source, student, references).log_p_label}
+
+    def batch_constants(self, token_scalars, reduce):
+        mask = token_scalars["mask"].bool()
+        log_p = reduce(token_scalars["log_p_label"][mask]).double()
+        temperature = self.temperature
+        if temperature is None:
+            temperature = temperature_of(sequence_means(-log_p, reduce(token_scalars["sequence"][mask]))[1])
+        constants = BatchConstants(values={"temperature": temperature})
+        return (
+            replace(constants, normalizer=float(self._weight(log_p, temperature).sum()))
+            if self.normalize
+            else constants
+        )
+
+    def weight(self, statistics, constants):
+        temperature = constants.value("temperature") if self.temperature is None else self.temperature
+        return self._weight(statistics.log_p_label, temperature)
+
+    def _weight(self, log_p, temperature):
+        return (log_p / temperature).exp().clamp(min=self.w_min)
