@@ -100,7 +100,8 @@ class Cache(Section):
     producer: Literal["forward", "vllm"] = setting("forward", "a forward pass, or vLLM prompt log-probabilities")
     workers: int = runtime(1, "model replicas", gt=0)
     tokens_per_batch: int = runtime(8192, "token budget of one forward pass", gt=0)
-    tokens_per_shard: int = runtime(262_144, "response tokens in one shard file", gt=0)
+    sample_sequences: int = setting(100, "chats whose every position is sampled, for SED-SFT's threshold", ge=0)
+    tokens_per_shard: int = setting(262_144, "response tokens in one shard file", gt=0)
 
 
 class Lora(Section):

@@ -1,0 +1,170 @@
+"""verl's multi-turn SFT data set, with the rows of reference caches aligned to its tokens.
+
+Give it to verl as `data.custom_cls={path: pkg://data_prep.chat_dataset, name: ChatDataset}`; with
+`data.references` empty it is verl's data set with truncation on either side and a mask that cannot leak.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
+
+from data_prep.reference_cache import SUPPORT_FIELDS, ReferenceCache, label_checksum
+
+MASK_POLICY = "assistant"  # every token of an assistant turn after its generation prompt; never token 0
+TRUNCATION = {"error": "error", "drop": "error", "truncate_left": "left", "truncate_right": "right"}  # of data.on_long_row
+EMITTED_DTYPES = {"ceil_n1": np.int32, "ceil_n2": np.int32}  # other scalars are float32
+
+
+def dataset_config(data: Any) -> dict[str, Any]:
+    """verl's `data.*` entries that decide tokens and masks, from the recipe's `data` section; add `references` to these."""
+    return {"pad_mode": "no_padding", "max_length": data.max_length, "truncation": TRUNCATION[data.on_long_row]}
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of everything that turns text into ids; padding and truncation state is left out."""
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content.update(padding=None, truncation=None)
+    else:
+        content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return digest(json.dumps(content, sort_keys=True))
+
+
+class ChatDataset(MultiTurnSFTDataset):
+    """Chats as token ids and masks; rows of reference caches beside them.
+
+    Configuration beyond verl's (`data.*`):
+        pad_mode: must be no_padding.
+        truncation: error, left or right; verl's own class cuts on the right whatever it says.
+        references: mapping source -> {path, fields, top_k}; source is base or teacher, fields a list from
+            support_ids, support_logprobs, the names of TOKEN_FIELDS and mean_loss, top_k the number of entries wanted (null: all that are stored).
+        train_files: references belong to these files; another data set (validation) gets no reference tensors.
+
+    An item has int64 `input_ids`, `position_ids`, `loss_mask`, each (T,), and for every source and field a flat tensor
+    whose row t belongs to the logits of position t, that is to the label `input_ids[t + 1]`:
+
+        reference_<source>_words           (T * top_k,) int32, or int64 if the cache is lossless; for support_ids,
+                                           support_logprobs or both; `reference_cache.decode(words, top_k, cache.layout.id_bits)` unpacks it
+        reference_<source>_<scalar>        (T,) float32: label_logprob, label_mass, logsumexp, entropy, n1, n2
+        reference_<source>_ceil_n1, _ceil_n2   (T,) int32
+        reference_<source>_mean_loss       (T,) float32, the chat's mean loss at every position
+
+    Rows of positions that predict no supervised token are zero. `loss_mask` stays verl's: 1 at the supervised token
+    itself, so row t counts where `loss_mask[t + 1]` is 1; `loss_mask[0]` is always 0, so that a mask rolled over packed
+    chats cannot leak. Tensors are 1-D because verl's collator joins 2-D ones on the wrong axis.
+
+    Raises:
+        ValueError: a cache was made from other data, tokens or settings (the message names them), is damaged or lacks a
+            field; or a chat is too long and truncation is error.
+    """
+
+    def __init__(self, parquet_files, tokenizer, config, processor=None, max_samples: int = -1):
+        super().__init__(parquet_files, tokenizer, config, processor, max_samples)
+        if self.pad_mode != "no_padding":
+            raise ValueError(f"data.pad_mode={self.pad_mode}: allowed: no_padding")
+        if processor is not None:
+            raise ValueError("data: multi-modal processors are not supported; use a text model")
+        self.length_limit = self.max_length
+        self.max_length = sys.maxsize  # verl must not cut; `_truncate` does
+        self.references: dict[str, _Aligned] = {}
+        wanted = config.get("references") or {}
+        train_files = config.get("train_files")
+        if wanted and _as_list(parquet_files) == _as_list(train_files):
+            identity = self.identity()
+            for source, reference in wanted.items():
+                self.references[source] = _Aligned(source, reference, identity, len(self))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the tokens and masks of this data set; part of a reference cache's identity."""
+        rows = hashlib.sha256()
+        for index, messages in enumerate(self.messages):
+            tools = self.tools[index] if self.tools is not None else None
+            thinking = self.enable_thinking[index] if self.enable_thinking is not None else self.enable_thinking_default
+            row = {"messages": messages, "tools": tools, "enable_thinking": None if thinking is None else bool(thinking)}
+            rows.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        return {
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "chat_template": digest(str(self.tokenizer.chat_template)),
+            "chat_template_arguments": dict(self.apply_chat_template_kwargs),
+            "data_rows": rows.hexdigest(),
+            "truncation": self.truncation,
+            "max_length": self.length_limit,
+            "mask_policy": MASK_POLICY,
+        }
+
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
+        row = self._truncate(super().__getitem__(item), item)
+        if self.references:
+            ids, mask = row["input_ids"].numpy(), row["loss_mask"].numpy()
+            for reference in self.references.values():
+                row.update(reference.rows(item, ids, mask))
+        return row
+
+    def _truncate(self, row: dict[str, torch.Tensor], item: int) -> dict[str, torch.Tensor]:
+        length = len(row["input_ids"])
+        if length > self.length_limit:
+            if self.truncation == "error":
+                raise ValueError(
+                    f"chat {item}: {length} tokens, data.max_length is {self.length_limit}; raise it, or set data.on_long_row"
+                )
+            kept = slice(-self.length_limit, None) if self.truncation == "left" else slice(self.length_limit)
+            row = {"input_ids": row["input_ids"][kept], "loss_mask": row["loss_mask"][kept]}
+            row["position_ids"] = torch.arange(self.length_limit, dtype=torch.long)
+        mask = row["loss_mask"].clone()
+        mask[:1] = 0
+        return {"input_ids": row["input_ids"], "position_ids": row["position_ids"], "loss_mask": mask}
+
+
+class _Aligned:
+    """One cache, checked against the data set, whose rows are spread over the positions of a chat."""
+
+    def __init__(self, source: str, reference: Mapping[str, Any], identity: Mapping[str, Any], sequences: int):
+        self.prefix = f"reference_{source}_"
+        self.fields = tuple(reference["fields"])
+        self.cache = ReferenceCache(reference["path"])
+        self.top_k = reference["top_k"] or self.cache.layout.top_k
+        self.cache.require(self.fields)
+        self.cache.check_identity(identity)
+        if self.top_k > self.cache.layout.top_k:
+            raise ValueError(
+                f"{reference['path']}: top_k {self.top_k} asked, the cache stores {self.cache.layout.top_k}; raise cache.top_k"
+            )
+        if self.cache.sequences != sequences:
+            raise ValueError(f"{reference['path']}: {self.cache.sequences} chats, the data set has {sequences}")
+        self.cache.verify()
+
+    def rows(self, item: int, ids: np.ndarray, mask: np.ndarray) -> dict[str, torch.Tensor]:
+        """Tensors of one chat; `ids` and `mask` (T,) are those of the data set's item."""
+        labels = np.flatnonzero(mask)
+        stored = self.cache.read(item)
+        if len(stored["words"]) != len(labels) or stored["label_checksum"] != label_checksum(ids[labels]):
+            raise ValueError(f"{self.cache.directory}: row {item} was made from other tokens; run the cache stage again")
+        tensors = {}
+        for field in self.fields:
+            if field == "mean_loss":
+                tensors[self.prefix + field] = torch.full((len(ids),), float(stored[field]), dtype=torch.float32)
+                continue
+            name = "words" if field in SUPPORT_FIELDS else field
+            values = stored[name][:, : self.top_k] if name == "words" else stored[name]
+            dtype = values.dtype if name == "words" else EMITTED_DTYPES.get(field, np.float32)
+            spread = np.zeros((len(ids), *values.shape[1:]), dtype)
+            spread[labels - 1] = values
+            tensors[self.prefix + name] = torch.from_numpy(spread.reshape(-1))
+        return tensors
+
+
+def _as_list(files: Any) -> list[str]:
+    return [files] if isinstance(files, str) else [str(file) for file in files or []]
