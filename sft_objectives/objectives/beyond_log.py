@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..contract import BatchConstants, Needs, Objective, setting
+from .weighted import statistics_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class BeyondLog(Objective):
         return replace(Needs(), batch=batch, batch_student=frozenset({"log_p_label"} if batch else ()))
 
     def token_scalars(self, student, references, columns):
-        return {"log_p_label": student.log_p_label.detach()}
+        return {"log_p_label": statistics_of("online", student, references).log_p_label}
 
     def batch_constants(self, token_scalars, reduce):
         if self.normalizer == "supervised":

@@ -92,9 +92,9 @@ class QTarget(Objective):
         a = self.label_part.token_weight(student, references, columns, constants)
         if self.residual_rule:
             b = self.residual_part.token_weight(student, references, columns, constants)
-            b = b if self.residual_weight == "adaptive" else b * self.residual_weight
+            b = b if isinstance(self.residual_weight, str) else b * self.residual_weight
         else:
-            b = 1 - a if self.residual_weight == "adaptive" else self.residual_weight
+            b = 1 - a if isinstance(self.residual_weight, str) else self.residual_weight
         return -a * student.log_p_label + b * self.distribution.cross_entropy(student, references)
 
     def diagnostics(self, student, references, columns, constants):
