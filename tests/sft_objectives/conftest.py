@@ -1,8 +1,10 @@
-"""A small packed batch that every objective can be computed on."""
+"""A small packed batch that every objective can be computed on; a tiny model, chats and settings for the trainer."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,3 +63,93 @@ def make_batch(dtype=torch.float64, vocab_size=50, scale=2.0, lengths=(9, 4, 14,
 @pytest.fixture
 def batch() -> Batch:
     return make_batch()
+
+
+# what the tests of the trainer use
+
+
+def write_model(directory: Path, *, tied: bool = True, seed: int = 0) -> Path:
+    """A random fp32 Qwen2 character model with ChatML template, as a Hugging Face directory."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from data_prep.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(["\\boxed{"], max_length=256)
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_chats(directory: Path, *, train: int = 24, val: int = 7) -> Path:
+    """Chats of unequal length, as a `prepare` artifact."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = random.Random(0)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, count in (("sft_train", train), ("sft_val", val)):
+        rows = []
+        for index in range(count):
+            a, b = rng.randrange(10 ** rng.randrange(1, 5)), rng.randrange(100)
+            turns = [
+                {"role": "user", "content": f"{a}+{b}"},
+                {"role": "assistant", "content": f"so \\boxed{{{a + b}}}"},
+            ]
+            if index % 5 == 0:
+                turns += [{"role": "user", "content": "again"}, {"role": "assistant", "content": f"{a + b}"}]
+            rows.append({"id": f"{name}-{index}", "messages": turns})
+        pq.write_table(pa.Table.from_pylist(rows), directory / f"{name}.parquet")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory) -> dict[str, Path]:
+    """Inputs of the SFT stage: `model` (tied embeddings), another one `untied`, and `data`."""
+    root = tmp_path_factory.mktemp("world")
+    return {
+        "model": write_model(root / "tied"),
+        "untied": write_model(root / "untied", tied=False, seed=1),
+        "data": write_chats(root / "data"),
+    }
+
+
+def sft_settings(**changes):
+    """Settings of the SFT stage, from the recipe schema's defaults; a key `sft__lr` changes sft.lr."""
+    from launch.schema import Recipe
+    from sft_objectives.sft import as_namespace
+
+    recipe = Recipe.model_validate({"model": {"path": "unused"}}).model_dump(mode="json")
+    settings = {name: recipe[name] for name in ("sft", "data", "model", "platform", "objective", "seed")}
+    settings["platform"].update(name="cpu", threads=1, env={"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"})
+    settings["data"]["max_length"] = 96
+    settings["sft"].update(lr=1e-2, steps=6, batch_size=8, tokens_per_micro_batch=200, save_every=100)
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        section = settings
+        for name in path:
+            section = section[name]
+        if last not in section:
+            raise KeyError(key)
+        section[last] = value
+    return as_namespace(settings)
+
+
+@pytest.fixture
+def make_settings():
+    """Factory of the SFT stage's settings, see `sft_settings`."""
+    return sft_settings
