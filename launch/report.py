@@ -1,0 +1,2 @@
+def write_report(plan, *, as_json=False):
+    return 0

@@ -1,0 +1,107 @@
+"""Stage functions for the tests of launch: each shows one behaviour, chosen by its settings."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def steps(settings, inputs, output, scratch, report):
+    """Adds up bytes of its inputs in resumable steps, so that the payload depends on them and on nothing else."""
+    state = scratch / "state.json"
+    at, total = json.loads(state.read_text()) if state.exists() else (0, settings.toy.seed)
+    text = b"".join(p.read_bytes() for _, d in sorted(inputs.items()) for p in sorted(d.rglob("*.txt")))
+    while at < settings.toy.steps:
+        total = (total * 31 + sum(text) + at) % 1_000_003
+        at += 1
+        time.sleep(settings.toy.sleep)
+        temporary = scratch / "state.tmp"
+        temporary.write_text(json.dumps([at, total]))
+        temporary.replace(state)
+        report(at, settings.toy.steps, total=total)
+    (output / "part").mkdir()
+    (output / "part" / "value.txt").write_text(f"{total}\n")
+    (output / "timings.jsonl").write_text(json.dumps({"time": time.time(), "pid": os.getpid()}) + "\n")
+
+
+def model(settings, inputs, output, scratch, report):
+    """Publishes two checkpoints as a model stage does."""
+    for step in (1, 2):
+        folder = output / "checkpoints" / f"step_{step}"
+        folder.mkdir(parents=True)
+        (folder / "weights.txt").write_text(f"step {step} seed {settings.toy.seed}\n")
+    (output / "checkpoints.json").write_text(json.dumps({"final": 2, "best": 1, "steps": [1, 2]}))
+
+
+def bad_config(settings, inputs, output, scratch, report):
+    raise ValueError("toy.rows: row 7 has no answer; give one")
+
+
+def fails_times(settings, inputs, output, scratch, report):
+    """Fails `toy.times` times, then writes how often it was called."""
+    count = scratch / "count"
+    calls = int(count.read_text()) + 1 if count.exists() else 1
+    count.write_text(str(calls))
+    if calls <= settings.toy.times:
+        raise RuntimeError("a passing fault")
+    (output / "calls.txt").write_text(str(calls))
+
+
+def out_of_memory(settings, inputs, output, scratch, report):
+    if settings.sft.tokens_per_micro_batch > settings.toy.fits:
+        raise MemoryError("CUDA out of memory")
+    (output / "tokens.txt").write_text(str(settings.sft.tokens_per_micro_batch))
+
+
+def disk_full(settings, inputs, output, scratch, report):
+    (output / "half.txt").write_text("half")
+    with open("/dev/full", "w") as file:
+        file.write("x" * 100_000)
+
+
+def hangs(settings, inputs, output, scratch, report):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+
+def grandchildren(settings, inputs, output, scratch, report):
+    """Starts a process in a session of its own that nobody waits for, says its number, and waits."""
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    Path(settings.toy.pids).write_text(f"{os.getpid()} {os.getppid()} {orphan.pid}")
+    libc = ctypes.CDLL(None)
+    assert libc
+    while not Path(settings.toy.pids).with_suffix(".go").exists():
+        report(0, 1)
+        time.sleep(0.05)
+    (output / "done.txt").write_text("done")
+
+
+def killed(settings, inputs, output, scratch, report):
+    mark = scratch / "killed"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    (output / "survived.txt").write_text("yes")
+
+
+def engine(settings, inputs, output, scratch, report):
+    """Writes the process it ran in: stages that share a child share it."""
+    (output / "value.txt").write_text("same\n")
+    (output / "timings.jsonl").write_text(json.dumps({"pid": os.getpid()}))
+
+
+def memory(settings, inputs, output, scratch, report):
+    block = bytearray(os.urandom(1) * (300 * 2**20))
+    time.sleep(1.5)
+    (output / "size.txt").write_text(str(len(block)))
+
+
+def says_environment(settings, inputs, output, scratch, report):
+    names = ("TOY", "OMP_NUM_THREADS", "RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "VERL_PLATFORM", "RAY_JOB_ID")
+    (output / "environment.json").write_text(json.dumps({name: os.environ.get(name) for name in names}))
