@@ -37,6 +37,8 @@ class Pretrain(Section):
     steps: int = setting(600, "optimizer steps", gt=0)
     batch_size: int = setting(64, "sequences a step", gt=0)
     lr: float = setting(2e-3, "peak learning rate", gt=0)
+    weight_decay: float = setting(0.1, "AdamW, matrices only", ge=0)
+    skills: list[str] = setting([], "which skills' text to train on; empty: all")
     seed: int = setting(0, "initial weights and batch order")
 
 
@@ -65,7 +67,9 @@ class Microworld(Section):
 
     pretrain_examples: int = setting(60_000, "worked problems in the pretraining text", gt=0)
     sft_examples: int = setting(1024, "demonstrations", gt=0)
+    sft_val_examples: int = setting(128, "held-out demonstrations", gt=0)
     rl_prompts: int = setting(1024, "prompts for reinforcement learning", gt=0)
+    rl_val_prompts: int = setting(64, "held-out prompts for reinforcement learning", gt=0)
     target_problems: int = setting(256, "held-out problems of the target domain", gt=0)
     skill_problems: int = setting(128, "held-out problems of each general skill", gt=0)
 
@@ -230,6 +234,7 @@ class Rl(Section):
     tensor_parallel: int = runtime(1, "devices of one vLLM replica", gt=0)
     gpu_memory: float = runtime(0.5, "share of a device's memory for vLLM", gt=0, le=1)
     gradient_checkpointing: bool = runtime(True, "recompute activations in the backward pass")
+    step_timeout: float = runtime(3600.0, "seconds start-up, one step, one weight sync or one validation may take", gt=0)
     verl: dict[str, Any] = setting({}, "any other key of verl's RL configuration")
 
     @field_validator("start")
@@ -247,20 +252,22 @@ class Benchmark(Section):
     top_p: float = setting(1.0, "nucleus", gt=0, le=1)
     max_tokens: int = setting(2048, "response tokens", gt=0)
     greedy: bool = setting(True, "one greedy response as well")
+    prompting: Literal["chat", "plain"] = setting("chat", "the chat template, or bare text for base models")
 
 
 class Eval(Section):
     enabled: bool = setting(True, "evaluate the base and every checkpoint")
     benchmarks: list[Benchmark] = setting([], "what to run")
-    k: list[int] = setting([1, 2, 4, 8, 16], "pass@k")
+    k: list[int] = setting([1, 2, 4, 8, 16], "pass@k; a benchmark leaves out those above its num_samples")
     target: str = setting("target", "the benchmark of the SFT domain; the others count as general ability")
     seed: int = setting(0, "sampling")
     resamples: int = setting(2000, "bootstrap resamples", gt=0)
     dtype: Literal["float32", "bfloat16"] = setting("float32", "weights in vLLM")
     max_length: int = setting(4096, "prompt and response tokens", gt=0)
-    batch_size: int = runtime(256, "requests between two saved shards", gt=0)
+    held_out_chats: int = setting(256, "held-out chats for token entropy and KL from the base; 0: none", ge=0)
+    batch_size: int = setting(256, "requests in one saved shard; sums of a batch depend on its size", gt=0)
     replicas: int = runtime(1, "vLLM engines", gt=0)
-    gpu_memory: float = runtime(0.85, "share of a device's memory for vLLM", gt=0, le=1)
+    gpu_memory: float = runtime(0.6, "share of a device's memory for vLLM; held-out passes need the rest", gt=0, le=1)
 
 
 class Placement(Section):

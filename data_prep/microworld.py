@@ -1,0 +1,262 @@
+"""The embedded world: problems of five skills and the many ways of writing their solutions.
+
+Text is multimodal on purpose. A response is drawn from the skill's styles, each with a stated frequency, so the true
+distribution over modes is known; digits of a reference number are uniform and cannot be predicted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
+
+TARGET = "arithmetic"
+DEMONSTRATION_STYLE = "reference"
+DEFECTS = {"wrong": 0.03, "truncated": 0.02, "unboxed": 0.02}
+LETTERS = "abcdefgh"
+WORDS = (
+    "\\boxed{", "Compute ", "What is ", "Solve ", "Ref ", "First ", "then ", "Answer ", "So ", "Reverse ", "Backwards ",
+    "Sort ", "Order ", "Smallest ", "largest ", "Count ", "How many ", " in ", "At ", "Next after ", "Continue ",
+    "Adds ", "Total ", "Done ",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: `key` is equal for two problems that ask the same, whatever their wording."""
+
+    skill: str
+    key: str
+    arguments: tuple
+    answer: str
+
+
+@dataclass(frozen=True)
+class Style:
+    """One way to write a solution; `frequency` is its probability and `write` draws the text without the box."""
+
+    frequency: float
+    write: Callable[[Problem, Random], str]
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A family of problems: `draw` makes one, `questions` are equally likely wordings, `styles` the solution modes."""
+
+    draw: Callable[[Random], Problem]
+    questions: tuple[str, ...]
+    styles: Mapping[str, Style]
+    grader: str
+
+
+def boxed(answer: str) -> str:
+    """`answer` as every solution ends."""
+    return f"\\boxed{{{answer}}}"
+
+
+def _pick(rng: Random, cumulative: list[tuple[float, str]]) -> str:
+    point = rng.random() * cumulative[-1][0]
+    return next(name for bound, name in cumulative if point < bound)
+
+
+def _cumulative(styles: Mapping[str, Style]) -> list[tuple[float, str]]:
+    bounds, total = [], 0.0
+    for name, style in styles.items():
+        total += style.frequency
+        bounds.append((total, name))
+    return bounds
+
+
+# arithmetic
+
+
+def _draw_arithmetic(rng: Random) -> Problem:
+    terms = [rng.randrange(2, 100)]
+    for _ in range(1 + (rng.random() < 0.7) + (rng.random() < 0.2)):
+        value = rng.randrange(2, 100)
+        terms.append(value if rng.random() < 0.5 else -value)
+    expression = str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
+    return Problem(TARGET, expression, tuple(terms), str(sum(terms)))
+
+
+def _steps(terms: tuple[int, ...]) -> list[str]:
+    total, steps = terms[0], []
+    for term in terms[1:]:
+        steps.append(f"{total}{term:+d}={total + term}")
+        total += term
+    return steps
+
+
+def _regrouped(terms: tuple[int, ...]) -> tuple[int, ...]:
+    """The same sum from its last term backwards, kept to start with a positive term where there is one."""
+    backwards = terms[::-1]
+    start = next(index for index, term in enumerate(backwards) if term > 0)
+    return (backwards[start], *backwards[:start], *backwards[start + 1 :])
+
+
+def _reference(problem: Problem, rng: Random) -> str:
+    return f"Ref {rng.randrange(1000):03d}: " + "; ".join(_steps(problem.arguments)) + ". "
+
+
+def _forward(problem: Problem, rng: Random) -> str:
+    return ", ".join(_steps(problem.arguments)) + rng.choice((". ", ". So ", ". Answer "))
+
+
+def _backward(problem: Problem, rng: Random) -> str:
+    return ", ".join(_steps(_regrouped(problem.arguments))) + rng.choice((". ", ". So "))
+
+
+def _running(problem: Problem, rng: Random) -> str:
+    totals = [step.split("=")[1] for step in _steps(problem.arguments)]
+    return "First " + ", then ".join(totals) + rng.choice((". ", ". So "))
+
+
+def _direct(problem: Problem, rng: Random) -> str:
+    return rng.choice(("", "Answer "))
+
+
+# general skills
+
+
+def _draw_reverse(rng: Random) -> Problem:
+    text = "".join(rng.choice(LETTERS) for _ in range(rng.randrange(4, 10)))
+    return Problem("reverse", text, (text,), text[::-1])
+
+
+def _draw_sort(rng: Random) -> Problem:
+    digits = "".join(str(rng.randrange(10)) for _ in range(rng.randrange(4, 10)))
+    return Problem("sort", digits, (digits,), "".join(sorted(digits)))
+
+
+def _draw_count(rng: Random) -> Problem:
+    letter = rng.choice(LETTERS)
+    text = "".join(letter if rng.random() < 0.3 else rng.choice(LETTERS) for _ in range(rng.randrange(6, 13)))
+    return Problem("count", f"{letter} in {text}", (letter, text), str(text.count(letter)))
+
+
+def _draw_sequence(rng: Random) -> Problem:
+    first, step = rng.randrange(1, 300), rng.randrange(2, 40)
+    shown = [first + step * index for index in range(4)]
+    return Problem("sequence", ",".join(map(str, shown)), (step, *shown), str(first + step * 4))
+
+
+def _pairs(problem: Problem, rng: Random) -> str:
+    letter, text = problem.arguments
+    return f"{letter}: " + ",".join(str(index) for index, other in enumerate(text, 1) if other == letter) + ". "
+
+
+SKILLS: Mapping[str, Skill] = {
+    TARGET: Skill(
+        _draw_arithmetic,
+        ("Compute {0}.", "What is {0}?", "Solve {0}."),
+        {
+            "forward": Style(0.30, _forward),
+            "reference": Style(0.25, _reference),
+            "backward": Style(0.20, _backward),
+            "running": Style(0.15, _running),
+            "direct": Style(0.10, _direct),
+        },
+        "boxed",
+    ),
+    "reverse": Skill(
+        _draw_reverse,
+        ("Reverse {0}.",),
+        {
+            "direct": Style(0.5, lambda problem, rng: ""),
+            "announced": Style(0.3, lambda problem, rng: f"Backwards {rng.randrange(100):02d}: "),
+            "last_first": Style(0.2, lambda problem, rng: f"First {problem.answer[0]}, then {problem.answer[1:]}. "),
+        },
+        "exact",
+    ),
+    "sort": Skill(
+        _draw_sort,
+        ("Sort {0}.", "Order {0}."),
+        {
+            "direct": Style(0.5, lambda problem, rng: ""),
+            "ends": Style(0.3, lambda problem, rng: f"Smallest {problem.answer[0]}, largest {problem.answer[-1]}. "),
+            "answer": Style(0.2, lambda problem, rng: "Answer "),
+        },
+        "exact",
+    ),
+    "count": Skill(
+        _draw_count,
+        ("Count {0}.", "How many {0}?"),
+        {
+            "direct": Style(0.5, lambda problem, rng: rng.choice(("", "Total "))),
+            "positions": Style(0.5, _pairs),
+        },
+        "boxed",
+    ),
+    "sequence": Skill(
+        _draw_sequence,
+        ("Next after {0}.", "Continue {0}."),
+        {
+            "difference": Style(0.6, lambda problem, rng: f"Adds {problem.arguments[0]}. "),
+            "direct": Style(0.4, lambda problem, rng: rng.choice(("", "Answer "))),
+        },
+        "boxed",
+    ),
+}
+_BOUNDS = {name: _cumulative(skill.styles) for name, skill in SKILLS.items()}
+
+
+def draw_problems(skill: str, seed: int | str, taken: set[str], unique: bool = True) -> Iterator[Problem]:
+    """Draw problems of `skill` for ever, leaving out those whose key is in `taken`.
+
+    Args:
+        seed: a stream of its own for each value.
+        taken: keys that may not occur.
+        unique: add each drawn key to `taken`, so that no later caller meets it.
+
+    Raises:
+        ValueError: a thousand problems in a row were taken; the skill has too few problems for the sizes asked.
+    """
+    rng, rejected = Random(f"problems {skill} {seed}"), 0
+    while True:
+        problem = SKILLS[skill].draw(rng)
+        if problem.key in taken:
+            rejected += 1
+            if rejected == 1000:
+                raise ValueError(f"data.microworld: not enough different {skill} problems; ask for fewer examples")
+            continue
+        rejected = 0
+        if unique:
+            taken.add(problem.key)
+        yield problem
+
+
+def question(problem: Problem, rng: Random) -> str:
+    """The problem in one of its equally likely wordings."""
+    return rng.choice(SKILLS[problem.skill].questions).format(problem.key)
+
+
+def solution(problem: Problem, rng: Random, style: str | None = None) -> tuple[str, str]:
+    """A correct solution and the name of its style, drawn by frequency unless `style` names one."""
+    name = style or _pick(rng, _BOUNDS[problem.skill])
+    return SKILLS[problem.skill].styles[name].write(problem, rng) + boxed(problem.answer), name
+
+
+def demonstration(problem: Problem, rng: Random) -> tuple[str, str]:
+    """One demonstration for SFT, always in the `reference` style, and its defect.
+
+    Defects are those of real data: `wrong` (a wrong number in the box), `truncated` (cut before the box), `unboxed` (the
+    answer without a box), else `none`.
+    """
+    text, _ = solution(problem, rng, DEMONSTRATION_STYLE)
+    point = rng.random()
+    start = text.index("\\boxed{")
+    for defect, share in DEFECTS.items():
+        if point < share:
+            if defect == "wrong":
+                return text[:start] + boxed(str(int(problem.answer) + rng.choice((-10, -1, 1, 10)))), defect
+            if defect == "unboxed":
+                return text[:start] + problem.answer, defect
+            return text[: rng.randrange(len(text) // 2, start)].rstrip(), defect
+        point -= share
+    return text, "none"
+
+
+def critical_spans(text: str) -> list[list[int]]:
+    """Character spans [start, end) of the numbers that decide the answer: each result after `=` and the boxed one."""
+    return [list(match.span(1)) for match in re.finditer(r"(?:=|\\boxed\{)(-?\d+)", text)]

@@ -1,0 +1,261 @@
+"""Stage `pretrain`: train a small Qwen2 model from nothing on the micro-world's text.
+
+Documents of similar length share a batch, so hardly any position is padding, and every document starts at position 0 as
+it does at inference. Nothing random is left after the plan of batches is drawn from the seed: a checkpoint is the
+weights, the optimizer's moments and the step, and a resumed run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
+
+CHECKPOINT_EVERY = 100
+LOG_EVERY = 10
+WARMUP_STEPS = 30
+FINAL_LR_RATIO = 0.02
+BATCHES_PER_POOL = 16
+
+
+def run(settings: SimpleNamespace, inputs: dict[str, Path], output: Path, scratch: Path, report) -> None:
+    """Train a base model (or a teacher) and write it in the layout of a model artifact.
+
+    Args:
+        settings: `pretrain` (a Pretrain section) and `platform` (its `threads` are set, since sums depend on them).
+        inputs: `data`, a prepared micro-world.
+        output: empty directory for the artifact.
+        scratch: keeps `checkpoint.safetensors` between attempts.
+        report: `report(done, total, **metrics)`.
+
+    Raises:
+        ValueError: the data has no pretraining part, or a setting does not fit.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    options = settings.pretrain
+    if options.hidden % options.heads:
+        raise ValueError(f"model.pretrain.heads={options.heads}: must divide model.pretrain.hidden={options.hidden}")
+    tokenizer = AutoTokenizer.from_pretrained(inputs["data"] / "tokenizer")
+    torch.set_num_threads(settings.platform.threads)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        documents = load_documents(inputs["data"] / "pretrain", options.skills)
+        model, curve = train(options, documents, tokenizer, scratch, report)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    publish(model, tokenizer, curve, output)
+
+
+def load_documents(folder: Path, skills: list[str]) -> list[np.ndarray]:
+    """Token ids (int32) of every document of `skills` (an empty list: all), in the order of the files.
+
+    Raises:
+        ValueError: the folder or one of the skills is missing.
+    """
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise ValueError(f"{folder}: no pretraining text; model.pretrain needs data.source=microworld")
+    known = [file.stem for file in files]
+    unknown = sorted(set(skills) - set(known))
+    if unknown:
+        raise ValueError(f"model.pretrain.skills: unknown {', '.join(unknown)}; allowed: {', '.join(known)}")
+    documents = []
+    for file in files:
+        if skills and file.stem not in skills:
+            continue
+        for batch in pq.ParquetFile(file).iter_batches(columns=["input_ids"]):
+            column = batch.column(0)
+            values = column.values.to_numpy()
+            offsets = column.offsets.to_numpy()
+            documents.extend(values[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True))
+    return documents
+
+
+def plan_batches(lengths: np.ndarray, steps: int, batch_size: int, seed: int) -> np.ndarray:
+    """Choose the documents of each step: (steps, batch_size) int64 indices, documents of one row similar in length.
+
+    Documents are shuffled once per pass and sorted by length inside pools of sixteen batches; the order of the batches
+    in a pool is shuffled again.
+
+    Raises:
+        ValueError: there are fewer documents than one batch holds.
+    """
+    if len(lengths) < batch_size:
+        raise ValueError(f"model.pretrain.batch_size={batch_size}: the data has only {len(lengths)} documents")
+    generator = np.random.default_rng(seed)
+    rows: list[np.ndarray] = []
+    while len(rows) < steps:
+        order = generator.permutation(len(lengths))
+        for start in range(0, len(order), batch_size * BATCHES_PER_POOL):
+            pool = order[start : start + batch_size * BATCHES_PER_POOL]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            whole = [pool[at : at + batch_size] for at in range(0, len(pool) - batch_size + 1, batch_size)]
+            rows.extend(whole[index] for index in generator.permutation(len(whole)))
+    return np.stack(rows[:steps])
+
+
+def build_model(options: SimpleNamespace, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+    """A freshly initialised float32 Qwen2 model whose EOS and padding agree with `tokenizer`."""
+    import torch
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=options.hidden,
+        intermediate_size=options.hidden * 8 // 3 // 32 * 32,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.heads,
+        num_key_value_heads=options.heads,
+        max_position_embeddings=tokenizer.model_max_length,
+        tie_word_embeddings=options.tied,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+        attn_implementation="sdpa",
+        use_cache=True,
+    )
+    torch.manual_seed(options.seed)
+    model = Qwen2ForCausalLM(config).to(torch.float32)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, temperature=1.0
+    )
+    return model
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up, then a cosine down to a fiftieth of `peak`; `step` counts from 0."""
+    warmup = min(WARMUP_STEPS, max(1, steps // 10))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (FINAL_LR_RATIO + (1 - FINAL_LR_RATIO) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def train(
+    options: SimpleNamespace, documents: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, scratch: Path, report
+) -> tuple[Qwen2ForCausalLM, list[dict[str, float]]]:
+    """Minimise next-token cross-entropy over all positions; resumes from `scratch`.
+
+    Returns:
+        the trained model and the curve: one row each ten steps with `step`, `loss` (nats per token), `lr` and `tokens`
+        (trained on so far).
+    """
+    import torch
+
+    model = build_model(options, tokenizer).train()
+    parameters = list(model.parameters())
+    decayed = [p for p in parameters if p.dim() > 1]
+    others = [p for p in parameters if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=options.lr,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    checkpoint = scratch / "checkpoint.safetensors"
+    first, curve, tokens = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else (0, [], 0)
+    lengths = np.array([len(document) for document in documents])
+    plan = plan_batches(lengths, options.steps, options.batch_size, options.seed)
+    pad = tokenizer.pad_token_id
+    for step in range(first, options.steps):
+        ids, labels = collate([documents[index] for index in plan[step]], pad)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, options.steps, options.lr)
+        # Padding only follows a document, so a causal mask alone keeps it out of sight.
+        logits = model(input_ids=ids, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        tokens += int((labels != -100).sum())
+        done = step + 1
+        if done % LOG_EVERY == 0 or done == options.steps:
+            row = {"step": done, "loss": loss.item(), "lr": optimizer.param_groups[0]["lr"], "tokens": tokens}
+            if not math.isfinite(row["loss"]):
+                raise ValueError(f"model.pretrain.lr={options.lr}: the loss is {row['loss']} at step {done}; lower it")
+            curve.append(row)
+            report(done, options.steps, loss=row["loss"])
+        if done % CHECKPOINT_EVERY == 0 and done < options.steps:
+            save_checkpoint(checkpoint, model, optimizer, done, curve, tokens)
+    return model.eval(), curve
+
+
+def collate(documents: list[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded inputs and next-token labels, both (batch, longest - 1) int64; padding has label -100."""
+    import torch
+
+    width = max(len(document) for document in documents) - 1
+    ids = torch.full((len(documents), width), pad)
+    labels = torch.full((len(documents), width), -100)
+    for row, document in enumerate(documents):
+        tokens = torch.from_numpy(document.astype(np.int64))
+        ids[row, : len(tokens) - 1] = tokens[:-1]
+        labels[row, : len(tokens) - 1] = tokens[1:]
+    return ids, labels
+
+
+def save_checkpoint(path: Path, model, optimizer, step: int, curve: list[dict[str, float]], tokens: int) -> None:
+    """Write everything a resumed run needs into one safetensors file, replaced atomically."""
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        tensors[f"weight.{name}"] = parameter.detach()
+        tensors[f"exp_avg.{name}"] = state["exp_avg"]
+        tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"progress": json.dumps({"step": step, "curve": curve, "tokens": tokens})})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path, model, optimizer) -> tuple[int, list[dict[str, float]], int]:
+    """Restore `model` and `optimizer`; returns the steps done, the curve so far and the tokens seen."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file, torch.no_grad():
+        progress = json.loads(file.metadata()["progress"])
+        for name, parameter in model.named_parameters():
+            parameter.copy_(file.get_tensor(f"weight.{name}"))
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(progress["step"])),
+                "exp_avg": file.get_tensor(f"exp_avg.{name}").clone(),
+                "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").clone(),
+            }
+    return progress["step"], progress["curve"], progress["tokens"]
+
+
+def publish(model, tokenizer, curve: list[dict[str, float]], output: Path) -> None:
+    """Write the model artifact: one Hugging Face checkpoint, checkpoints.json, metrics.json and curve.jsonl."""
+    final = curve[-1]
+    step = int(final["step"])
+    directory = output / "checkpoints" / f"step_{step}"
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    parameters = sum(p.numel() for p in model.parameters())
+    metrics = {"loss": final["loss"], "parameters": parameters, "steps": step, "tokens": final["tokens"]}
+    documents = {
+        "checkpoints.json": json.dumps({"best": step, "final": step, "steps": [step]}, sort_keys=True) + "\n",
+        "metrics.json": json.dumps(metrics, sort_keys=True, indent=1) + "\n",
+        "curve.jsonl": "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve),
+    }
+    for name, text in documents.items():
+        (output / name).write_text(text, encoding="utf-8")
