@@ -12,16 +12,18 @@ CHAT_TEMPLATE = (
 
 
 def write_tiny_model(directory: Path, *, architecture: str, tied: bool, seed: int) -> Path:
-    """A random fp32 character model with tokenizer, as a Hugging Face directory. ``architecture``: qwen2 or qwen3."""
+    """A random fp32 byte model with tokenizer, as a Hugging Face directory. ``architecture``: qwen2 or qwen3."""
     import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+    # Byte-level BPE without merges: AutoTokenizer replaces the pre-tokenizer of every Qwen directory by Qwen's own,
+    # and verl requires that a newline is one token.
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    characters = [*special, "\n", *(chr(code) for code in range(32, 127))]
-    core = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token=special[0]))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
-    core.decoder = decoders.Fuse()
+    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=special[2],
@@ -84,5 +86,6 @@ def cpu_environment() -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",
         "HF_HUB_OFFLINE": "1",
     }

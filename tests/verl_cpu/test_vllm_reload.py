@@ -1,0 +1,93 @@
+"""One vLLM engine that reloads another checkpoint answers like an engine started from it."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from verl_cpu.vllm_reload import ReloadWorkerExtension, tensor_shapes
+
+GENERATE = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+def main():
+    first, second = sys.argv[1:]
+    sampling = SamplingParams(temperature=0, max_tokens=12, logprobs=1, ignore_eos=True)
+    prompts = ["1+1=", "What is 7?", "The answer is"]
+
+    def engine(path):
+        return LLM(path, dtype="float32", enforce_eager=True, max_model_len=64, max_num_seqs=4, seed=0,
+                   worker_extension_cls="verl_cpu.vllm_reload.ReloadWorkerExtension", num_gpu_blocks_override=16,
+                   distributed_executor_backend="uni")
+
+    def answers(llm):
+        outputs = [request.outputs[0] for request in llm.generate(prompts, sampling, use_tqdm=False)]
+        return [[[token, row[token].logprob] for token, row in zip(o.token_ids, o.logprobs)] for o in outputs]
+
+    llm = engine(first)
+    result = {"first": answers(llm)}
+    for name, path in (("reloaded", second), ("back", first)):
+        llm.collective_rpc("reload_weights_from_directory", args=(path,))
+        llm.reset_prefix_cache()
+        result[name] = answers(llm)
+    del llm
+    result["fresh"] = answers(engine(second))
+    print("RESULT " + json.dumps(result))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("architecture", "tied"), [("qwen2", True), ("qwen3", False)])
+def test_reloaded_engine_equals_fresh_engine(architecture, tied, tiny_model, cpu_environment, tmp_path):
+    first, second = (tiny_model(architecture, tied, seed) for seed in (0, 1))
+    program = tmp_path / "generate.py"
+    program.write_text(GENERATE)
+    finished = subprocess.run(
+        [sys.executable, program, first, second],
+        env=cpu_environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert finished.returncode == 0, finished.stdout[-6000:]
+    (line,) = (line for line in finished.stdout.splitlines() if line.startswith("RESULT "))
+    result = json.loads(line.removeprefix("RESULT "))
+    assert result["reloaded"] == result["fresh"]
+    assert result["back"] == result["first"]
+    assert result["first"] != result["fresh"]
+
+
+def _checkpoint(directory, **shapes):
+    directory.mkdir()
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, directory / "model.safetensors")
+    return directory
+
+
+def test_another_architecture_is_refused_before_anything_is_loaded(tmp_path):
+    loaded = _checkpoint(tmp_path / "loaded", weight=(2, 3), bias=(2,))
+    other = _checkpoint(tmp_path / "other", weight=(2, 4), bias=(2,))
+    worker = ReloadWorkerExtension()
+    worker.model_runner = SimpleNamespace(model_config=SimpleNamespace(model=str(loaded)))
+    worker.reload_weights = pytest.fail
+    with pytest.raises(ValueError, match=r"other: tensor 'weight' .* differs in name or shape"):
+        worker.reload_weights_from_directory(str(other))
+
+
+def test_tensor_shapes_reads_every_shard(tmp_path):
+    directory = _checkpoint(tmp_path / "model", weight=(2, 3))
+    save_file({"bias": torch.zeros(2)}, directory / "model-2.safetensors", metadata={"format": "pt"})
+    assert tensor_shapes(directory) == {"weight": (2, 3), "bias": (2,)}
+
+
+def test_directory_without_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no \*\.safetensors file"):
+        tensor_shapes(tmp_path)
