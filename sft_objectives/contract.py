@@ -11,8 +11,9 @@ One step of training, for the global batch of all micro-batches and all data-par
    `student` may be None when `needs.batch_student` is empty: then no forward pass is needed at all.
    Add "mask" (n,) and, if `needs.sequences`, "sequence" (n,): int64 ids that are unique over the *global* batch.
    Concatenate over this rank's micro-batches, then call `objective.batch_constants(token_scalars, reduce)` once.
-   `reduce(x)` takes a local (M,) tensor and returns the concatenation over every rank that holds different rows
-   (data parallel x sequence parallel), in rank order, the same on every rank; on one process it is the identity.
+   `reduce(x)` takes a local (M,) float or int64 tensor (M differs between ranks and may be 0) and returns the
+   concatenation over every rank that holds different rows (data parallel x sequence parallel), in rank order, the
+   same on every rank; on one process it is the identity.
    Every rank calls `reduce` equally often, also a rank without rows.
 3. `constants = batch_constants.merged(dataset_constants)`; for a micro-batch (or chunk) that holds rows `index` of
    the concatenation, `constants.rows(index)`.

@@ -57,7 +57,7 @@ def token_losses(
     if constants is None and objective.needs.dataset:
         supervised = torch.ones(n, dtype=torch.bool, device=logits.device) if mask is None else mask != 0
         constants = dataset_constants(objective, reference, supervised, sequence)
-    student = DenseStudent(logits if mask is None else logits[rows], labels)
+    student = DenseStudent(logits if len(rows) == n else logits[rows], labels)
     sequence = None if sequence is None else sequence[rows]
     constants = resolve_constants(objective, constants, student, references, columns, sequence, rows)
     losses = objective.loss(student, references, columns, constants)
@@ -86,7 +86,7 @@ def _rows_of(what: str, reference: Reference, rows: Tensor, n: int) -> Reference
         value = getattr(reference, name)
         _check_rows(f"{what} field {name!r}", value[0] if name == "live" else value, n)
     _check_rows(f"{what} field 'logits'", reference.logits, n)
-    return reference.rows(rows)
+    return reference if len(rows) == n else reference.rows(rows)
 
 
 def resolve_references(
@@ -113,7 +113,7 @@ def resolve_references(
             )
         width = objective.needs.support.get(source, 0)
         if not fields <= found.fields and "logits" in found.fields:
-            found = found.filled(labels, top_k=max(width, DEFAULT_TOP_K))
+            found = found.filled(labels, top_k=max(width, DEFAULT_TOP_K), fields=fields)
         if missing := sorted(fields - found.fields):
             remedy = (
                 "the full vocabulary needs a live reference (or logits); make the reference live, or choose a setting "

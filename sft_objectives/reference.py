@@ -12,7 +12,23 @@ WINDOW = 30
 """Number of most probable words over which N1 and N2 are computed (LP-SFT, C.1)."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+SCALARS_AND_SUPPORT = frozenset(
+    [
+        "support_ids",
+        "support_logprobs",
+        "label_logprob",
+        "label_mass",
+        "logsumexp",
+        "entropy",
+        "n1",
+        "n2",
+        "ceil_n1",
+        "ceil_n2",
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
 class Reference:
     """Fields of N positions; each may be None. Log-probabilities are natural and normalised over the vocabulary.
 
@@ -43,26 +59,8 @@ class Reference:
 
         Labels outside [0, V) (ignored positions) get the fields of label 0. float32, float64 for float64 logits.
         """
-        logits = logits.detach()
-        z = logits if logits.dtype == torch.float64 else logits.float()
-        vocab_size = z.shape[-1]
-        labels = labels.where((labels >= 0) & (labels < vocab_size), torch.zeros_like(labels))
-        log_q = z.log_softmax(-1)
-        support_logprobs, support_ids = log_q.topk(min(top_k, vocab_size), dim=-1)
-        n1, n2 = effective_support(z)
-        return Reference(
-            support_ids=support_ids,
-            support_logprobs=support_logprobs,
-            label_logprob=log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1),
-            label_mass=label_mass(z, labels),
-            logsumexp=z.logsumexp(-1),
-            entropy=torch.special.entr(log_q.exp()).sum(-1),
-            n1=n1,
-            n2=n2,
-            ceil_n1=n1.ceil().long(),
-            ceil_n2=n2.ceil().long(),
-            logits=logits,
-        )
+        computed = _computed(logits.detach(), labels, top_k, SCALARS_AND_SUPPORT)
+        return Reference(**computed, logits=logits.detach())
 
     @property
     def fields(self) -> frozenset[str]:
@@ -95,17 +93,11 @@ class Reference:
         """(m, V) log-probabilities of some rows over the whole vocabulary, in `dtype`."""
         return self.full_logits(rows).to(dtype).log_softmax(-1)
 
-    def filled(self, labels: Tensor, *, top_k: int) -> Reference:
-        """This reference with every absent field computed from `logits` or `live`; labels (N,)."""
-        logits = self.full_logits(slice(None))
-        computed = Reference.from_logits(logits, labels, top_k=top_k)
-        present = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        absent = {
-            name: getattr(computed, name)
-            for name, value in present.items()
-            if value is None and name not in ("logits", "live")
-        }
-        return dataclasses.replace(self, **absent)
+    @torch.no_grad()
+    def filled(self, labels: Tensor, *, top_k: int, fields: frozenset[str] = SCALARS_AND_SUPPORT) -> Reference:
+        """This reference with those of `fields` that are absent computed from `logits` or `live`; labels (N,)."""
+        absent = fields - self.fields
+        return dataclasses.replace(self, **_computed(self.full_logits(slice(None)), labels, top_k, absent))
 
     def get(self, field: str) -> Tensor:
         """The field, detached. Raises ValueError if it is absent."""
@@ -117,6 +109,28 @@ class Reference:
     def support(self, top_k: int | None) -> tuple[Tensor, Tensor]:
         """(N, K) ids and log-probabilities of the top_k most probable words; None: of all that are cached."""
         return self.get("support_ids")[:, :top_k], self.get("support_logprobs")[:, :top_k]
+
+
+def _computed(logits: Tensor, labels: Tensor, top_k: int, fields: frozenset[str]) -> dict[str, Tensor]:
+    z = logits if logits.dtype == torch.float64 else logits.float()
+    vocab_size = z.shape[-1]
+    labels = labels.where((labels >= 0) & (labels < vocab_size), torch.zeros_like(labels))
+    log_q = z.log_softmax(-1)
+    found: dict[str, Tensor] = {}
+    if fields & {"support_ids", "support_logprobs"}:
+        found["support_logprobs"], found["support_ids"] = log_q.topk(min(top_k, vocab_size), dim=-1)
+    if "label_logprob" in fields:
+        found["label_logprob"] = log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    if "label_mass" in fields:
+        found["label_mass"] = label_mass(z, labels)
+    if "logsumexp" in fields:
+        found["logsumexp"] = z.logsumexp(-1)
+    if "entropy" in fields:
+        found["entropy"] = torch.special.entr(log_q.exp()).sum(-1)
+    if fields & {"n1", "n2", "ceil_n1", "ceil_n2"}:
+        found["n1"], found["n2"] = effective_support(z)
+        found["ceil_n1"], found["ceil_n2"] = found["n1"].ceil().long(), found["n2"].ceil().long()
+    return found
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ Rules for a provider:
 - All statistics have the provider's dtype: float32, or float64 if the logits are float64. Reductions over the
   vocabulary run in that dtype, on logits from which the row maximum was subtracted.
 - `expected_log_p(weights)` and `statistic(of_chunk)` call their argument under no_grad with a `Chunk` of n or fewer
-  consecutive rows; together the chunks cover the rows once, in order. `log_p_outside` follows from these two, as
+  consecutive rows; together the chunks cover the rows, in order. A provider may call `weights` again for a chunk (it
+  is a pure function), say to form the gradient. `log_p_outside` follows from these two, as
   `Student` shows; a provider may compute it more cheaply.
 - Nothing is asked before `Objective.loss` runs, so a provider that evaluates lazily needs no declaration. One that
   wants to fuse its reductions reads `needs.student` (the names above) and `needs.top_k` beforehand.

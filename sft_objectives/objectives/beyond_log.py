@@ -41,7 +41,7 @@ class BeyondLog(Objective):
         if self.normalizer == "supervised":
             return BatchConstants()
         kept = self._kept(token_scalars["log_p_label"]) & token_scalars["mask"].bool()
-        return BatchConstants(tokens={"kept": kept}, normalizer=float(reduce(kept).sum()))
+        return BatchConstants(tokens={"kept": kept}, normalizer=float(reduce(kept.sum().unsqueeze(0)).sum()))
 
     def loss(self, student, references, columns, constants):
         log_p = student.log_p_label

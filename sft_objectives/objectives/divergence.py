@@ -9,6 +9,26 @@ from ..contract import FROZEN_SOURCES, Needs, Objective, setting
 from .weighted import MOMENTUM, needs_of
 
 
+def full_divergence(student, log_q, *, entropy: bool = True):
+    """(n,) sum_v q_v (log q_v - log p_v); without `entropy` -sum_v q_v log p_v.
+
+    log_q gives the (m, V) log-probabilities of a chunk, -inf for words that do not count. One pass over the vocabulary.
+    """
+    import torch
+
+    entropies = {}
+
+    def q(chunk):
+        log = log_q(chunk)
+        q = log.exp()
+        if entropy:
+            entropies[chunk.rows.start] = -(q * log.masked_fill(log.isneginf(), 0)).sum(-1)
+        return q
+
+    cross_entropy = -student.expected_log_p(q)
+    return cross_entropy - torch.cat(list(entropies.values())) if entropy else cross_entropy
+
+
 @dataclass(frozen=True, kw_only=True)
 class Anchored(Objective):
     """A label term plus weight * KL(q || p).
@@ -26,7 +46,7 @@ class Anchored(Objective):
     @property
     def needs(self) -> Needs:
         if self.estimator == "full":
-            student = Needs(student=frozenset({"log_p_label", "expected_log_p", "statistic"}))
+            student = Needs(student=frozenset({"log_p_label", "expected_log_p"}))
             return student | needs_of(self.source, self.momentum, frozenset({"full"}))
         student = Needs(student=frozenset({"log_p_label", "log_p", "log_p_outside"}))
         return student | needs_of(self.source, self.momentum, frozenset({"top_k"}), self.top_k or 1)
@@ -47,15 +67,7 @@ class Anchored(Objective):
         return self._full(student, q) if self.estimator == "full" else self._topk(student, q)
 
     def _full(self, student, reference):
-        def q(chunk):
-            return reference.log_probs(chunk.rows, chunk.logits.dtype).exp()
-
-        def negative_entropy(chunk):
-            import torch
-
-            return -torch.special.entr(q(chunk)).sum(-1)
-
-        return student.statistic(negative_entropy) - student.expected_log_p(q)
+        return full_divergence(student, lambda chunk: reference.log_probs(chunk.rows, chunk.logits.dtype))
 
     def _topk(self, student, reference):
         import torch

@@ -10,6 +10,9 @@ from ..contract import FROZEN_SOURCES, SOURCES, BatchConstants, Needs, setting
 from .batch import of_sequence, sequence_means
 from .weighted import MOMENTUM, Weighted, needs_of, statistics_of
 
+MAX_LOG_WEIGHT = 70.0
+"""A weighted loss of exp(70) still fits float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IwSft(Weighted):
@@ -17,7 +20,7 @@ class IwSft(Weighted):
 
     q is `source`, the auxiliary distribution is `numerator`; a trajectory's probability is the product over its
     supervised tokens. variant repo: w = min(exp(2 * mean_t(log p_y - log q_y)), 16); variant repo_token: per token
-    clamp(p_y / q_y, 0.2, 1.8); both as in the published code. log w is bounded where exp would overflow.
+    clamp(p_y / q_y, 0.2, 1.8); both as in the published code. log w is at most 70, since float32 ends near exp(88).
     """
 
     name: ClassVar[str] = "iw_sft"
@@ -46,7 +49,7 @@ class IwSft(Weighted):
         everywhere = reduce(sequence[mask])
         ids, log_w = sequence_means(reduce(token_scalars["log_ratio"][mask]), everywhere)
         if self.variant == "paper":
-            log_w = (log_w * everywhere.unique(return_counts=True)[1]).clamp(max=40.0)
+            log_w = (log_w * everywhere.unique(return_counts=True)[1]).clamp(max=MAX_LOG_WEIGHT)
         else:
             log_w = (2 * log_w).clamp(max=math.log(16))
         return BatchConstants(tokens={"weight": of_sequence(ids, log_w.exp(), sequence)})

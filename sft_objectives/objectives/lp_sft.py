@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..contract import FROZEN_SOURCES, Needs, Objective, setting
+from .divergence import full_divergence
 from .weighted import MOMENTUM, needs_of
 
 
@@ -36,7 +37,7 @@ class LpSft(Objective):
     def needs(self) -> Needs:
         if self.scope == "full":
             outside = {"log_p_outside"} if self.remove_label and self.normalize else set()
-            student = Needs(student=frozenset({"log_p_label", "expected_log_p", "statistic"} | outside))
+            student = Needs(student=frozenset({"log_p_label", "expected_log_p"} | outside))
             return student | needs_of(self.source, self.momentum, frozenset({"full"}))
         # |S'| = 1 adds the next word, which can have rank 3
         reference = needs_of(self.source, self.momentum, frozenset({"top_k"}), max(self.top_k, 3))
@@ -95,13 +96,10 @@ class LpSft(Objective):
             log_q = reference.log_probs(chunk.rows, chunk.logits.dtype)
             if self.remove_label:
                 log_q = log_q.scatter(-1, chunk.labels.unsqueeze(-1), -float("inf"))
-            return log_q.log_softmax(-1) if self.normalize and self.remove_label else log_q
+            return log_q.log_softmax(-1) if self.normalize else log_q
 
-        def negative_entropy(chunk):
-            log = log_q(chunk)
-            return (log.exp() * log.masked_fill(log.isneginf(), 0)).sum(-1)
-
-        divergence = -student.expected_log_p(lambda chunk: log_q(chunk).exp())
+        divergence = full_divergence(student, log_q, entropy=self.divergence == "kl")
         if self.normalize and self.remove_label:
+            # log of p renormalised without the label is log p_v - log(1 - p_y)
             divergence = divergence + student.log_p_outside(student.labels.unsqueeze(-1))
-        return divergence + student.statistic(negative_entropy) if self.divergence == "kl" else divergence
+        return divergence

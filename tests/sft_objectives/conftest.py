@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,14 +70,14 @@ def batch() -> Batch:
 
 
 def write_model(directory: Path, *, tied: bool = True, seed: int = 0) -> Path:
-    """A random fp32 Qwen2 character model with ChatML template, as a Hugging Face directory."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    """A random fp32 Llama character model with ChatML template, as a Hugging Face directory."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from data_prep.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(["\\boxed{"], max_length=256)
     torch.manual_seed(seed)
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
@@ -90,7 +91,7 @@ def write_model(directory: Path, *, tied: bool = True, seed: int = 0) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    Qwen2ForCausalLM(config).save_pretrained(directory)
+    LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
@@ -149,7 +150,25 @@ def sft_settings(**changes):
     return as_namespace(settings)
 
 
-@pytest.fixture
-def make_settings():
+@pytest.fixture(scope="session")
+def settings_of():
     """Factory of the SFT stage's settings, see `sft_settings`."""
     return sft_settings
+
+
+@pytest.fixture(scope="session")
+def write_tiny_model():
+    """`write_model(directory, tied=, seed=)`."""
+    return write_model
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """Gives a TCP port that was free a moment ago."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find

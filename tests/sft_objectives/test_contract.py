@@ -1,0 +1,141 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import sft_objectives
+from sft_objectives import BatchConstants, Needs, load
+
+
+def test_names_are_the_specified_ones():
+    specified = """
+        sft dft profit talr eaft idft prift_prob prift_mass token_selection critical_token iw_sft flow beyond_log
+        sed_sft psft label_smoothing kd kd_decomposed sft_kl sft_k3 asft gem lp_sft target_sft q_target
+    """
+    assert sft_objectives.names() == specified.split()
+    assert load("distill") == load("kd")
+
+
+def test_settings_and_needs_are_readable_without_torch():
+    code = (
+        "import sys, sft_objectives as s\n"
+        "[load.needs for load in map(s.load, s.names())]\n"
+        "assert not {'torch', 'numpy', 'verl', 'vllm', 'ray'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("eeft", {}, ["'eeft'", "eaft", "package.module:Class"]),
+        ("eaft", {"topk": 3}, ["no setting 'topk'", "top_k", "objective.topk"]),
+        ("eaft", {"top_k": 1}, ["top_k=1", "int >= 2", "objective.top_k"]),
+        ("eaft", {"top_k": 2.5}, ["top_k=2.5"]),
+        ("eaft", {"top_k": True}, ["top_k=True"]),
+        ("eaft", {"source": "basis"}, ["source='basis'", "online, base, teacher, checkpoint, ema"]),
+        ("kd", {"source": "online"}, ["source='online'", "base, teacher, checkpoint, ema"]),
+        ("kd", {"weight": 1.1}, ["weight=1.1", "float >= 0 and <= 1"]),
+        ("talr", {"temperature": 0}, ["temperature=0", "null", "> 0"]),
+        ("target_sft", {"residual_weight": "adaptiv"}, ["residual_weight='adaptiv'", "adaptive, float >= 0"]),
+        ("target_sft", {"exponent": 2.0}, ["exponent=2.0", "residual_form=product"]),
+        ("beyond_log", {"normalizer": "kept"}, ["objective.threshold"]),
+        ("q_target", {"rule": "lp_sft"}, ["token weight"]),
+        ("q_target", {"residual_settings": {"eta": 1}}, ["eta", "exponent"]),
+        ("q_target", {"rule": "iw_sft"}, ["adaptive", "exceed 1"]),
+        ("q_target", {"rule_settings": "dft"}, ["rule_settings", "mapping"]),
+    ],
+)
+def test_wrong_settings_are_one_line_errors(name, settings, words):
+    with pytest.raises(ValueError) as error:
+        load(name, **settings)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_integers_stand_for_floats():
+    assert load("lp_sft", weight=1) == load("lp_sft")
+
+
+@pytest.mark.parametrize("name", ["dft", "profit", "talr", "eaft", "idft", "prift_mass", "token_selection", "iw_sft"])
+@pytest.mark.parametrize("source", ["base", "teacher", "checkpoint", "ema"])
+def test_a_weight_rule_takes_any_source(name, source):
+    needs = load(name, source=source).needs
+    assert set(needs.references) == {source}
+    assert (needs.state, needs.momentum) == (("ema", 0.999) if source == "ema" else ("none", None))
+
+
+def test_needs_follow_the_settings():
+    assert load("prift_prob").needs == load("dft", source="base").needs
+    assert load("eaft").needs.top_k == 20
+    assert load("eaft", source="base").needs.support == {"base": 20}
+    assert load("lp_sft", top_k=1).needs.support == {"base": 3}
+    assert load("lp_sft", schedule="fixed").needs.references == {"base": {"support_ids", "support_logprobs"}}
+    assert load("lp_sft", scope="full").needs.references == {"base": {"logits"}}
+    assert load("talr").needs.batch and load("talr").needs.sequences
+    assert not load("talr", temperature=1.0).needs.batch
+    assert not load("talr", source="base").needs.batch_student
+    assert load("flow").needs.dataset and not load("flow").needs.batch_student
+    assert not load("sed_sft", threshold=0.9).needs.dataset
+    assert load("psft").needs.state == "old_policy" and set(load("psft", inner_updates=0).needs.references) == {"base"}
+    two = load("q_target", rule="eaft", rule_settings={"source": "base"}).needs
+    assert set(two.references) == {"base", "teacher"} and two.support == {"base": 20, "teacher": 1}
+
+
+def test_two_states_cannot_be_kept():
+    with pytest.raises(ValueError, match="two states"):
+        _ = Needs(state="ema", momentum=0.9) | Needs(state="ema", momentum=0.99)
+
+
+def test_constants_are_sliced_merged_and_named():
+    constants = BatchConstants(values={"a": 1.0}, tokens={"t": torch.arange(4)}, normalizer=3.0)
+    rows = constants.rows(slice(1, 3)).merged({"a": 5.0, "b": 2.0})
+    assert (
+        rows.value("a") == 1.0
+        and rows.value("b") == 2.0
+        and rows.token("t").tolist() == [1, 2]
+        and rows.normalizer == 3.0
+    )
+    with pytest.raises(ValueError, match="threshold"):
+        rows.value("threshold")
+    with pytest.raises(ValueError, match="selected"):
+        rows.token("selected")
+
+
+EXTERNAL = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from sft_objectives import Needs, Objective
+from sft_objectives.contract import setting
+
+@dataclass(frozen=True, kw_only=True)
+class Focal(Objective):
+    """-(1 - p_y)^exponent log p_y."""
+
+    name: ClassVar[str] = "focal"
+    exponent: float = setting(2.0, low=0.0)
+
+    def loss(self, student, references, columns, constants):
+        p = student.log_p_label.detach().exp()
+        return -((1 - p) ** self.exponent) * student.log_p_label
+
+class NotOne: ...
+'''
+
+
+def test_an_objective_of_ones_own_by_path(tmp_path, monkeypatch, batch):
+    (tmp_path / "my_objectives.py").write_text(EXTERNAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.testing.assert_close(batch.losses(load("my_objectives:Focal", exponent=0)), batch.losses(load("sft")))
+    assert load("my_objectives.Focal").needs == Needs()
+    for path, settings, word in [
+        ("my_objectives:Fokal", {}, "Fokal"),
+        ("no_such_module:Focal", {}, "no_such_module"),
+        ("my_objectives:NotOne", {}, "not a dataclass"),
+        ("my_objectives:Focal", {"exponent": -1}, "exponent=-1"),
+        ("my_objectives:Focal", {"power": 1}, "no setting 'power'"),
+    ]:
+        with pytest.raises(ValueError, match=word) as error:
+            load(path, **settings)
+        assert "\n" not in str(error.value)
