@@ -1,0 +1,165 @@
+"""The gate between SFT and RL: is this model complete, does it stop where RL stops, can it reach a reward at all?"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def check_model(path: pathlib.Path, settings: SimpleNamespace) -> None:
+    """Raise ValueError, naming file and remedy, unless `path` is a complete Hugging Face model whose weights, EOS, PAD
+    and chat template RL and vLLM will read alike."""
+    for name in ("config.json", "tokenizer_config.json"):
+        if not (path / name).is_file():
+            raise ValueError(f"{path / name}: missing; RL starts from a complete Hugging Face directory")
+    check_weights(path)
+    config = json.loads((path / "config.json").read_text())
+    if "dtype" not in config and "torch_dtype" not in config:
+        raise ValueError(f"{path / 'config.json'}: has no dtype; save the model with its weights' dtype")
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=settings.model.trust_remote_code)
+    if not tokenizer.chat_template:
+        raise ValueError(f"{path}: the tokenizer has no chat template; set model.chat_template for SFT")
+    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+        raise ValueError(f"{path}: the tokenizer must name an EOS and a PAD token")
+    stops = _stop_tokens(path, config)
+    if tokenizer.eos_token_id not in stops:
+        raise ValueError(
+            f"{path}: the tokenizer ends with {tokenizer.eos_token_id} ({tokenizer.eos_token}), generation_config.json "
+            f"and config.json with {sorted(stops)}: vLLM and RL would stop at different tokens"
+        )
+    rows = config["vocab_size"]
+    if len(tokenizer) > rows:
+        raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows")
+
+
+def check_weights(path: pathlib.Path) -> None:
+    """Raise ValueError unless every weight file that the index names exists, opens and holds what its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    elif (path / "model.safetensors").is_file():
+        files = ["model.safetensors"]
+    else:
+        raise ValueError(f"{path}: has neither of {', '.join(WEIGHTS)}")
+    for name in files:
+        try:
+            with safe_open(path / name, framework="pt") as weights:
+                if not list(weights.keys()):
+                    raise ValueError(f"{path / name}: holds no weights")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path / name}: cannot be read ({error}); the SFT artifact is incomplete") from error
+
+
+def _stop_tokens(path: pathlib.Path, config: Mapping[str, Any]) -> set[int]:
+    generation = path / "generation_config.json"
+    source = json.loads(generation.read_text()) if generation.is_file() else config
+    value = source.get("eos_token_id", config.get("eos_token_id"))
+    return {value} if isinstance(value, int) else set(value or ())
+
+
+def check_prompts(
+    inputs: Mapping[str, pathlib.Path], settings: SimpleNamespace, scratch: pathlib.Path
+) -> pathlib.Path:
+    """A directory with rl_train.parquet and rl_val.parquet whose prompts fit `rl.max_prompt_length`.
+
+    Too long prompts are dropped and counted in scratch/prompts.json. Raises ValueError naming file and row for rows
+    without verl's columns, and where fewer prompts are left than one step takes.
+    """
+    import pyarrow.compute
+    import pyarrow.parquet as pq
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(inputs["model"], trust_remote_code=settings.model.trust_remote_code)
+    target = scratch / "prompts"
+    target.mkdir(exist_ok=True)
+    counts: dict[str, int] = {"dropped": 0}
+    for name in ("rl_train", "rl_val"):
+        source = inputs["data"] / f"{name}.parquet"
+        if not source.is_file():
+            raise ValueError(f"{source}: missing; `prepare` writes it")
+        table = pq.read_table(source)
+        absent = {"data_source", "prompt", "reward_model", "extra_info"} - set(table.column_names)
+        if absent:
+            raise ValueError(f"{source}: has no column {', '.join(sorted(absent))}")
+        kept = []
+        for number, row in enumerate(table.select(["prompt", "reward_model"]).to_pylist()):
+            answer = (row["reward_model"] or {}).get("ground_truth")
+            if not row["prompt"] or answer is None or str(answer) == "":
+                raise ValueError(f"{source}: row {number} has no prompt or no reward_model.ground_truth")
+            ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+            kept.append(len(ids) <= settings.rl.max_prompt_length)
+        counts[name] = sum(kept)
+        counts["dropped"] += len(kept) - counts[name]
+        pq.write_table(table.filter(pyarrow.array(kept)), target / f"{name}.parquet")
+    if counts["rl_train"] < settings.rl.prompts:
+        raise ValueError(
+            f"rl.prompts: a step takes {settings.rl.prompts} prompts, {inputs['data'] / 'rl_train.parquet'} has "
+            f"{counts['rl_train']} of at most rl.max_prompt_length={settings.rl.max_prompt_length} tokens"
+        )
+    if not counts["rl_val"]:
+        raise ValueError(f"{inputs['data'] / 'rl_val.parquet'}: has no prompt that fits rl.max_prompt_length")
+    (scratch / "prompts.json").write_text(json.dumps(counts, sort_keys=True) + "\n")
+    return target
+
+
+def finish_export(source: pathlib.Path, model: pathlib.Path, target: pathlib.Path) -> None:
+    """Make a published checkpoint of verl's Hugging Face export `source`: merged, with the tokenizer, chat template and
+    generation settings of `model` (the policy RL started from), the dtype that its weights have; then reload it and run
+    one forward pass. Raises RuntimeError if that fails."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    adapter = source / "lora_adapter"
+    if adapter.is_dir():
+        from peft import PeftModel
+
+        base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+        PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().save_pretrained(target)
+    else:
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("lora_adapter"))
+    for path in model.iterdir():
+        if path.is_file() and path.name != "config.json" and not path.name.startswith(("model", "pytorch_model")):
+            shutil.copy(path, target / path.name)
+    config = json.loads((model / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = weights_dtype(target)
+    (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    check_weights(target)
+    loaded = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
+    tokenizer: Any = AutoTokenizer.from_pretrained(target)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1"}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )["input_ids"]
+    with torch.no_grad():
+        finite = bool(torch.isfinite(loaded(ids).logits).all())
+    if not finite:
+        raise RuntimeError(f"{source}: the exported model's logits are not finite")
+
+
+def weights_dtype(path: pathlib.Path) -> str:
+    """The dtype of most parameters in the safetensors files of `path`, as config.json spells it."""
+    from collections import Counter
+
+    from safetensors import safe_open
+
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    count: Counter[str] = Counter()
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 - not a mapping
+                part = weights.get_slice(key)
+                size = 1
+                for length in part.get_shape():
+                    size *= length
+                count[names[part.get_dtype()]] += size
+    return count.most_common(1)[0][0]

@@ -1,0 +1,267 @@
+"""verl's V1 trainer with our measurements around it: no step of its algorithm is changed."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import transfer_queue as tq
+from verl.trainer.ppo.v1 import get_trainer_cls
+
+# Rollout and trainer compute the same fp32 network; a larger difference of a token's probability means stale weights.
+MAX_PROBABILITY_DIFFERENCE = 1e-5
+# Above this share of failed rewards in one step the reward is broken, and training on its zeros would unteach.
+MAX_FAILED_REWARDS = 0.5
+
+# verl's names -> ours, in curve.jsonl.
+METRICS = {
+    "critic/rewards/mean": "reward",
+    "critic/score/mean": "score",
+    "response_length/mean": "response_length",
+    "response_length/clip_ratio": "response_clipped",
+    "actor/entropy": "entropy",
+    "actor/pg_loss": "policy_loss",
+    "actor/pg_clipfrac": "clip_fraction",
+    "actor/pg_clipfrac_lower": "clip_fraction_lower",
+    "actor/ppo_kl": "update_kl",
+    "actor/kl_loss": "kl",
+    "actor/grad_norm": "grad_norm",
+    "actor/lr": "lr",
+    "training/rollout_probs_diff_max": "probability_difference_max",
+    "training/rollout_probs_diff_mean": "probability_difference_mean",
+    "training/rollout_actor_probs_pearson_corr": "probability_pearson",
+    "training/filter_groups/evicted_samples": "groups_dropped",
+}
+
+
+class Curve:
+    """curve.jsonl: one row per logged step, {"step": n, "<metric>": float}; survives a kill and goes on from a step."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.rows: dict[int, dict[str, float]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # the line that a kill cut short
+                self.rows[row["step"]] = row
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows of steps that were not checkpointed and will be run again."""
+        self.rows = {number: row for number, row in self.rows.items() if number <= step}
+        self._write()
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Merge finite values into the row of `step`."""
+        row = self.rows.setdefault(step, {"step": step})
+        row.update({name: float(value) for name, value in metrics.items() if math.isfinite(value)})
+        self._write()
+
+    def _write(self) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(self.rows[step]) + "\n" for step in sorted(self.rows)))
+        temporary.replace(self.path)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[Callable[[str], None]]:
+    """Gives a function that names the phase that begins and restarts its clock; a phase that takes longer than
+    `seconds` raises TimeoutError in the main thread, out of whatever it waits for."""
+    phase = "start-up"
+
+    def expire(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"rl.step_timeout: {phase} took longer than {seconds:g} s")
+
+    def begin(name: str) -> None:
+        nonlocal phase
+        phase = name
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    begin(phase)
+    try:
+        yield begin
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def make_trainer(
+    config: Any,
+    settings: SimpleNamespace,
+    curve: Curve,
+    exports: Exports,
+    report: Callable[..., None],
+    begin_phase: Callable[[str], None],
+) -> Any:
+    """An instance of verl's trainer for `rl.mode`, reporting to `curve`, `exports` and `report`."""
+    base: type = get_trainer_cls(settings.rl.mode)
+    return type("Trainer", (_Measured, base), {})(config, settings, curve, exports, report, begin_phase)
+
+
+class _Measured:
+    """Mixed in before verl's trainer class."""
+
+    def __init__(
+        self,
+        config: Any,
+        settings: SimpleNamespace,
+        curve: Curve,
+        exports: Exports,
+        report: Callable[..., None],
+        begin_phase: Callable[[str], None],
+    ):
+        super().__init__(config)  # type: ignore[call-arg]
+        self.settings, self.curve, self.exports = settings, curve, exports
+        self.report, self.begin_phase = report, begin_phase
+        rl = settings.rl
+        # With nucleus sampling vLLM reports renormalised probabilities; an async rollout used older weights.
+        self.exact_rollouts = (
+            settings.platform.name == "cpu"
+            and settings.model.dtype == "float32"
+            and rl.mode == "sync"
+            and rl.top_p == 1.0
+        )
+        self.step_began = time.monotonic()
+        self.saved_step = -1
+
+    def on_step_begin(self) -> None:
+        self.begin_phase(f"step {self.global_steps}")
+        self.step_began = time.monotonic()
+        super().on_step_begin()  # type: ignore[misc]
+
+    def on_step_end(self) -> None:
+        self.begin_phase(f"weight sync after step {self.global_steps}")
+        super().on_step_end()  # type: ignore[misc]
+        if self.global_steps in self.settings.rl.publish_steps:
+            self._checkpoint_now()
+
+    def on_validate_begin(self) -> None:
+        self.begin_phase(f"validation at step {self.global_steps}")
+        super().on_validate_begin()  # type: ignore[misc]
+
+    def _compute_old_log_prob(self, batch: Any, metrics: dict) -> Any:
+        batch = super()._compute_old_log_prob(batch, metrics)  # type: ignore[misc]
+        difference = metrics.get("training/rollout_probs_diff_max")
+        if self.exact_rollouts and not (difference is not None and difference < MAX_PROBABILITY_DIFFERENCE):
+            raise RuntimeError(
+                f"weight sync: at step {self.global_steps} token probabilities of vLLM and of the trainer differ by "
+                f"{difference} (limit {MAX_PROBABILITY_DIFFERENCE}): vLLM does not serve the trained weights"
+            )
+        return batch
+
+    def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)  # type: ignore[misc]
+        row = {ours: float(metrics[theirs]) for theirs, ours in METRICS.items() if theirs in metrics}
+        row |= self._reward_metrics(batch)
+        self.curve.add(global_steps, row)
+        self.exports.timing(step=global_steps, seconds=time.monotonic() - self.step_began, **_seconds(timing_raw))
+        shown = {name: row[name] for name in ("reward", "pass_rate", "response_length", "entropy") if name in row}
+        self.report(global_steps, self.settings.rl.steps, **shown)
+        failed = row.get("rewards_failed", 0.0)
+        if failed > MAX_FAILED_REWARDS:
+            raise RuntimeError(
+                f"rl.reward.name: {self.settings.rl.reward.name} failed on {failed:.0%} of the responses of step "
+                f"{global_steps} (raised, timed out or crashed); its first failures are in the log"
+            )
+
+    def _reward_metrics(self, batch: Any) -> dict[str, float]:
+        """Means over the step's responses of what our reward function says beside the score."""
+        keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        if not keys:
+            return {}
+        fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+        infos = [getattr(field, "data", field)["reward_extra_info"] for field in fields["extra_fields"]]
+        names = {"acc": "pass_rate", "no_answer": "no_answer", "failed": "rewards_failed", "overlong": "overlong"}
+        return {
+            ours: sum(float(info[theirs]) for info in infos) / len(infos)
+            for theirs, ours in names.items()
+            if theirs in infos[0]
+        }
+
+    def _validate(self) -> dict[str, float]:
+        values = super()._validate()  # type: ignore[misc]
+        rates = [float(v) for name, v in values.items() if name.startswith("val-core/") and "/acc/mean@" in name]
+        lengths = {"validation_pass_rate": sum(rates) / len(rates)} if rates else {}
+        self.curve.add(self.global_steps, lengths)
+        if rates and self.global_steps > 0 and self.exports.is_best(self.global_steps, lengths["validation_pass_rate"]):
+            self._checkpoint_now()
+        return values
+
+    def _checkpoint_now(self) -> None:
+        if self.saved_step != self.global_steps:
+            self._save_checkpoint()
+
+    def _save_checkpoint(self) -> None:
+        self.begin_phase(f"checkpoint at step {self.global_steps}")
+        super()._save_checkpoint()  # type: ignore[misc]
+        self.saved_step = self.global_steps
+        self.exports.keep(self.global_steps)
+
+
+def _seconds(timing: Mapping[str, float]) -> dict[str, float]:
+    return {f"{name}_seconds": round(float(value), 4) for name, value in timing.items() if name != "step"}
+
+
+class Exports:
+    """Published checkpoints: Hugging Face directories copied out of verl's checkpoints, which are rotated."""
+
+    def __init__(self, scratch: pathlib.Path, settings: SimpleNamespace, curve: Curve):
+        self.checkpoints, self.directory = scratch / "checkpoints", scratch / "published"
+        self.timings = scratch / "timings.jsonl"
+        self.settings, self.curve = settings, curve
+        self.directory.mkdir(exist_ok=True)
+
+    def timing(self, **values: float) -> None:
+        """Append a row of wall times (never part of the payload)."""
+        with self.timings.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def validated(self) -> dict[int, float]:
+        """Validation pass rate by step, without the policy RL started from."""
+        return {
+            step: row["validation_pass_rate"]
+            for step, row in self.curve.rows.items()
+            if step > 0 and "validation_pass_rate" in row
+        }
+
+    def best_step(self) -> int:
+        """The step with the best validation; the earliest of equals; the final one where none was validated."""
+        rates = self.validated()
+        return min(rates, key=lambda step: (-rates[step], step)) if rates else self.settings.rl.steps
+
+    def is_best(self, step: int, rate: float) -> bool:
+        return all(rate > other for number, other in self.validated().items() if number < step)
+
+    def wanted(self) -> set[int]:
+        """Steps to publish, as far as is known now."""
+        return {self.settings.rl.steps, self.best_step(), *self.settings.rl.publish_steps}
+
+    def path(self, step: int) -> pathlib.Path:
+        return self.directory / f"step_{step}"
+
+    def keep(self, step: int) -> None:
+        """Copy the Hugging Face directory of verl's checkpoint of `step` if it is wanted; drop what no longer is."""
+        wanted = self.wanted()
+        for old in self.directory.glob("step_*"):
+            if int(old.name.removeprefix("step_")) not in wanted:
+                shutil.rmtree(old)
+        source = self.checkpoints / f"global_step_{step}" / "actor"
+        if step not in wanted or self.path(step).exists() or not source.exists():
+            return
+        temporary = self.directory / f".step_{step}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source / "huggingface", temporary)
+        if (source / "lora_adapter").exists():
+            shutil.copytree(source / "lora_adapter", temporary / "lora_adapter")
+        temporary.replace(self.path(step))
