@@ -1,7 +1,7 @@
 """Stage `cache`: forwards a frozen model once over the training chats and writes the reference cache.
 
-The chats are tokenised once; shards of whole chats are then computed independently, in this process or by Ray workers, so
-a killed run repeats at most the shards that were in progress. Nothing in the bytes depends on the number of workers.
+The chats are tokenised once; shards of whole chats are then computed independently, in this process or by Ray workers,
+so a killed run repeats at most the shards that were in progress. Nothing in the bytes depends on the number of workers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from data_prep import reference_cache
 from data_prep.chat_dataset import ChatDataset, dataset_config, tokenizer_digest
-from data_prep.reference_cache import SAMPLE_FILE, TOKEN_FIELDS, Layout
+from data_prep.reference_cache import SAMPLE_FILE, SUPERVISED, TOKEN_FIELDS, Layout
 
 STAGE_VERSION = 1
 WINDOW = 30  # most probable ids over which N1 and N2 are computed (LP-SFT C.1)
@@ -90,8 +90,8 @@ def statistics(logits: Tensor, labels: Tensor, top_k: int) -> dict[str, Tensor]:
     and exactly 1 for a label that no id exceeds.
 
     Returns:
-        support_ids (n, top_k) int64, support_logprobs (n, top_k), and (n,) label_logprob, label_mass, logsumexp, entropy
-        float32, n1, n2 float64, ceil_n1, ceil_n2 int64.
+        support_ids (n, top_k) int64, support_logprobs (n, top_k) float32, and (n,) tensors: label_logprob, label_mass,
+        logsumexp, entropy float32, n1, n2 float64, ceil_n1, ceil_n2 int64.
     """
     width = logits.shape[-1]
     top, ids = block_topk(logits, min(max(top_k, WINDOW), width))
@@ -248,8 +248,8 @@ class Producer(Protocol):
 class ForwardProducer:
     """A forward pass of a Hugging Face model.
 
-    Chats of similar length share a batch, padded on the right: under a causal mask padding cannot reach a real token, so
-    no attention mask is needed and the fast kernels apply. Only stored positions go through the output head.
+    Chats of similar length share a batch, padded on the right: under a causal mask padding cannot reach a real token,
+    so no attention mask is needed and the fast kernels apply. Only stored positions go through the output head.
 
     Args:
         directory: Hugging Face directory.
@@ -287,7 +287,7 @@ class ForwardProducer:
         ours = self.head(self.hidden(ids)).float()
         theirs = self.model(input_ids=ids, use_cache=False).logits.float()
         if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
-            raise ValueError(f"{directory}: the model scales or caps its logits after the head, which the cache does not support")
+            raise ValueError(f"{directory}: the model scales or caps its logits after the head; not supported")
 
     def hidden(self, ids: Tensor) -> Tensor:
         """(B, L, D) last hidden states of (B, L) ids."""
@@ -327,6 +327,8 @@ def fill_shard(
     arrays["offsets"][1:] = np.cumsum(counts)
     for index, (ids, _) in enumerate(chats):
         arrays["label_checksum"][index] = reference_cache.label_checksum(ids[positions[index]])
+    if SUPERVISED in layout.fields:
+        arrays[SUPERVISED][:] = np.concatenate([mask[kept] for (_, mask), kept in zip(chats, positions, strict=True)])
     for batch, found in producer.rows([ids for ids, _ in chats], positions, layout.top_k, heartbeat):
         if not found:
             continue
@@ -336,7 +338,7 @@ def fill_shard(
             found["support_ids"], found["support_logprobs"], encoding=layout.encoding, id_bits=layout.id_bits
         )
         arrays["words"][target] = words.cpu().numpy()
-        for name in layout.fields:
+        for name in set(layout.fields) & set(TOKEN_FIELDS):
             arrays[name][target] = found[name].cpu().numpy()
         losses = -found["label_logprob"].double().cpu().numpy()
         ends = np.cumsum([end - start for start, end in spans])
@@ -357,7 +359,9 @@ def tokenizer_of(directory: Path | str, model: SimpleNamespace, revision: str | 
     return tokenizer
 
 
-def common_ids(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, used: Iterable[int]) -> np.ndarray | None:
+def common_ids(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, used: Iterable[int]
+) -> np.ndarray | None:
     """Ids that mean the same token to both, (V,) bool over the student's ids; None if the tokenizers are equal.
 
     Raises:
@@ -399,7 +403,9 @@ def make_producer(settings: SimpleNamespace, directory: Path, allowed: np.ndarra
 class _Worker:
     """One model replica; a Ray actor when there are several."""
 
-    def __init__(self, settings: SimpleNamespace, model: Path, scratch: Path, layout: Layout, allowed: np.ndarray | None):
+    def __init__(
+        self, settings: SimpleNamespace, model: Path, scratch: Path, layout: Layout, allowed: np.ndarray | None
+    ):
         torch.set_num_threads(settings.platform.threads)
         self.producer = make_producer(settings, model, allowed)
         self.tokens, self.scratch, self.layout = Tokens.open(scratch), scratch, layout
@@ -459,7 +465,7 @@ def _run(settings, inputs, output, scratch, report) -> None:
         "attention": settings.model.attention,
         "stage_version": STAGE_VERSION,
     }
-    _forget_other(scratch, {**identity, "layout": repr(layout), "jobs": [len(job.chats) for job in jobs]})
+    reference_cache.keep_matching(scratch, identity, layout, [len(job.chats) for job in jobs])
     records = {job.file: reference_cache.finished_shard(scratch, job.file) for job in jobs}
     missing = [job for job in jobs if records[job.file] is None]
     total, kept = (sum(job.size(tokens) for job in some) for some in (jobs, [job for job in jobs if records[job.file]]))
@@ -484,15 +490,6 @@ def _layout(settings: SimpleNamespace, model: Path) -> Layout:
 def _vocab_size(model: Path) -> int:
     config = json.loads((model / "config.json").read_text())
     return (config.get("text_config") or config)["vocab_size"]
-
-
-def _forget_other(scratch: Path, identity: dict[str, Any]) -> None:
-    """Drop shards in `scratch` that belong to other inputs."""
-    path, text = scratch / "identity.json", json.dumps(identity, sort_keys=True)
-    if not path.exists() or path.read_text() != text:
-        for stale in [*scratch.glob("shard_*"), *scratch.glob(f"{SAMPLE_FILE}*")]:
-            stale.unlink()
-        path.write_text(text)
 
 
 def _compute(

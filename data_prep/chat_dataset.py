@@ -20,12 +20,13 @@ from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from data_prep.reference_cache import SUPPORT_FIELDS, ReferenceCache, label_checksum
 
 MASK_POLICY = "assistant"  # every token of an assistant turn after its generation prompt; never token 0
-TRUNCATION = {"error": "error", "drop": "error", "truncate_left": "left", "truncate_right": "right"}  # of data.on_long_row
+# data.on_long_row -> verl's data.truncation
+TRUNCATION = {"error": "error", "drop": "error", "truncate_left": "left", "truncate_right": "right"}
 EMITTED_DTYPES = {"ceil_n1": np.int32, "ceil_n2": np.int32}  # other scalars are float32
 
 
 def dataset_config(data: Any) -> dict[str, Any]:
-    """verl's `data.*` entries that decide tokens and masks, from the recipe's `data` section; add `references` to these."""
+    """verl's `data.*` entries that decide tokens and masks, from the recipe's `data` section."""
     return {"pad_mode": "no_padding", "max_length": data.max_length, "truncation": TRUNCATION[data.on_long_row]}
 
 
@@ -49,18 +50,18 @@ class ChatDataset(MultiTurnSFTDataset):
     Configuration beyond verl's (`data.*`):
         pad_mode: must be no_padding.
         truncation: error, left or right; verl's own class cuts on the right whatever it says.
-        references: mapping source -> {path, fields, top_k}; source is base or teacher, fields a list from
-            support_ids, support_logprobs, the names of TOKEN_FIELDS and mean_loss, top_k the number of entries wanted (null: all that are stored).
+        references: mapping source -> {path, fields, top_k}. source is base, teacher or checkpoint, fields a list from
+            support_ids, support_logprobs, the names of TOKEN_FIELDS and mean_loss, top_k the number of entries wanted
+            (null: all that are stored).
         train_files: references belong to these files; another data set (validation) gets no reference tensors.
 
     An item has int64 `input_ids`, `position_ids`, `loss_mask`, each (T,), and for every source and field a flat tensor
     whose row t belongs to the logits of position t, that is to the label `input_ids[t + 1]`:
 
-        reference_<source>_words           (T * top_k,) int32, or int64 if the cache is lossless; for support_ids,
-                                           support_logprobs or both; `reference_cache.decode(words, top_k, cache.layout.id_bits)` unpacks it
-        reference_<source>_<scalar>        (T,) float32: label_logprob, label_mass, logsumexp, entropy, n1, n2
-        reference_<source>_ceil_n1, _ceil_n2   (T,) int32
-        reference_<source>_mean_loss       (T,) float32, the chat's mean loss at every position
+        reference_<source>_words      (T * top_k,) int32, or int64 if the cache is lossless, for support_ids and
+                                      support_logprobs; `reference_cache.decode` unpacks them
+        reference_<source>_<field>    (T,) float32 for label_logprob, label_mass, logsumexp, entropy, n1, n2 and
+                                      mean_loss (the chat's, at every position); int32 for ceil_n1, ceil_n2
 
     Rows of positions that predict no supervised token are zero. `loss_mask` stays verl's: 1 at the supervised token
     itself, so row t counts where `loss_mask[t + 1]` is 1; `loss_mask[0]` is always 0, so that a mask rolled over packed
@@ -93,7 +94,8 @@ class ChatDataset(MultiTurnSFTDataset):
         for index, messages in enumerate(self.messages):
             tools = self.tools[index] if self.tools is not None else None
             thinking = self.enable_thinking[index] if self.enable_thinking is not None else self.enable_thinking_default
-            row = {"messages": messages, "tools": tools, "enable_thinking": None if thinking is None else bool(thinking)}
+            thinking = None if thinking is None else bool(thinking)
+            row = {"messages": messages, "tools": tools, "enable_thinking": thinking}
             rows.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
         return {
             "tokenizer": tokenizer_digest(self.tokenizer),
@@ -117,9 +119,8 @@ class ChatDataset(MultiTurnSFTDataset):
         length = len(row["input_ids"])
         if length > self.length_limit:
             if self.truncation == "error":
-                raise ValueError(
-                    f"chat {item}: {length} tokens, data.max_length is {self.length_limit}; raise it, or set data.on_long_row"
-                )
+                limit = f"data.max_length={self.length_limit}"
+                raise ValueError(f"chat {item}: {length} tokens, {limit}; raise it or set data.on_long_row")
             kept = slice(-self.length_limit, None) if self.truncation == "left" else slice(self.length_limit)
             row = {"input_ids": row["input_ids"][kept], "loss_mask": row["loss_mask"][kept]}
             row["position_ids"] = torch.arange(self.length_limit, dtype=torch.long)
@@ -140,7 +141,7 @@ class _Aligned:
         self.cache.check_identity(identity)
         if self.top_k > self.cache.layout.top_k:
             raise ValueError(
-                f"{reference['path']}: top_k {self.top_k} asked, the cache stores {self.cache.layout.top_k}; raise cache.top_k"
+                f"{reference['path']}: top_k {self.top_k} asked, {self.cache.layout.top_k} stored; raise cache.top_k"
             )
         if self.cache.sequences != sequences:
             raise ValueError(f"{reference['path']}: {self.cache.sequences} chats, the data set has {sequences}")
@@ -151,7 +152,9 @@ class _Aligned:
         labels = np.flatnonzero(mask)
         stored = self.cache.read(item)
         if len(stored["words"]) != len(labels) or stored["label_checksum"] != label_checksum(ids[labels]):
-            raise ValueError(f"{self.cache.directory}: row {item} was made from other tokens; run the cache stage again")
+            raise ValueError(
+                f"{self.cache.directory}: chat {item} was made from other tokens; run the cache stage again"
+            )
         tensors = {}
         for field in self.fields:
             if field == "mean_loss":

@@ -1,9 +1,9 @@
 """The reference cache: what a frozen model says about every training response, on disk.
 
-A cache is a directory with one `header.json` and flat, little-endian shard files; `docs/reference_cache.md` describes the
-bytes. Rows exist only for supervised tokens, in the order of the data set. This module knows the format and nothing of
-models: writing shards so that a killed producer can resume, checking them, and reading them through memory maps.
-torch is imported only by `encode` and `decode`.
+A cache is a directory with one `header.json` and flat, little-endian shard files; `docs/reference_cache.md` describes
+the bytes. Rows exist only for supervised tokens, in the order of the data set. This module knows the format and nothing
+of models: writing shards so that a killed producer can resume, checking them, and reading them through memory maps.
+Importing it does not import torch.
 """
 
 from __future__ import annotations
@@ -49,9 +49,11 @@ TOKEN_FIELDS: dict[str, tuple[str, str]] = {  # name -> dtype in a compact and i
     "ceil_n1": ("|u1", "|u1"),
     "ceil_n2": ("|u1", "|u1"),
 }
+SUPERVISED = "supervised"  # of the sample: 1 where the position predicts a supervised token
+_COLUMNS = {**TOKEN_FIELDS, SUPERVISED: ("|u1", "|u1")}
 SUPPORT_FIELDS = ("support_ids", "support_logprobs")  # both packed into `words`
 SEQUENCE_FIELDS: dict[str, str] = {"mean_loss": "<f4", "label_checksum": "<u4"}
-VLLM_FIELDS = ("label_logprob", "n1", "n2", "ceil_n1", "ceil_n2")  # of TOKEN_FIELDS; prompt log-probabilities give no more
+VLLM_FIELDS = ("label_logprob", "n1", "n2", "ceil_n1", "ceil_n2")  # all that prompt log-probabilities give
 
 
 def id_bits(vocab_size: int) -> int:
@@ -73,8 +75,8 @@ def encode(ids: torch.Tensor, logprobs: torch.Tensor, *, encoding: str, id_bits:
     """Pack ids and log-probabilities of one shape into one integer each.
 
     `compact`: int32 word, the id in the low `id_bits` bits, the log-probability above them as
-    round(sqrt(-logprob / 64) * (2^bits - 1)), so that likely tokens get the finest steps. `lossless`: int64 word, the id
-    in the low 32 bits, the float32 log-probability above them.
+    round(sqrt(-logprob / 64) * (2^bits - 1)), so that likely tokens get the finest steps. `lossless`: int64 word, the
+    id in the low 32 bits, the float32 log-probability above them.
 
     Args:
         ids: integer tensor, values below 2^id_bits.
@@ -142,7 +144,7 @@ class Layout:
             ("words", np.dtype("<i4" if self.encoding == "compact" else "<i8"), (tokens, self.top_k)),
             ("offsets", np.dtype("<u4"), (sequences + 1,)),
             *((name, np.dtype(dtype), (sequences,)) for name, dtype in SEQUENCE_FIELDS.items()),
-            *((name, np.dtype(TOKEN_FIELDS[name][column]), (tokens,)) for name in self.fields),
+            *((name, np.dtype(_COLUMNS[name][column]), (tokens,)) for name in self.fields),
         ]
         blocks, start = {}, 0
         for name, dtype, shape in items:
@@ -159,8 +161,8 @@ class Layout:
         return {name: np.zeros(shape, dtype) for name, (_, dtype, shape) in self.blocks(tokens, sequences).items()}
 
     def sample(self) -> Layout:
-        """Layout of the sample of whole chats (`SAMPLE_FILE`): the most probable ids only."""
-        return Layout(self.encoding, min(self.top_k, SAMPLE_TOP_K), self.id_bits, self.vocab_size, ())
+        """Layout of the sample of whole chats (`SAMPLE_FILE`): the most probable ids, and which rows are supervised."""
+        return Layout(self.encoding, min(self.top_k, SAMPLE_TOP_K), self.id_bits, self.vocab_size, (SUPERVISED,))
 
 
 def predicted_bytes(
@@ -249,7 +251,8 @@ def write_shard(directory: Path, name: str, layout: Layout, arrays: Mapping[str,
     blocks = layout.blocks(tokens, sequences)
     for block, (_, dtype, shape) in blocks.items():
         if arrays[block].dtype != dtype or arrays[block].shape != shape:
-            raise TypeError(f"{name}: {block} is {arrays[block].dtype}{arrays[block].shape}, the layout says {dtype}{shape}")
+            found = f"{arrays[block].dtype}{arrays[block].shape}"
+            raise TypeError(f"{name}: {block} is {found}, the layout says {dtype}{shape}")
     path = directory / name
     buffers = [memoryview(np.ascontiguousarray(arrays[block])).cast("B") for block in blocks if arrays[block].size]
     digest = xxhash.xxh3_128()
@@ -265,6 +268,25 @@ def write_shard(directory: Path, name: str, layout: Layout, arrays: Mapping[str,
     }
     _write_durably(directory / f"{name}.json", [json.dumps(record, sort_keys=True).encode()])
     return record
+
+
+def _stamp(identity: Mapping[str, Any], layout: Layout, sequences: Sequence[int]) -> bytes:
+    stamp = {"identity": dict(identity), "layout": asdict(layout), "sequences": list(sequences)}
+    return json.dumps(stamp, sort_keys=True).encode()
+
+
+def keep_matching(scratch: Path, identity: Mapping[str, Any], layout: Layout, sequences: Sequence[int]) -> None:
+    """Drop the shards in `scratch` unless they belong to a cache like this one.
+
+    Args:
+        sequences: chats in each file, the sample's last.
+    """
+    path, stamp = scratch / "stamp.json", _stamp(identity, layout, sequences)
+    if not path.exists() or path.read_bytes() != stamp:
+        path.unlink(missing_ok=True)
+        for stale in [*scratch.glob("shard_*"), *scratch.glob(f"{SAMPLE_FILE}*")]:
+            stale.unlink()
+        _write_durably(path, [stamp])
 
 
 def finished_shard(directory: Path, name: str) -> dict[str, Any] | None:
@@ -319,8 +341,11 @@ def salvage(cache: Path, scratch: Path) -> list[str]:
         Names of the damaged or missing files.
     """
     header = _read_header(cache)
+    records = [*header["shards"], *([header["sample"]] if header["sample"] else [])]
+    layout = Layout(**{**header["layout"], "fields": tuple(header["layout"]["fields"])})
+    keep_matching(scratch, header["identity"], layout, [record["sequences"] for record in records])
     bad = []
-    for record in [*header["shards"], *([header["sample"]] if header["sample"] else [])]:
+    for record in records:
         path = cache / record["file"]
         if path.exists() and path.stat().st_size == record["bytes"] and file_checksum(path) == record["xxh3_128"]:
             shutil.copyfile(path, scratch / record["file"])
@@ -425,8 +450,8 @@ class ReferenceCache:
         """Raise ValueError naming every entry of `expected` that differs from what the cache was computed from."""
         differing = [name for name, value in expected.items() if self.identity.get(name) != value]
         if differing:
-            found = ", ".join(f"{name} (cache {self.identity.get(name)!r}, now {expected[name]!r})" for name in differing)
-            raise ValueError(f"{self.directory}: the cache was made from another {found}; run the cache stage again")
+            found = [f"{name} (cache {self.identity.get(name)!r}, now {expected[name]!r})" for name in differing]
+            raise ValueError(f"{self.directory}: made from another {', '.join(found)}; run the cache stage again")
 
     def verify(self) -> None:
         """Read every shard and compare its checksum.
@@ -439,7 +464,7 @@ class ReferenceCache:
             raise ValueError(f"{self.directory}: checksum differs in {', '.join(bad)}; {_REMEDY}")
 
     def read(self, sequence: int) -> dict[str, np.ndarray]:
-        """Views of the rows of one chat: `words` (n, top_k), each token field (n,), `mean_loss` and `label_checksum` ().
+        """Views of the rows of one chat: `words` (n, top_k), token fields (n,), `mean_loss` and `label_checksum` ().
 
         Nothing is read from disk until an array is used.
         """
@@ -456,27 +481,37 @@ class ReferenceCache:
         """A token field (tokens,) or a sequence field (sequences,) of the whole cache as one new array."""
         return np.concatenate([self._shard(index)[name] for index in range(len(self.shards))])
 
-    def top_mass(self, k: int, *, supervised_only: bool = False) -> np.ndarray:
-        """Probability of the k most probable tokens at each position; float64.
+    def scalars(self, fields: Iterable[str]) -> dict[str, torch.Tensor]:
+        """What constants of the training set are computed from: `fields` over M positions, "mask" and "sequence" (M,).
 
-        Over every position, prompts too, of the sampled chats of the training set (SED-SFT's calibration sample), or
-        over all supervised tokens.
+        support_ids and support_logprobs, (M, k), come from the sampled chats and cover every position, prompts too
+        (SED's calibration); other token fields, (M,), cover all supervised tokens of the cache.
 
         Raises:
-            ValueError: k is larger than what is stored.
+            ValueError: a field is absent, or support and other fields are asked together.
         """
         import torch
 
-        if supervised_only:
-            indices, layout = list(range(len(self.shards))), self.layout
-        elif self.sample:
-            indices, layout = [len(self.shards)], self.layout.sample()
-        else:
-            raise ValueError(f"{self.directory}: made without a sample of whole chats; set cache.sample_sequences above 0")
-        if k > layout.top_k:
-            raise ValueError(f"top-k mass: k = {k} asked, the cache stores {layout.top_k}")
-        masses = []
-        for index in indices:
-            words = torch.from_numpy(self._shard(index)["words"][:, :k].copy())
-            masses.append(decode(words.flatten(), k, layout.id_bits)[1].double().exp().sum(-1).numpy())
-        return np.concatenate(masses)
+        wanted = set(fields)
+        self.require(wanted)
+        if not wanted & set(SUPPORT_FIELDS):
+            lengths = np.concatenate([np.diff(self._shard(index)["offsets"]) for index in range(len(self.shards))])
+            found = {name: torch.from_numpy(self.column(name)).float() for name in wanted}
+            sequence = torch.arange(self.sequences).repeat_interleave(torch.from_numpy(lengths.astype(np.int64)))
+            return found | {"mask": torch.ones(self.tokens, dtype=torch.bool), "sequence": sequence}
+        if not wanted <= set(SUPPORT_FIELDS):
+            raise ValueError(
+                f"{self.directory}: {', '.join(sorted(wanted))} do not cover the same positions; ask one by one"
+            )
+        if not self.sample:
+            raise ValueError(
+                f"{self.directory}: made without a sample of whole chats; set cache.sample_sequences above 0"
+            )
+        sample, layout = self._shard(len(self.shards)), self.layout.sample()
+        words = torch.from_numpy(sample["words"].copy()).flatten()
+        found = dict(zip(SUPPORT_FIELDS, decode(words, layout.top_k, layout.id_bits), strict=True))
+        lengths = torch.from_numpy(np.diff(sample["offsets"]).astype(np.int64))
+        return {name: found[name] for name in wanted} | {
+            "mask": torch.from_numpy(sample[SUPERVISED].astype(bool)),
+            "sequence": torch.arange(len(lengths)).repeat_interleave(lengths),
+        }

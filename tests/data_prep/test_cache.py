@@ -1,114 +1,26 @@
-"""The cache stage on a tiny random model: content, resume, teachers, identity."""
+"""The cache stage on a tiny random model: content, resume, workers, teachers."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from data_prep import cache, reference_cache
-from data_prep.chat_dataset import ChatDataset, dataset_config
-from data_prep.reference_cache import ReferenceCache, decode
-from data_prep.tokenizer import build_tokenizer
+from data_prep.reference_cache import decode
 from sft_objectives.reference import Reference
 
-CHATS = [
-    [{"role": "user", "content": f"{a}+{b}="}, {"role": "assistant", "content": f"the sum is \\boxed{{{a + b}}}"}]
-    for a, b in zip(range(10, 34), range(7, 31), strict=True)
-] + [
-    [
-        {"role": "system", "content": "add"},
-        {"role": "user", "content": f"{a}+1="},
-        {"role": "assistant", "content": f"{a + 1}"},
-        {"role": "user", "content": "and one more?"},
-        {"role": "assistant", "content": f"that makes {a + 2}"},
-    ]
-    for a in range(8)
-]
 
-
-def quiet(done: int, total: int, **metrics: float) -> None:
-    assert 0 <= done <= total
-
-
-def save_model(directory: Path, seed: int, tokenizer, **changes) -> Path:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **changes,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A model directory and a prepare artifact."""
-    root = tmp_path_factory.mktemp("world")
-    tokenizer = build_tokenizer(["\\boxed{"], 256)
-    (root / "data").mkdir()
-    rows = [{"id": str(index), "messages": messages} for index, messages in enumerate(CHATS)]
-    pd.DataFrame(rows).to_parquet(root / "data" / "sft_train.parquet")
-    tokenizer.save_pretrained(root / "data" / "tokenizer")
-    return SimpleNamespace(
-        model=save_model(root / "model", 0, tokenizer), data=root / "data", tokenizer=tokenizer, root=root
-    )
-
-
-def settings_of(world, **changes) -> SimpleNamespace:
-    values = {
-        "top_k": 16,
-        "encoding": "compact",
-        "dtype": "float32",
-        "producer": "forward",
-        "sample_sequences": 4,
-        "workers": 1,
-        "tokens_per_batch": 200,
-        "tokens_per_shard": 150,
-        "role": "base",
-        "on_long_row": "error",
-        "max_length": 128,
-    } | changes
-    names = ("top_k", "encoding", "dtype", "producer", "sample_sequences", "workers", "tokens_per_batch", "tokens_per_shard")
-    return SimpleNamespace(
-        cache=SimpleNamespace(**{name: values[name] for name in names}),
-        data=SimpleNamespace(
-            seed=0, system_prompt=None, max_length=values["max_length"], on_long_row=values["on_long_row"]
-        ),
-        model=SimpleNamespace(
-            path=None, revision=None, attention="sdpa", chat_template=None, trust_remote_code=False
-        ),
-        platform=SimpleNamespace(name="cpu", threads=1),
-        role=values["role"],
-    )
-
-
-def produce(world, directory: Path, *, model: Path | None = None, report=quiet, **changes) -> ReferenceCache:
-    output, scratch = directory / "output", directory / "scratch"
-    output.mkdir(parents=True, exist_ok=True)
-    scratch.mkdir(exist_ok=True)
-    inputs = {"model": model or world.model, "data": world.data}
-    cache.run(settings_of(world, **changes), inputs, output, scratch, report)
-    return ReferenceCache(output)
-
-
-def oracle(world, dataset: ChatDataset, index: int, top_k: int) -> tuple[Reference, torch.Tensor]:
+def oracle(world, dataset, index: int, top_k: int) -> tuple[Reference, torch.Tensor]:
     """Reference and labels of one chat's supervised tokens, straight from the model's own logits."""
     model = AutoModelForCausalLM.from_pretrained(world.model, dtype=torch.float32)
     row = dataset[index]
@@ -120,14 +32,13 @@ def oracle(world, dataset: ChatDataset, index: int, top_k: int) -> tuple[Referen
 
 
 @pytest.fixture(scope="module")
-def produced(world, tmp_path_factory) -> ReferenceCache:
-    return produce(world, tmp_path_factory.mktemp("lossless"), encoding="lossless")
+def produced(world, tmp_path_factory):
+    return world.produce(tmp_path_factory.mktemp("lossless"), encoding="lossless")
 
 
 @pytest.mark.parametrize("index", [0, 17, 27])
 def test_every_field_equals_the_models_own_logits(world, produced, index):
-    dataset = ChatDataset(str(world.data / "sft_train.parquet"), world.tokenizer, dataset_config(settings_of(world).data))
-    expected, labels = oracle(world, dataset, index, 16)
+    expected, labels = oracle(world, world.dataset(), index, 16)
     rows = produced.read(index)
     ids, logprobs = decode(torch.from_numpy(rows["words"].copy()).flatten(), 16)
     assert torch.equal(ids, expected.support_ids)
@@ -139,3 +50,217 @@ def test_every_field_equals_the_models_own_logits(world, produced, index):
         assert rows[name].tolist() == getattr(expected, name).tolist()
     assert rows["label_checksum"] == reference_cache.label_checksum(labels.numpy())
     assert rows["mean_loss"] == pytest.approx(-expected.label_logprob.mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [50, 3001, 20_000])
+def test_statistics_equal_the_objectives_own(dtype, width):
+    """Both rooms compute them on their own; bfloat16 logits are full of ties."""
+    generator = torch.Generator().manual_seed(width)
+    logits = torch.randn(64, width, generator=generator).mul(3).to(dtype)
+    labels = torch.randint(0, width, (64,), generator=generator)
+    labels[:8] = logits[:8].argmax(-1)
+    expected = Reference.from_logits(logits, labels, top_k=40)
+    found = cache.statistics(logits.float(), labels, 40)
+    torch.testing.assert_close(found["support_logprobs"], expected.support_logprobs, rtol=0, atol=2e-5)
+    assert torch.equal(logits.gather(-1, found["support_ids"]), logits.gather(-1, expected.support_ids))
+    for name in ("label_logprob", "label_mass", "logsumexp", "entropy"):
+        torch.testing.assert_close(found[name], getattr(expected, name), rtol=2e-5, atol=2e-5, msg=name)
+    for name in ("n1", "n2"):
+        torch.testing.assert_close(found[name], getattr(expected, name), rtol=1e-12, atol=0, msg=name)
+    for name in ("ceil_n1", "ceil_n2"):
+        assert torch.equal(found[name], getattr(expected, name))
+    assert (found["label_mass"][:8] == 1).all()
+
+
+@pytest.mark.parametrize(("width", "k"), [(64, 64), (1000, 1), (1003, 10), (49_152, 64), (50_257, 30), (5000, 2500)])
+def test_block_topk_is_exact(width, k):
+    generator = torch.Generator().manual_seed(k)
+    values = torch.randn(32, width, generator=generator)
+    values[1] = 0.5  # every value tied
+    values[2] = torch.arange(width)  # the largest lie together
+    values[3] = -torch.arange(width)
+    found, ids = cache.block_topk(values, k)
+    assert torch.equal(found, values.topk(k, dim=-1).values)
+    assert torch.equal(values.gather(-1, ids), found)
+    assert all(len(set(row)) == k for row in ids.tolist())
+
+
+def test_label_mass_counts_every_tie():
+    logits = torch.tensor([[0.0, 1.0, 1.0, 2.0], [2.0, 1.0, 1.0, 0.0]])
+    found = cache.statistics(logits.clone(), torch.tensor([1, 0]), 2)["label_mass"]
+    exact = logits[0].softmax(-1)[:3].sum()
+    torch.testing.assert_close(found, torch.tensor([exact, 1.0]))
+
+
+def test_sample_covers_every_position_of_some_chats(world, produced):
+    sample = produced.scalars({"support_logprobs"})
+    chosen = sorted(np.random.default_rng(0).choice(len(world.chats), 4, replace=False).tolist())
+    rows = [world.dataset()[index] for index in chosen]
+    assert sample["support_logprobs"].shape == (sum(len(row["input_ids"]) - 1 for row in rows), 10)
+    assert torch.equal(sample["mask"], torch.cat([row["loss_mask"][1:] for row in rows]).bool())
+
+
+def payload(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "timings.jsonl"}
+
+
+def test_equal_runs_give_equal_bytes(world, tmp_path):
+    first = world.produce(tmp_path / "first")
+    assert payload(first.directory) == payload(world.produce(tmp_path / "second").directory)
+
+
+KILLED_RUN = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import json
+from data_prep import cache, reference_cache
+
+root, model, data = map(Path, sys.argv[1:4])
+settings = json.loads(sys.argv[4], object_hook=lambda values: SimpleNamespace(**values))
+write = reference_cache.write_shard
+def slow(*arguments):
+    time.sleep(0.5)
+    return write(*arguments)
+reference_cache.write_shard = slow
+cache.run(settings, {"model": model, "data": data}, root / "output", root / "scratch", lambda *a, **k: None)
+"""
+
+
+@pytest.mark.e2e
+def test_killed_run_resumes_and_ends_with_equal_bytes(world, tmp_path):
+    (tmp_path / "killed" / "output").mkdir(parents=True)
+    scratch = tmp_path / "killed" / "scratch"
+    scratch.mkdir()
+    settings = json.dumps(world.settings(), default=vars)
+    command = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "killed"), str(world.model), str(world.data), settings]
+    process = subprocess.Popen(command, cwd=Path(cache.__file__).parents[1])
+    deadline = time.monotonic() + 200
+    while not (scratch / "shard_00001.bin.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (scratch / "sample.bin").exists()
+    assert list((tmp_path / "killed" / "output").iterdir()) == []
+    kept = (scratch / "shard_00000.bin").stat().st_ino
+    os.truncate(scratch / "shard_00001.bin", 10)
+
+    progress = []
+    resumed = world.produce(tmp_path / "killed", report=lambda done, total, **metrics: progress.append(done))
+    assert progress[0] > 0
+    assert (scratch / "shard_00000.bin").stat().st_ino == kept
+    assert payload(resumed.directory) == payload(world.produce(tmp_path / "whole").directory)
+
+
+def test_damaged_cache_is_completed_from_its_whole_shards(world, tmp_path):
+    cache_ = world.produce(tmp_path / "first")
+    expected = payload(cache_.directory)
+    shard = cache_.directory / "shard_00002.bin"
+    content = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(b"?" + content[1:])
+    scratch = tmp_path / "second" / "scratch"
+    scratch.mkdir(parents=True)
+    assert reference_cache.salvage(cache_.directory, scratch) == ["shard_00002.bin"]
+    progress = []
+    again = world.produce(tmp_path / "second", report=lambda done, total, **metrics: progress.append((done, total)))
+    assert payload(again.directory) == expected
+    assert progress[0][0] > progress[0][1] / 2
+
+
+def test_scratch_of_other_data_is_not_used(world, tmp_path):
+    world.produce(tmp_path, top_k=16)
+    other = world.produce(tmp_path, top_k=17)
+    assert other.layout.top_k == 17
+    assert other.read(0)["words"].shape[1] == 17
+
+
+def test_truncated_chats_keep_only_their_tokens(world, tmp_path):
+    for on_long_row in ("truncate_left", "truncate_right"):
+        found = world.produce(tmp_path / on_long_row, on_long_row=on_long_row, max_length=30)
+        dataset = world.dataset(on_long_row=on_long_row, max_length=30)
+        assert [len(found.read(index)["words"]) for index in range(len(found))] == [
+            int(dataset[index]["loss_mask"].sum()) for index in range(len(dataset))
+        ]
+
+
+def test_teacher_with_the_same_tokenizer_is_a_base(world, produced, tmp_path):
+    teacher = world.produce(tmp_path, role="teacher", encoding="lossless")
+    np.testing.assert_array_equal(teacher.column("words"), produced.column("words"))
+    assert teacher.identity["role"] == "teacher"
+
+
+def test_teacher_with_more_ids_never_names_one_the_student_lacks(world, tmp_path):
+    from data_prep.tokenizer import build_tokenizer
+
+    larger = build_tokenizer(["\\boxed{", "never used"], 256)
+    model = world.save_model(tmp_path / "teacher", 3, larger)
+    found = world.produce(tmp_path, inputs={"model": model}, role="teacher", top_k=64, encoding="lossless")
+    ids, logprobs = decode(torch.from_numpy(found.column("words")).flatten(), 64)
+    assert int(ids.max()) < len(world.tokenizer)
+    assert (logprobs.exp().sum(-1) <= 1 + 1e-5).all()
+
+
+def test_teacher_with_another_vocabulary_is_refused(world, tmp_path):
+    from data_prep.tokenizer import build_tokenizer
+
+    other = build_tokenizer(["two words", "\\boxed{"], 256)
+    model = world.save_model(tmp_path / "teacher", 3, other)
+    with pytest.raises(ValueError, match=r"model\.teacher: its vocabulary differs .*boxed"):
+        world.produce(tmp_path, inputs={"model": model}, role="teacher")
+
+
+def test_settings_that_cannot_work_are_refused(world, tmp_path):
+    with pytest.raises(ValueError, match=r"cache\.top_k=5000: the model has 10\d ids"):
+        world.produce(tmp_path / "a", top_k=5000)
+    with pytest.raises(ValueError, match=r"chat 0: \d+ tokens, data\.max_length=20"):
+        world.produce(tmp_path / "b", max_length=20)
+
+
+def test_model_that_scales_its_logits_is_refused(world, tmp_path):
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    config = GraniteConfig(
+        vocab_size=len(world.tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        logits_scaling=8.0,
+        initializer_range=0.3,
+    )
+    GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
+    world.tokenizer.save_pretrained(tmp_path / "granite")
+    with pytest.raises(ValueError, match="scales or caps its logits"):
+        world.produce(tmp_path, inputs={"model": tmp_path / "granite"})
+
+
+def test_batches_respect_the_token_budget():
+    lengths = [5, 900, 3, 40, 41, 5, 7]
+    batches = list(cache.length_batches(lengths, 100))
+    assert sorted(index for batch in batches for index in batch) == list(range(7))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= 100
+
+
+def test_shards_hold_whole_chats_up_to_the_limit():
+    jobs = cache.split_shards(np.array([60, 50, 0, 200, 10, 10]), 100)
+    assert [job.chats for job in jobs] == [(0,), (1, 2), (3,), (4, 5)]
+    assert [job.file for job in jobs] == [f"shard_{index:05d}.bin" for index in range(4)]
+
+
+@pytest.mark.e2e
+def test_ray_workers_give_the_same_bytes(world, tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(cache.__file__).parents[1]))
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        many = world.produce(tmp_path / "many", workers=2)
+    finally:
+        ray.shutdown()
+    assert payload(many.directory) == payload(world.produce(tmp_path / "one").directory)

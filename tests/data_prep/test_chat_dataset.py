@@ -1,0 +1,183 @@
+"""Tokens, masks and the alignment of cached rows to them."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from verl.utils.dataset.dataset_utils import SFTTensorCollator
+
+import sft_objectives
+from data_prep.chat_dataset import ChatDataset, dataset_config
+from data_prep.reference_cache import TOKEN_FIELDS, decode
+from sft_objectives import Reference
+
+ALL_FIELDS = ["support_ids", "support_logprobs", "mean_loss", *TOKEN_FIELDS]
+CUTS = [("error", 128), ("truncate_left", 30), ("truncate_right", 30)]
+
+
+@pytest.fixture(scope="module")
+def model(world):
+    return AutoModelForCausalLM.from_pretrained(world.model, dtype=torch.float32)
+
+
+def references(cache, fields=None, top_k=None) -> dict:
+    return {"base": {"path": str(cache.directory), "fields": fields or ALL_FIELDS, "top_k": top_k}}
+
+
+def divergence(model, row, shift: int) -> float:
+    """LP-SFT's KL term on the model that made the cache, with the cached rows moved by `shift` positions."""
+    top_k = len(row["reference_base_words"]) // len(row["input_ids"])
+    ids, logprobs = decode(row["reference_base_words"], top_k)
+    fields = {"support_ids": ids, "support_logprobs": logprobs, "ceil_n1": row["reference_base_ceil_n1"]}
+    reference = Reference(**{name: value.roll(shift, 0) for name, value in fields.items()})
+    labels, mask = row["input_ids"].roll(-1), row["loss_mask"].roll(-1)
+    if shift:  # rows of unsupervised positions hold nothing
+        mask = mask * mask.roll(shift)
+    with torch.no_grad():
+        logits = model(input_ids=row["input_ids"].unsqueeze(0)).logits[0]
+        losses = [
+            sft_objectives.token_losses(sft_objectives.load(name), logits, labels, mask=mask, reference=reference)
+            for name in ("lp_sft", "sft")
+        ]
+    return float((losses[0] - losses[1]).sum() / mask.sum())
+
+
+@pytest.mark.parametrize(("on_long_row", "max_length"), CUTS)
+@pytest.mark.parametrize("chat", ["single turn", "multi-turn"])
+def test_rows_are_aligned_to_the_tokens(world, model, tmp_path, on_long_row, max_length, chat):
+    changes = {"on_long_row": on_long_row, "max_length": max_length}
+    cache = world.produce(tmp_path, **changes)
+    row = world.dataset(references(cache), **changes)[world.multi_turn if chat == "multi-turn" else 0]
+    assert len(row["input_ids"]) <= max_length
+    assert abs(divergence(model, row, 0)) < 1e-5
+    assert divergence(model, row, 1) > 1e-2
+    assert divergence(model, row, -1) > 1e-2
+
+
+@pytest.fixture(scope="module")
+def cache(world, tmp_path_factory):
+    return world.produce(tmp_path_factory.mktemp("cache"))
+
+
+def test_every_tensor_is_flat_and_has_its_dtype(world, cache):
+    row = world.dataset(references(cache, top_k=5))[0]
+    length = len(row["input_ids"])
+    words = row.pop("reference_base_words")
+    assert words.shape == (5 * length,)
+    assert words.dtype == torch.int32
+    assert {name: (tuple(value.shape), value.dtype) for name, value in row.items()} == {
+        **dict.fromkeys(("input_ids", "position_ids", "loss_mask"), ((length,), torch.int64)),
+        **{f"reference_base_{name}": ((length,), torch.float32) for name in ["mean_loss", *TOKEN_FIELDS]},
+        **{f"reference_base_{name}": ((length,), torch.int32) for name in ("ceil_n1", "ceil_n2")},
+    }
+    empty = row["loss_mask"].roll(-1) == 0
+    assert not words.view(-1, 5)[empty].any()
+    assert not row["reference_base_entropy"][empty].any()
+    assert row["reference_base_entropy"][~empty].all()
+
+
+def test_only_wanted_fields_are_emitted(world, cache):
+    row = world.dataset(references(cache, ["label_mass"]))[0]
+    assert set(row) == {"input_ids", "position_ids", "loss_mask", "reference_base_label_mass"}
+
+
+def test_lossless_cache_gives_wide_words(world, tmp_path):
+    lossless = world.produce(tmp_path, encoding="lossless")
+    row = world.dataset(references(lossless, ["support_ids"]))[0]
+    assert row["reference_base_words"].dtype == torch.int64
+    assert row["reference_base_words"].shape == (16 * len(row["input_ids"]),)
+
+
+def test_collates_into_nested_tensors(world, cache):
+    dataset = world.dataset(references(cache))
+    batch = SFTTensorCollator("no_padding")([dataset[index] for index in (0, 3, 25)])
+    words = batch["reference_base_words"].values()
+    assert len(words) == 16 * len(batch["input_ids"].values())
+    ids, _ = decode(words, 16)
+    first = decode(dataset[0]["reference_base_words"], 16)[0]
+    assert torch.equal(ids[: len(first)], first)
+
+
+def test_validation_files_get_no_references(world, cache, tmp_path):
+    shutil.copy(world.data / "sft_train.parquet", tmp_path / "sft_val.parquet")
+    config = dataset_config(world.settings().data)
+    config |= {"references": references(cache), "train_files": str(world.data / "sft_train.parquet")}
+    row = ChatDataset(str(tmp_path / "sft_val.parquet"), world.tokenizer, config)[0]
+    assert set(row) == {"input_ids", "position_ids", "loss_mask"}
+
+
+def other_template(world):
+    tokenizer = copy.deepcopy(world.tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>\n", "<|im_end|>")
+    return {"tokenizer": tokenizer}
+
+
+def other_tokenizer(world):
+    from data_prep.tokenizer import build_tokenizer
+
+    return {"tokenizer": build_tokenizer(["\\boxed{", "sum"], 256)}
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("chat_template", other_template),
+        ("tokenizer", other_tokenizer),
+        ("max_length", lambda world: {"max_length": 100}),
+        ("truncation", lambda world: {"on_long_row": "truncate_left"}),
+    ],
+)
+def test_a_cache_of_other_tokens_is_refused_by_name(world, cache, field, change):
+    with pytest.raises(ValueError, match=rf"made from another {field} \(") as refusal:
+        world.dataset(references(cache), **change(world))
+    assert "\n" not in str(refusal.value)
+
+
+def test_changed_row_order_is_refused(world, cache, tmp_path):
+    world.write_chats(tmp_path, [world.chats[1], world.chats[0], *world.chats[2:]])
+    file = str(tmp_path / "sft_train.parquet")
+    config = dataset_config(world.settings().data) | {"references": references(cache), "train_files": file}
+    with pytest.raises(ValueError, match="made from another data_rows"):
+        ChatDataset(file, world.tokenizer, config)
+
+
+def test_damaged_cache_is_refused_before_the_first_row(world, tmp_path):
+    cache = world.produce(tmp_path)
+    shard = cache.directory / "shard_00001.bin"
+    content = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(content[:-1] + b"?")
+    with pytest.raises(ValueError, match="checksum differs in shard_00001"):
+        world.dataset(references(cache))
+
+
+def test_fields_and_top_k_beyond_the_cache_are_refused(world, cache):
+    with pytest.raises(ValueError, match="lacks logits"):
+        world.dataset(references(cache, ["logits"]))
+    with pytest.raises(ValueError, match="top_k 99 asked, 16 stored"):
+        world.dataset(references(cache, top_k=99))
+
+
+def test_truncation_cuts_the_named_side(world):
+    whole = world.dataset()[0]["input_ids"]
+    assert torch.equal(world.dataset(on_long_row="truncate_left", max_length=12)[0]["input_ids"], whole[-12:])
+    assert torch.equal(world.dataset(on_long_row="truncate_right", max_length=12)[0]["input_ids"], whole[:12])
+    with pytest.raises(ValueError, match=r"chat 0: \d+ tokens, data\.max_length=12"):
+        world.dataset(max_length=12)[0]
+
+
+def test_mask_marks_answers_and_never_the_first_token(world):
+    row = world.dataset()[world.multi_turn]
+    answers = world.tokenizer.decode(row["input_ids"][row["loss_mask"].bool()])
+    assert answers == "1<|im_end|>\nthat makes 2<|im_end|>\n"
+    cut = world.dataset(on_long_row="truncate_left", max_length=4)[0]
+    assert cut["loss_mask"].tolist() == [0, 1, 1, 1]
+
+
+def test_padded_mode_is_refused(world):
+    with pytest.raises(ValueError, match="allowed: no_padding"):
+        ChatDataset(str(world.data / "sft_train.parquet"), world.tokenizer, {"pad_mode": "right"})
