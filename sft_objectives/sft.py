@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HEARTBEAT = 2.0  # seconds
 BAD_CONFIGURATION = 64  # exit status of a rank whose settings or data are wrong
 REFERENCE_INPUTS = ("base", "teacher", "checkpoint")
-_CACHE_FIELDS = {"support_ids": "support", "support_logprobs": "support"}
+_SUPPORT = {"support_ids", "support_logprobs"}
 # keys that verl's dataclasses know and its YAML files leave out, and mappings whose keys are free
 _NOT_IN_YAML = {
     "engine.mixed_precision": {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
@@ -223,10 +223,18 @@ def cache_references(settings: SimpleNamespace, inputs: Mapping[str, Path]) -> d
             raise ValueError(
                 f"objective {settings.objective['name']!r} needs the {source} cache; input {source}_cache is missing"
             )
-        names = {_CACHE_FIELDS.get(field, field) for field in fields} | ({"support"} if measured else set())
-        top_k = None if measured else needs.support.get(source)
-        references[source] = {"path": str(inputs[f"{source}_cache"]), "fields": sorted(names), "top_k": top_k}
+        names = sorted(fields | _SUPPORT if measured else fields)
+        references[source] = {"path": str(inputs[f"{source}_cache"]), "fields": names, "top_k": None}
     return references
+
+
+def dataset_constants(objective: Objective, inputs: Mapping[str, Path]) -> dict[str, float]:
+    """The objective's constants of the training set, from the base cache; empty if it needs none."""
+    if not objective.needs.dataset:
+        return {}
+    from data_prep.reference_cache import ReferenceCache
+
+    return objective.dataset_constants(ReferenceCache(inputs["base_cache"]).scalars(objective.needs.dataset_fields))
 
 
 def live_sources(needs: Needs) -> list[str]:
@@ -251,8 +259,8 @@ def run(
     config = verl_config(settings, inputs, scratch)
     if config.trainer.nnodes > 1:
         raise ValueError(
-            f"sft.processes={settings.sft.processes} needs {config.trainer.nnodes} nodes; SFT runs on one: set it to at "
-            f"most platform.gpus_per_node={settings.platform.gpus_per_node}"
+            f"sft.processes={settings.sft.processes} needs {config.trainer.nnodes} nodes; SFT runs on one: set it to "
+            f"at most platform.gpus_per_node={settings.platform.gpus_per_node}"
         )
     scratch.mkdir(parents=True, exist_ok=True)
     result = scratch / "result.json"
@@ -431,7 +439,7 @@ def _train(settings: SimpleNamespace, inputs: Mapping[str, Path], scratch: Path,
         verl_config(settings, inputs, scratch),
         token_loss=TokenLoss(
             objective,
-            dataset_constants={},
+            dataset_constants=dataset_constants(objective, inputs),
             layouts={},
             kl_from_base=settings.sft.metrics.kl_from_base,
         ),

@@ -212,7 +212,7 @@ class TokenLoss:
 
 @torch.no_grad()
 def topk_kl(student: DenseStudent, reference: Reference) -> Tensor:
-    """(n,) KL(q || p) over the cached words of `reference` and one bucket for the rest: a lower bound of the full KL."""
+    """(n,) KL(q || p) over the words of `reference` and one bucket for the rest, a lower bound of the full KL."""
     ids, log_q = reference.support(None)
     log_p = student.log_p(ids).double()
     q = log_q.double().exp()
@@ -236,6 +236,10 @@ class ObjectiveEngine(FSDPEngineWithLMHead):
 
     def initialize(self) -> None:
         super().initialize()
+        self.prepare_objective()
+
+    def prepare_objective(self) -> None:
+        """Make what `token_loss.objective` keeps beside the student. Raises ValueError for active dropout."""
         needs = self.token_loss.objective.needs
         self.token_loss.sequence_parallel = self.use_ulysses_sp
         self._refuse_dropout(needs)

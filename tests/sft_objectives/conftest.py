@@ -38,7 +38,7 @@ class Batch:
         return torch.autograd.grad(self.losses(objective, **changes).sum(), self.logits)[0]
 
 
-def make_batch(dtype=torch.float64, vocab_size=50, scale=2.0, lengths=(9, 4, 14, 7), top_k=20, seed=0) -> Batch:
+def build(dtype=torch.float64, vocab_size=50, scale=2.0, lengths=(9, 4, 14, 7), top_k=20, seed=0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     n = sum(lengths)
 
@@ -62,15 +62,30 @@ def make_batch(dtype=torch.float64, vocab_size=50, scale=2.0, lengths=(9, 4, 14,
 
 
 @pytest.fixture
+def make_batch():
+    """The function that builds a `Batch` of a given dtype, vocabulary, scale of logits, and sequence lengths."""
+    return build
+
+
+@pytest.fixture
 def batch() -> Batch:
-    return make_batch()
+    return build()
 
 
-# what the tests of the trainer use
+# a tiny model, chats and settings, for the tests of the trainer
 
 
-def write_model(directory: Path, *, tied: bool = True, seed: int = 0) -> Path:
-    """A random fp32 Llama character model with ChatML template, as a Hugging Face directory."""
+def chat_turns(rng: random.Random) -> list[dict[str, str]]:
+    """A question and its answer, of random length."""
+    a, b = rng.randrange(10 ** rng.randrange(1, 5)), rng.randrange(100)
+    return [{"role": "user", "content": f"{a}+{b}"}, {"role": "assistant", "content": f"so \\boxed{{{a + b}}}"}]
+
+
+def write_model(directory: Path, *, tied: bool = True, seed: int = 0, steps: int = 60) -> Path:
+    """A small fp32 Llama character model with ChatML template, as a Hugging Face directory.
+
+    It has learned a little of sums, so that the probabilities of labels range from small to large.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from data_prep.tokenizer import build_tokenizer
@@ -86,12 +101,21 @@ def write_model(directory: Path, *, tied: bool = True, seed: int = 0) -> Path:
         num_key_value_heads=1,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
-        initializer_range=0.2,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    rng = random.Random(seed)
+    for _ in range(steps):
+        chats = [chat_turns(rng) for _ in range(16)]
+        encoded = tokenizer.apply_chat_template(chats, return_tensors="pt", return_dict=True, padding=True)
+        labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
+        model(**encoded, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
@@ -106,13 +130,9 @@ def write_chats(directory: Path, *, train: int = 24, val: int = 7) -> Path:
     for name, count in (("sft_train", train), ("sft_val", val)):
         rows = []
         for index in range(count):
-            a, b = rng.randrange(10 ** rng.randrange(1, 5)), rng.randrange(100)
-            turns = [
-                {"role": "user", "content": f"{a}+{b}"},
-                {"role": "assistant", "content": f"so \\boxed{{{a + b}}}"},
-            ]
+            turns = chat_turns(rng)
             if index % 5 == 0:
-                turns += [{"role": "user", "content": "again"}, {"role": "assistant", "content": f"{a + b}"}]
+                turns += [{"role": "user", "content": "again"}, turns[-1]]
             rows.append({"id": f"{name}-{index}", "messages": turns})
         pq.write_table(pa.Table.from_pylist(rows), directory / f"{name}.parquet")
     return directory
@@ -120,11 +140,12 @@ def write_chats(directory: Path, *, train: int = 24, val: int = 7) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory) -> dict[str, Path]:
-    """Inputs of the SFT stage: `model` (tied embeddings), another one `untied`, and `data`."""
+    """Inputs of the SFT stage: `model` (tied embeddings), `untied` and `other` models, and `data`."""
     root = tmp_path_factory.mktemp("world")
     return {
         "model": write_model(root / "tied"),
         "untied": write_model(root / "untied", tied=False, seed=1),
+        "other": write_model(root / "other", seed=2),
         "data": write_chats(root / "data"),
     }
 
@@ -154,12 +175,6 @@ def sft_settings(**changes):
 def settings_of():
     """Factory of the SFT stage's settings, see `sft_settings`."""
     return sft_settings
-
-
-@pytest.fixture(scope="session")
-def write_tiny_model():
-    """`write_model(directory, tied=, seed=)`."""
-    return write_model
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,148 @@
+"""The objectives inside verl's engine: gradients do not depend on how a batch is split and equal those without verl."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sft_objectives
+
+pytestmark = pytest.mark.e2e
+
+HERE = Path(__file__).parent
+BATCH = 8
+TOLERANCE = 1e-6
+DATASET_CONSTANTS = {
+    "flow": {"temperature": 1.3, "mean_weight": 0.4},
+    "sed_sft": {"threshold": 0.4},
+}
+VARIANTS = {
+    "dft@ema": {"name": "dft", "source": "ema", "momentum": 0.5},
+    "eaft@base": {"name": "eaft", "source": "base"},
+    "talr@base": {"name": "talr", "source": "base"},
+    "talr@ema": {"name": "talr", "source": "ema"},
+    "talr normalized": {"name": "talr", "normalize": True},
+    "token_selection entropy": {"name": "token_selection", "statistic": "entropy", "normalizer": "kept"},
+    "beyond_log kept": {"name": "beyond_log", "threshold": 0.02, "normalizer": "kept"},
+    "lp_sft full": {"name": "lp_sft", "scope": "full"},
+    "lp_sft kl": {"name": "lp_sft", "kl_from_base": True},
+    "psft base": {"name": "psft", "inner_updates": 0},
+}
+CASES = {name: {"name": name} for name in sft_objectives.names()} | VARIANTS
+for case in CASES.values():
+    if case["name"] in DATASET_CONSTANTS:
+        case["dataset_constants"] = DATASET_CONSTANTS[case["name"]]
+SPLITS = {
+    "packed_1": {"packed": True, "micro_batches": 1, "tokens": None},
+    "packed_2": {"packed": True, "micro_batches": 2, "tokens": None},
+    "packed_4": {"packed": True, "micro_batches": 4, "tokens": None},
+    "packed_dynamic": {"packed": True, "micro_batches": None, "tokens": 100},
+    "padded_1": {"packed": False, "micro_batches": 1, "tokens": None},
+    "padded_4": {"packed": False, "micro_batches": 4, "tokens": None},
+    "padded_dynamic": {"packed": False, "micro_batches": None, "tokens": 100},
+}
+
+
+def run_ranks(
+    world, settings, out: Path, *, ranks: int, splits, port: int, model: str = "model", expected=False, **job
+):
+    """Run `engine_matrix.py` on `ranks` processes; returns `out`."""
+    from sft_objectives.sft import _environment, as_dict
+
+    out.mkdir(parents=True)
+    references = {"base": str(world["untied"]), "teacher": str(world["other"]), "checkpoint": str(world["other"])}
+    job = {
+        "settings": as_dict(settings),
+        "inputs": {name: str(world[name]) for name in ("data",)} | {"model": str(world[model])},
+        "references": references,
+        "batch_size": BATCH,
+        "cases": CASES,
+        "splits": splits,
+        "out": str(out),
+        "expected": expected,
+        **job,
+    }
+    (out / "cases.json").write_text(json.dumps(job["cases"]))
+    (out / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-W", "ignore", str(HERE / "engine_matrix.py"), str(out / "job.json")]
+    log = (out / "log.txt").open("w")
+    processes = [
+        subprocess.Popen(command, env=_environment(settings, rank, port), stdout=log, stderr=subprocess.STDOUT)
+        for rank in range(ranks)
+    ]
+    try:
+        statuses = [process.wait(timeout=280) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        log.close()
+    assert statuses == [0] * ranks, (out / "log.txt").read_text()[-3000:]
+    return out
+
+
+def gradients(out: Path, label: str, split: str) -> torch.Tensor:
+    tensors = load_file(out / label / f"{split}.safetensors")
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+def metrics(out: Path, label: str, split: str) -> dict:
+    return json.loads((out / label / f"{split}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one_rank(tiny_world, settings_of, tmp_path_factory, free_port):
+    settings = settings_of(sft__batch_size=BATCH)
+    out = tmp_path_factory.mktemp("matrix") / "one"
+    return run_ranks(tiny_world, settings, out, ranks=1, splits=SPLITS, port=free_port(), expected=True)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_world, settings_of, tmp_path_factory, free_port):
+    settings = settings_of(sft__batch_size=BATCH, sft__processes=2)
+    splits = {name: SPLITS[name] for name in ("packed_2", "packed_dynamic", "padded_4")}
+    out = tmp_path_factory.mktemp("matrix") / "two"
+    return run_ranks(tiny_world, settings, out, ranks=2, splits=splits, port=free_port())
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference relative to the largest element, which must not be 0."""
+    assert wanted.abs().max() > 0
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_gradient_equals_that_without_verl(one_rank, label):
+    assert error(gradients(one_rank, label, "packed_1"), gradients(one_rank, label, "expected")) < 5 * TOLERANCE
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_gradient_does_not_depend_on_micro_batches_or_padding(one_rank, label):
+    wanted = gradients(one_rank, label, "packed_1")
+    errors = {split: error(gradients(one_rank, label, split), wanted) for split in SPLITS}
+    assert max(errors.values()) < 5 * TOLERANCE, errors
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_gradient_and_metrics_do_not_depend_on_ranks(one_rank, two_ranks, label):
+    wanted, means = gradients(one_rank, label, "packed_1"), metrics(one_rank, label, "packed_1")
+    for split in ("packed_2", "packed_dynamic", "padded_4"):
+        assert error(gradients(two_ranks, label, split), wanted) < 5 * TOLERANCE
+        found = metrics(two_ranks, label, split)
+        assert found.keys() == means.keys()
+        for name, value in means.items():
+            assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_metrics_are_those_of_the_tokens(one_rank):
+    assert metrics(one_rank, "dft", "packed_4")["mean_weight"] < 1
+    assert 0 < metrics(one_rank, "dft", "packed_4")["effective_tokens"] < 1
+    assert 0 <= metrics(one_rank, "lp_sft", "packed_4")["empty_set"] < 1
+    assert metrics(one_rank, "lp_sft kl", "packed_4")["kl_from_base"] > 0
+    assert metrics(one_rank, "sft", "packed_4")["loss"] == pytest.approx(
+        metrics(one_rank, "sft", "packed_4")["cross_entropy"]
+    )
