@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,12 +112,12 @@ class Reference:
         return self.get("support_ids")[:, :top_k], self.get("support_logprobs")[:, :top_k]
 
 
-def _computed(logits: Tensor, labels: Tensor, top_k: int, fields: frozenset[str]) -> dict[str, Tensor]:
+def _computed(logits: Tensor, labels: Tensor, top_k: int, fields: frozenset[str]) -> dict[str, Any]:
     z = logits if logits.dtype == torch.float64 else logits.float()
     vocab_size = z.shape[-1]
     labels = labels.where((labels >= 0) & (labels < vocab_size), torch.zeros_like(labels))
     log_q = z.log_softmax(-1)
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
     if fields & {"support_ids", "support_logprobs"}:
         found["support_logprobs"], found["support_ids"] = log_q.topk(min(top_k, vocab_size), dim=-1)
     if "label_logprob" in fields:

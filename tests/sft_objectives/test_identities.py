@@ -10,8 +10,6 @@ from scipy.optimize import brentq
 from sft_objectives import Reference, load
 from sft_objectives.reference import effective_support
 
-from .conftest import make_batch
-
 EQUAL_GRADIENTS = [
     (("prift_mass", {"threshold": 0.0}), ("sft", {})),
     (("talr", {"w_min": 1.0}), ("sft", {})),
@@ -53,9 +51,8 @@ def test_equal_gradients(case, batch):
 
 
 @pytest.fixture
-def at_reference():
+def at_reference(batch):
     """A batch whose references are the student itself, over the whole vocabulary."""
-    batch = make_batch()
     own = Reference.from_logits(batch.logits, batch.labels, top_k=50)
     batch.references = dict.fromkeys(batch.references, own)
     return batch

@@ -8,8 +8,6 @@ import sft_objectives.losses
 from sft_objectives import BatchConstants, Reference, load, token_losses
 from sft_objectives.student import DenseStudent
 
-from .conftest import make_batch
-
 VARIANTS = [
     *((name, {}) for name in sft_objectives.names()),
     ("talr", {"source": "base"}),
@@ -47,7 +45,7 @@ every_variant = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=ids)
 
 @every_variant
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_masked_rows_are_exactly_zero_whatever_they_hold(name, settings, dtype):
+def test_masked_rows_are_exactly_zero_whatever_they_hold(name, settings, dtype, make_batch):
     batch, objective = make_batch(dtype), load(name, **settings)
     before, gradient = batch.losses(objective), batch.gradient(objective)
     assert (before[~batch.mask] == 0).all() and (gradient[~batch.mask] == 0).all()
@@ -71,7 +69,7 @@ def test_nothing_supervised_gives_zeros(name, settings, batch):
 
 @every_variant
 @pytest.mark.parametrize("scale", [1e2, 1e4])
-def test_extreme_logits_give_finite_losses_and_gradients(name, settings, scale):
+def test_extreme_logits_give_finite_losses_and_gradients(name, settings, scale, make_batch):
     batch = make_batch(torch.float32, scale=scale)
     objective = load(name, **settings)
     assert batch.losses(objective).isfinite().all()
@@ -79,7 +77,7 @@ def test_extreme_logits_give_finite_losses_and_gradients(name, settings, scale):
 
 
 @every_variant
-def test_one_row_and_a_vocabulary_smaller_than_k(name, settings):
+def test_one_row_and_a_vocabulary_smaller_than_k(name, settings, make_batch):
     batch = make_batch(vocab_size=6, lengths=(1,), top_k=64)
     batch.mask[:] = True
     objective = load(name, **settings)
