@@ -24,7 +24,8 @@ class CPUEngineWithLMHead(FSDPEngineWithLMHead):
             raise ValueError(f"engine.strategy is {engine_config.strategy!r}: platform cpu supports only 'fsdp2'")
         precision = engine_config.mixed_precision
         if precision is None or any(
-            PrecisionType.to_dtype(precision.get(field)) != torch.float32 for field in _PRECISION_FIELDS
+            field not in precision or PrecisionType.to_dtype(precision[field]) != torch.float32
+            for field in _PRECISION_FIELDS
         ):
             raise ValueError(
                 f"engine.mixed_precision is {precision} (verl's default is bf16): platform cpu supports only "

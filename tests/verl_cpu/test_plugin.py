@@ -97,13 +97,8 @@ print(json.dumps(result))
 
 
 @pytest.mark.e2e
-def test_active_process(cpu_environment, tmp_path):
-    rendezvous = {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "DIST_INIT_METHOD": f"file://{tmp_path}/rendezvous",
-    }
+def test_active_process(cpu_environment):
+    rendezvous = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     finished = subprocess.run(
         [sys.executable, "-c", IN_AN_ACTIVE_PROCESS],
         env=cpu_environment | rendezvous,
