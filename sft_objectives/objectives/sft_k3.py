@@ -31,8 +31,8 @@ class SftK3(Objective):
 
     def loss(self, student, references, columns, constants):
         log_r = self._log_ratio(student, references)
-        bounded = log_r.clamp(max=self.max_log_ratio)
-        r = bounded.exp() + math.exp(self.max_log_ratio) * (log_r - bounded)
+        excess = (log_r - self.max_log_ratio).clamp(min=0)
+        r = log_r.clamp(max=self.max_log_ratio).exp() + math.exp(self.max_log_ratio) * excess
         return -student.log_p_label + self.weight * (r - 1 - log_r)
 
     def diagnostics(self, student, references, columns, constants):

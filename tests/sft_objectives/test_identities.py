@@ -113,7 +113,7 @@ def test_induced_target_of_dft(batch):
     torch.testing.assert_close(p - batch.gradient(load("dft")), expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("settings", [{}, {"residual_form": "product"}])
+@pytest.mark.parametrize("settings", [{}, {"exponent": 0.2}, {"residual_form": "product", "exponent": 0.2}])
 def test_target_sft_moves_toward_its_target(settings, batch):
     batch.mask[:] = True
     with torch.no_grad():
@@ -121,7 +121,8 @@ def test_target_sft_moves_toward_its_target(settings, batch):
         p_y = p.gather(1, batch.labels[:, None])
         teacher = batch.references["teacher"]
         ids, q = teacher.support_ids, teacher.support_logprobs.exp()
-        shape = p.gather(1, ids) ** (0.5 if not settings else 1.0) * q**0.5
+        eta = settings.get("exponent", 0.5)
+        shape = p.gather(1, ids) ** (1.0 if "residual_form" in settings else 1 - eta) * q**eta
         residual = torch.zeros_like(p).scatter(1, ids, shape / shape.sum(-1, keepdim=True))
         target = ((1 - p_y) * residual).scatter_add(1, batch.labels[:, None], p_y)
     torch.testing.assert_close(batch.gradient(load("target_sft", **settings)), p - target, rtol=1e-12, atol=1e-14)
@@ -156,6 +157,87 @@ def test_psft_is_the_clipped_ratio_of_the_paper(settings, batch):
     assert ((r > 1 + epsilon) & batch.mask).any() and ((r < 1 - epsilon) & batch.mask).any()
     expected = -torch.minimum(r, r.clamp(1 - epsilon, 1 + epsilon)) * batch.mask
     torch.testing.assert_close(batch.losses(load("psft", **settings)), expected, rtol=1e-12, atol=1e-14)
+
+
+def weights_by_hand(batch):
+    """Token weights of the papers' formulas, on every row, from the student's and the base's distributions."""
+    log_p, base = batch.logits.detach().log_softmax(-1), batch.references["base"]
+    log_q = base.logits.log_softmax(-1)
+    entropy, base_entropy = (-(x.exp() * x).sum(-1) for x in (log_p, log_q))
+    of_label = lambda x: x.gather(1, batch.labels[:, None]).squeeze(1)  # noqa: E731
+    log_p_y, log_q_y = of_label(log_p), of_label(log_q)
+    top = log_p.topk(20).values.softmax(-1)
+    top_entropy = -(top * top.log()).sum(-1)
+    ratio = log_p_y - log_q_y
+    lengths = batch.sequence_lengths.tolist()
+    parts = [x[m] for x, m in zip(ratio.split(lengths), batch.mask.split(lengths), strict=True)]
+    per_sequence = lambda f: torch.cat([f(x).expand(n) for x, n in zip(parts, lengths, strict=True)])  # noqa: E731
+    return {
+        "eaft": ({}, top_entropy / math.log(20)),
+        "eaft power": ({"exponent": 2.0, "divide_by": 3.0}, (top_entropy / 3) ** 2),
+        "idft": ({}, log_p_y.exp() ** torch.exp(-(log_p_y + entropy).clamp(-1, 1))),
+        "idft base": ({"source": "base"}, log_q_y.exp() ** torch.exp(-(log_q_y + base_entropy).clamp(-1, 1))),
+        "idft repo": ({"variant": "repo"}, log_p_y.exp() ** torch.exp(-(log_p_y + entropy)).clamp(0.1, 2)),
+        "iw_sft": ({}, per_sequence(lambda x: x.sum().exp())),
+        "iw_sft repo": ({"variant": "repo"}, per_sequence(lambda x: (2 * x.mean()).exp().clamp(max=16))),
+        "iw_sft token": ({"variant": "repo_token"}, ratio.exp().clamp(0.2, 1.8)),
+        "profit": ({}, log_p_y.exp() >= 0.1),
+        "critical_token": ({}, batch.columns["critical"]),
+        "prift_mass": ({}, (log_q.exp() * (log_q <= log_q_y[:, None])).sum(-1) >= 0.5),
+    }
+
+
+@pytest.mark.parametrize("case", [
+    "eaft", "eaft power", "idft", "idft base", "idft repo", "iw_sft", "iw_sft repo", "iw_sft token", "profit",
+    "critical_token", "prift_mass",
+])  # fmt: skip
+def test_token_weights(case, batch):
+    settings, weight = weights_by_hand(batch)[case]
+    expected = weight.to(torch.float64)[:, None] * batch.gradient(load("sft"))
+    torch.testing.assert_close(batch.gradient(load(case.split()[0], **settings)), expected, rtol=1e-11, atol=1e-14)
+
+
+def test_k3_is_continued_linearly(batch):
+    losses = batch.losses(load("sft_k3", weight=1.0, max_log_ratio=0.1))
+    log_r = batch.references["base"].label_logprob + batch.losses(load("sft"))
+    beyond = batch.mask & (log_r > 0.1)
+    assert beyond.any()
+    expected = math.exp(0.1) * (0.9 + log_r) - 1 - log_r - batch.references["base"].label_logprob + log_r
+    torch.testing.assert_close(losses[beyond], expected[beyond], rtol=1e-12, atol=1e-14)
+
+
+def test_k3_gradient(batch):
+    log_q_y = batch.references["base"].label_logprob
+    r = (log_q_y - batch.logits.detach().log_softmax(-1).gather(1, batch.labels[:, None]).squeeze(1)).exp()
+    expected = (1 + 0.3 * (r - 1))[:, None] * batch.gradient(load("sft"))
+    torch.testing.assert_close(batch.gradient(load("sft_k3", weight=0.3)), expected, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize(("order", "statistic"), [("top", "prob"), ("bottom", "prob"), ("top", "entropy")])
+def test_a_fraction_of_the_batch_is_selected(order, statistic, batch):
+    log_p = batch.logits.detach().log_softmax(-1)
+    score = log_p.gather(1, batch.labels[:, None]).squeeze(1) if statistic == "prob" else -(log_p.exp() * log_p).sum(-1)
+    score = score.masked_fill(~batch.mask, -math.inf if order == "top" else math.inf)
+    count = math.ceil(0.3 * int(batch.mask.sum()))
+    kept = score.topk(count, largest=order == "top").indices
+    losses = batch.losses(load("token_selection", fraction=0.3, order=order, statistic=statistic))
+    assert sorted(losses.nonzero().squeeze(1).tolist()) == sorted(kept.tolist())
+
+
+def test_label_smoothing_and_sed_sft_by_hand(batch):
+    log_p = batch.logits.log_softmax(-1)
+    log_p_y = log_p.gather(1, batch.labels[:, None]).squeeze(1)
+    smooth = -(0.8 * log_p_y + 0.2 / 50 * log_p.sum(-1)) * batch.mask
+    room = log_p.exp().topk(2).values.sum(-1) < 0.6
+    assert (room & batch.mask).any() and (~room & batch.mask).any()
+    sed = (-log_p_y + 0.7 * room.double() * (log_p_y.exp() - 0.5) ** 2) * batch.mask
+    for objective, losses in [
+        (load("label_smoothing", weight=0.2), smooth),
+        (load("sed_sft", weight=0.7, threshold=0.6), sed),
+    ]:
+        expected = torch.autograd.grad(losses.sum(), batch.logits, retain_graph=True)[0]
+        torch.testing.assert_close(batch.losses(objective), losses, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(batch.gradient(objective), expected, rtol=1e-11, atol=1e-14)
 
 
 def test_talr_takes_the_lower_median_of_the_sequences(batch):
