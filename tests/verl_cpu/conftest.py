@@ -75,7 +75,7 @@ def cpu_environment() -> dict[str, str]:
     """The environment of a CPU run, as recipes/platform/cpu.yaml sets it."""
     root = Path(__file__).parents[2]
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"},
         "PYTHONPATH": str(root),
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": "verl_cpu.plugin",
@@ -84,6 +84,7 @@ def cpu_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_raylet_start_wait_time_s": "120",

@@ -76,6 +76,8 @@ def _overrides(model, data, reward, output, run):
         f"{rollout}.free_cache_engine=False",
         f"+{rollout}.enable_sleep_mode=False",
         f"+{rollout}.engine_kwargs.vllm.worker_extension_cls=verl_cpu.vllm_extension.CPUColocateWorkerExtension",
+        # one process fewer; the variable VLLM_ENABLE_V1_MULTIPROCESSING=0 allows it
+        f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend=uni",
         f"+{rollout}.engine_kwargs.vllm.num_gpu_blocks_override=64",
         f"{rollout}.agent.num_workers=1",
         # several buckets per sync

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from verl_cpu.vllm_reload import ReloadWorkerExtension, tensor_shapes
 
 GENERATE = """
-import json, sys
+import gc, json, sys
 from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
 
 def main():
     first, second = sys.argv[1:]
@@ -22,8 +23,7 @@ def main():
 
     def engine(path):
         return LLM(path, dtype="float32", enforce_eager=True, max_model_len=64, max_num_seqs=4, seed=0,
-                   worker_extension_cls="verl_cpu.vllm_reload.ReloadWorkerExtension", num_gpu_blocks_override=16,
-                   distributed_executor_backend="uni")
+                   worker_extension_cls="verl_cpu.vllm_reload.ReloadWorkerExtension", num_gpu_blocks_override=16)
 
     def answers(llm):
         outputs = [request.outputs[0] for request in llm.generate(prompts, sampling, use_tqdm=False)]
@@ -36,6 +36,8 @@ def main():
         llm.reset_prefix_cache()
         result[name] = answers(llm)
     del llm
+    gc.collect()
+    cleanup_dist_env_and_memory()
     result["fresh"] = answers(engine(second))
     print("RESULT " + json.dumps(result))
 
@@ -45,6 +47,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("architecture", "tied"), [("qwen2", True), ("qwen3", False)])
 def test_reloaded_engine_equals_fresh_engine(architecture, tied, tiny_model, cpu_environment, tmp_path):
     first, second = (tiny_model(architecture, tied, seed) for seed in (0, 1))
@@ -56,7 +59,7 @@ def test_reloaded_engine_equals_fresh_engine(architecture, tied, tiny_model, cpu
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=540,
     )
     assert finished.returncode == 0, finished.stdout[-6000:]
     (line,) = (line for line in finished.stdout.splitlines() if line.startswith("RESULT "))
