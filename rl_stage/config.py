@@ -184,6 +184,7 @@ def _rollout(settings: SimpleNamespace) -> dict[str, Any]:
         "val_kwargs.temperature": 0,
         "val_kwargs.do_sample": False,
         "val_kwargs.n": 1,
+        "agent.default_agent_loop": "scored_single_turn",
     }
     return {f"actor_rollout_ref.rollout.{key}": value for key, value in keys.items()}
 
@@ -205,6 +206,7 @@ def _algorithm_and_reward(settings: SimpleNamespace) -> dict[str, Any]:
             "wrong": rl.reward.wrong,
             "timeout": rl.reward.timeout,
         },
+        "reward.num_workers": 0,  # our agent loop scores its own responses
         "reward.reward_manager.name": "dapo" if rl.overlong.enabled else "naive",
     }
     if rl.overlong.enabled:
@@ -265,6 +267,8 @@ def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
         "agent.num_workers": 1,
         "checkpoint_engine.update_weights_bucket_megabytes": 16,
         "engine_kwargs.vllm.worker_extension_cls": "verl_cpu.vllm_extension.CPUColocateWorkerExtension",
+        # One process fewer; VLLM_ENABLE_V1_MULTIPROCESSING=0 allows it (see rl.prepare_environment).
+        "engine_kwargs.vllm.distributed_executor_backend": "uni",
         "engine_kwargs.vllm.num_gpu_blocks_override": sequences * math.ceil(length / CPU_BLOCK_SIZE) + 8,
     }
     return {f"actor_rollout_ref.rollout.{key}": value for key, value in rollout.items()} | {
@@ -272,7 +276,6 @@ def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
         "actor_rollout_ref.actor.use_torch_compile": False,
         "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
         "actor_rollout_ref.ref.fsdp_config.use_torch_compile": False,
-        "reward.num_workers": 1,
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
     }
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -67,9 +70,7 @@ def _stop_tokens(path: pathlib.Path, config: Mapping[str, Any]) -> set[int]:
     return {value} if isinstance(value, int) else set(value or ())
 
 
-def check_prompts(
-    inputs: Mapping[str, pathlib.Path], settings: SimpleNamespace, scratch: pathlib.Path
-) -> pathlib.Path:
+def check_prompts(inputs: Mapping[str, pathlib.Path], settings: SimpleNamespace, scratch: pathlib.Path) -> pathlib.Path:
     """A directory with rl_train.parquet and rl_val.parquet whose prompts fit `rl.max_prompt_length`.
 
     Too long prompts are dropped and counted in scratch/prompts.json. Raises ValueError naming file and row for rows
@@ -96,8 +97,8 @@ def check_prompts(
             answer = (row["reward_model"] or {}).get("ground_truth")
             if not row["prompt"] or answer is None or str(answer) == "":
                 raise ValueError(f"{source}: row {number} has no prompt or no reward_model.ground_truth")
-            ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-            kept.append(len(ids) <= settings.rl.max_prompt_length)
+            encoded = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)
+            kept.append(len(encoded["input_ids"]) <= settings.rl.max_prompt_length)
         counts[name] = sum(kept)
         counts["dropped"] += len(kept) - counts[name]
         pq.write_table(table.filter(pyarrow.array(kept)), target / f"{name}.parquet")
@@ -110,6 +111,24 @@ def check_prompts(
         raise ValueError(f"{inputs['data'] / 'rl_val.parquet'}: has no prompt that fits rl.max_prompt_length")
     (scratch / "prompts.json").write_text(json.dumps(counts, sort_keys=True) + "\n")
     return target
+
+
+def judge_probe(rates: Sequence[float], settings: SimpleNamespace) -> None:
+    """Say, or with `rl.on_unreachable: stop` raise ValueError, where sampling found no or only solved prompts.
+
+    rates: pass rate of each probed prompt. GRPO learns from the differences within a group, so it would learn nothing.
+    """
+    if any(0 < rate < 1 for rate in rates) or 0 < sum(rates) < len(rates):
+        return
+    found = "every sample is right" if rates[0] else "no sample is right"
+    message = (
+        f"reachability: of {len(rates)} prompts x {settings.rl.probe.samples} samples {found}; RL has nothing to learn "
+        "from. Check the reward on a sample (rl.reward), choose easier or harder prompts (rl.filter), or set "
+        "rl.on_unreachable=warn to go on"
+    )
+    if settings.rl.on_unreachable == "stop":
+        raise ValueError(message)
+    logger.warning(message)
 
 
 def finish_export(source: pathlib.Path, model: pathlib.Path, target: pathlib.Path) -> None:

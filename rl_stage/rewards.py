@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from evaluation.grading import extract_boxed, grade
+
+if TYPE_CHECKING:
+    from evaluation.grading import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +118,40 @@ def call_reward(name: str, response: str, answer: str, settings: dict[str, Any])
     return value
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A response's score; `correct` where the answer is right, `failed` where the reward raised, hung or crashed."""
+
+    score: float
+    correct: bool
+    no_answer: bool = False
+    failed: bool = False
+
+
+def _pool_call(reward: str, response: str, answer: str, settings: Mapping[str, Any]) -> tuple:
+    """Function and arguments for the grading pool; `settings` become plain JSON."""
+    if reward in _GRADERS:
+        grader = f"numeric:{settings['tolerance']}" if "tolerance" in settings else reward
+        return "evaluation.grading.pool:grade_as_json", response, answer, grader
+    return "rl_stage.rewards:call_reward", reward, response, answer, {str(k): v for k, v in settings.items()}
+
+
+def _scored(reward: str, outcome: Outcome, correct: float, wrong: float) -> Scored:
+    """What a pool's outcome is worth: a bool is `correct` or `wrong`, a float is the score itself."""
+    status, value = outcome.status, outcome.value
+    if status == "ok" and isinstance(value, dict):
+        if "bad_reference" in value:
+            status, value = "bad_reference", value["bad_reference"]
+        else:
+            status, value = value["status"], value["correct"]
+    if status not in ("ok", "no_answer"):
+        _log_failure(reward, status, str(value))
+        return Scored(wrong, False, failed=True)
+    if isinstance(value, bool):
+        return Scored(correct if value else wrong, value, no_answer=status == "no_answer")
+    return Scored(float(value), value >= correct)
+
+
 async def compute_score(
     data_source: str,
     solution_str: str,
@@ -129,32 +167,38 @@ async def compute_score(
 ) -> dict[str, float]:
     """verl's reward function: the score of one response. Never raises for what a reward does, never waits for ever.
 
-    A bool becomes `correct` or `wrong`, a float is the score itself (accurate where it reaches `correct`). Returns
-    score, acc (0 or 1), no_answer (0 or 1) and failed (0 or 1: raised, timed out or crashed; the score is `wrong`).
+    timeout: seconds. A bool becomes `correct` or `wrong`, a float is the score itself (right where it reaches
+    `correct`). Returns score, acc, no_answer and failed (0 or 1 each); a failed reward scores `wrong`.
     """
     from evaluation.grading import default_pool
 
-    settings = json.loads(json.dumps({str(key): value for key, value in settings.items()}))
-    if reward in _GRADERS:
-        grader = f"numeric:{settings['tolerance']}" if settings.get("tolerance") is not None else reward
-        call = ("evaluation.grading.pool:grade_as_json", solution_str, ground_truth, grader)
-    else:
-        call = ("rl_stage.rewards:call_reward", reward, solution_str, ground_truth, settings)
+    call = _pool_call(reward, solution_str, str(ground_truth), settings)
     outcome = await asyncio.wrap_future(default_pool().submit(*call, timeout_seconds=timeout))
-    status, value = outcome.status, outcome.value
-    if status == "ok" and isinstance(value, dict):
-        status, value = ("bad_reference", value["bad_reference"]) if "bad_reference" in value else (
-            value["status"],
-            value["correct"],
-        )
-    if status not in ("ok", "no_answer"):
-        _log_failure(reward, status, str(value))
-        return {"score": wrong, "acc": 0.0, "no_answer": 0.0, "failed": 1.0}
-    if isinstance(value, bool):
-        score, accuracy = (correct, 1.0) if value else (wrong, 0.0)
-    else:
-        score, accuracy = float(value), float(value >= correct)
-    return {"score": score, "acc": accuracy, "no_answer": float(status == "no_answer"), "failed": 0.0}
+    result = _scored(reward, outcome, correct, wrong)
+    return {
+        "score": result.score,
+        "acc": float(result.correct),
+        "no_answer": float(result.no_answer),
+        "failed": float(result.failed),
+    }
+
+
+def score_many(
+    reward: SimpleNamespace, pairs: Sequence[tuple[str, str]], progress: Callable[[int], None]
+) -> list[Scored]:
+    """Score (response, answer) pairs with the settings `rl.reward`; `progress(done)` is called as they finish."""
+    from evaluation.grading import default_pool
+
+    pool = default_pool()
+    futures = []
+    for response, answer in pairs:
+        call = _pool_call(reward.name, response, answer, reward.settings)
+        futures.append(pool.submit(*call, timeout_seconds=reward.timeout))
+    scored = []
+    for future in futures:
+        scored.append(_scored(reward.name, future.result(), reward.correct, reward.wrong))
+        progress(len(scored))
+    return scored
 
 
 @lru_cache(maxsize=64)

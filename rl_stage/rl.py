@@ -69,9 +69,14 @@ def prepare_environment(settings: SimpleNamespace) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # A loaded machine needs longer than the default 30 s; `rl.step_timeout` bounds the start anyway.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
+    os.environ.setdefault("TQ_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     if settings.platform.name == "cpu":
         os.environ["VERL_PLATFORM"] = "cpu"
-        os.environ["VERL_USE_EXTERNAL_MODULES"] = "verl_cpu.plugin"
+        os.environ["VERL_USE_EXTERNAL_MODULES"] = "verl_cpu.plugin,rl_stage.lean"
+        # vLLM's CPU backend insists on a worker process of its own otherwise, for thread settings made above.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["OMP_NUM_THREADS"] = "1"
         # Ray numbers its logical devices in it and refuses an empty list; the CPU builds of torch and vLLM ignore it.
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)

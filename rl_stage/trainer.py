@@ -13,8 +13,14 @@ from contextlib import contextmanager
 from types import FrameType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import transfer_queue as tq
 from verl.trainer.ppo.v1 import get_trainer_cls
+from verl.utils import tensordict_utils
+from verl.utils.dataset.rl_dataset import collate_fn
+
+from rl_stage.config import POLL_SECONDS
+from rl_stage.handoff import judge_probe
 
 # Rollout and trainer compute the same fp32 network; a larger difference of a token's probability means stale weights.
 MAX_PROBABILITY_DIFFERENCE = 1e-5
@@ -145,6 +151,39 @@ class _Measured:
         super().on_step_end()  # type: ignore[misc]
         if self.global_steps in self.settings.rl.publish_steps:
             self._checkpoint_now()
+
+    def on_train_begin(self) -> None:
+        if self.global_steps == 1 and self.settings.rl.probe.prompts:
+            self.begin_phase("the reachability probe")
+            rates = self._probe()
+            self.curve.add(0, {"probe_pass_rate": sum(rates) / len(rates)})
+            judge_probe(rates, self.settings)
+        super().on_train_begin()  # type: ignore[misc]
+
+    def _probe(self) -> list[float]:
+        """Pass rates of the first prompts, sampled as in training; uses the engine that is already there."""
+        probe, count = self.settings.rl.probe, min(self.settings.rl.probe.prompts, len(self.train_dataset))
+        rows = collate_fn([self.train_dataset[number] for number in range(count)])
+        names = [f"probe{number}" for number in range(count)]
+        rows["uid"] = np.array(names, dtype=object)
+        rows["__rollout_n__"] = np.array([probe.samples] * count, dtype=object)
+        batch = tensordict_utils.get_tensordict(rows)
+        tensordict_utils.assign_non_tensor_data(batch, "global_steps", 0)
+        tags = [{"is_prompt": True, "status": "pending", "global_steps": 0}] * count
+        tq.kv_batch_put(keys=names, partition_id="train", tags=tags)
+        self.agent_loop_manager.generate_sequences(batch)
+        while any(self._status(name) in ("pending", "running") for name in names):
+            time.sleep(POLL_SECONDS)
+        keys = [key for key in tq.kv_list("train")["train"] if key not in names]
+        fields = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=["extra_fields"])
+        right: dict[str, list[float]] = {name: [] for name in names}
+        for key, field in zip(keys, fields["extra_fields"], strict=True):
+            right[key.split("_")[0]].append(getattr(field, "data", field)["reward_extra_info"]["acc"])
+        tq.kv_clear(keys=[*keys, *names], partition_id="train")
+        return [sum(values) / probe.samples for values in right.values()]
+
+    def _status(self, name: str) -> str:
+        return tq.kv_list("train")["train"][name]["status"]
 
     def on_validate_begin(self) -> None:
         self.begin_phase(f"validation at step {self.global_steps}")

@@ -1,6 +1,6 @@
-"""Named as `model.external_lib`, so that verl imports it in every process that reads the model's configuration.
+"""Named as `model.external_lib`: verl imports it wherever it reads the model's configuration.
 
-Registers with verl only what the process at hand can use: importing verl's engines costs seconds.
+Registers with verl only what the process at hand can use, because importing verl's engines costs seconds.
 """
 
 import sys
@@ -9,3 +9,6 @@ from verl_cpu import plugin
 
 if plugin.requested() and "verl.workers.engine_workers" in sys.modules:
     import verl_cpu.engine  # noqa: F401
+
+if "verl.experimental.agent_loop.agent_loop" in sys.modules:
+    import rl_stage.agent_loop  # noqa: F401

@@ -1,0 +1,109 @@
+"""The stage `filter`: keep the RL prompts that a model solves sometimes, neither never nor always."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+
+from rl_stage.rewards import score_many
+
+SHARD = 256  # requests between two saved shards
+
+
+def run(
+    settings: SimpleNamespace,
+    inputs: Mapping[str, pathlib.Path],
+    output: pathlib.Path,
+    scratch: pathlib.Path,
+    report: Callable[..., None],
+) -> None:
+    """Sample every prompt of `inputs["data"]`/rl_train.parquet `rl.filter.samples` times with `inputs["model"]` and
+    keep those whose pass rate lies strictly between `rl.filter.above` and `rl.filter.below`.
+
+    Writes rl_train.parquet (the rows kept), rl_val.parquet (unchanged), pass_rates.parquet (every row's rate), and
+    metrics.json with counts and the histogram. Sampling is seeded per prompt and resumes from finished shards. Raises
+    ValueError if nothing is kept.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(inputs["data"] / "rl_train.parquet")
+    rates, failed = pass_rates(settings, inputs["model"], table.to_pylist(), scratch, report)
+    bounds = settings.rl.filter
+    kept = [rate is not None and bounds.above < rate < bounds.below for rate in rates]
+    metrics = {
+        "prompts": len(rates),
+        "kept": sum(kept),
+        "too_long": sum(rate is None for rate in rates),
+        "rewards_failed": failed,
+        "histogram": histogram(rates, bounds.samples),
+    }
+    if not any(kept):
+        raise ValueError(
+            f"rl.filter: no prompt has a pass rate strictly between {bounds.above} and {bounds.below}: {metrics}"
+        )
+    pq.write_table(table.filter(pyarrow.array(kept)), output / "rl_train.parquet")
+    shutil.copy(inputs["data"] / "rl_val.parquet", output / "rl_val.parquet")
+    pq.write_table(pyarrow.table({"pass_rate": pyarrow.array(rates, pyarrow.float64())}), output / "pass_rates.parquet")
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+
+
+def pass_rates(
+    settings: SimpleNamespace,
+    model: pathlib.Path,
+    rows: list[dict],
+    scratch: pathlib.Path,
+    report: Callable[..., None],
+) -> tuple[list[float | None], int]:
+    """The share of right responses to each row's prompt (None for a prompt over `rl.max_prompt_length`), and how many
+    rewards failed."""
+    from evaluation.generation import EngineOptions, Prompter, Sampling, engine_for, sample
+
+    rl = settings.rl
+    prompter = Prompter(model, trust_remote_code=settings.model.trust_remote_code)
+    prompts = [prompter.prompt(row["prompt"]).ids for row in rows]
+    fits = [number for number, ids in enumerate(prompts) if len(ids) <= rl.max_prompt_length]
+    options = EngineOptions(
+        platform=settings.platform.name,
+        dtype=settings.model.dtype,
+        max_length=rl.max_prompt_length + rl.max_response_length,
+        gpu_memory=rl.gpu_memory,
+        tensor_parallel=rl.tensor_parallel,
+        trust_remote_code=settings.model.trust_remote_code,
+    )
+    total = len(fits) * rl.filter.samples
+    drawn = sample(
+        engine_for(model, options),
+        [prompts[number] for number in fits],
+        Sampling(
+            num_samples=rl.filter.samples,
+            temperature=rl.filter.temperature,
+            top_p=rl.top_p,
+            max_tokens=rl.max_response_length,
+        ),
+        seed=settings.seed,
+        directory=scratch / "samples",
+        batch_size=SHARD,
+        progress=lambda done, _: report(done, 2 * total),
+    )
+    pairs = [
+        (response.text, str(rows[number]["reward_model"]["ground_truth"]))
+        for number, samples in zip(fits, drawn, strict=True)
+        for response in samples
+    ]
+    scored = score_many(rl.reward, pairs, lambda done: report(total + done, 2 * total))
+    rates: list[float | None] = [None] * len(rows)
+    for place, number in enumerate(fits):
+        part = scored[place * rl.filter.samples : (place + 1) * rl.filter.samples]
+        rates[number] = sum(result.correct for result in part) / len(part)
+    return rates, sum(result.failed for result in scored)
+
+
+def histogram(rates: list[float | None], samples: int) -> dict[str, int]:
+    """How many prompts had how many right responses, as "<right>/<samples>" -> prompts."""
+    counts = Counter(round(rate * samples) for rate in rates if rate is not None)
+    return {f"{right}/{samples}": counts[right] for right in sorted(counts)}

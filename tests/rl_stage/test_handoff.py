@@ -1,0 +1,120 @@
+"""The gate between SFT and RL, and what RL publishes."""
+
+import json
+import logging
+import shutil
+
+import pytest
+
+from rl_stage import handoff
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    """A copy of the tiny model that a test may break."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def edit(path, **changes):
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
+
+
+def test_a_complete_model_passes(model, cpu_settings):
+    handoff.check_model(model, cpu_settings())
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json"])
+def test_a_missing_file_is_named(name, model, cpu_settings):
+    (model / name).unlink()
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        handoff.check_model(model, cpu_settings())
+
+
+def test_a_cut_weight_file_is_named(model, cpu_settings):
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
+        handoff.check_model(model, cpu_settings())
+
+
+def test_a_missing_shard_is_named(model, cpu_settings):
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="model-00001-of-00002"):
+        handoff.check_model(model, cpu_settings())
+
+
+def test_two_different_ends_are_an_error(model, cpu_settings):
+    edit(model / "generation_config.json", eos_token_id=0)
+    with pytest.raises(ValueError, match="stop at different tokens"):
+        handoff.check_model(model, cpu_settings())
+
+
+def test_no_chat_template_is_an_error(model, cpu_settings):
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template"):
+        handoff.check_model(model, cpu_settings())
+
+
+def test_no_dtype_is_an_error(model, cpu_settings):
+    edit(model / "config.json", dtype=..., torch_dtype=...)
+    with pytest.raises(ValueError, match="has no dtype"):
+        handoff.check_model(model, cpu_settings())
+
+
+def test_long_prompts_are_dropped_and_counted(model, cpu_settings, write_prompts, tmp_path):
+    import pyarrow.parquet as pq
+
+    data = write_prompts(tmp_path / "data", rows=20)
+    rows = pq.read_table(data / "rl_train.parquet").to_pylist()
+    rows[3]["prompt"][0]["content"] = "1+" * 200
+    import pyarrow
+
+    pq.write_table(pyarrow.Table.from_pylist(rows), data / "rl_train.parquet")
+    found = handoff.check_prompts({"model": model, "data": data}, cpu_settings(), tmp_path)
+    assert json.loads((tmp_path / "prompts.json").read_text()) == {"dropped": 1, "rl_train": 19, "rl_val": 4}
+    kept = pq.read_table(found / "rl_train.parquet").to_pylist()
+    assert kept == rows[:3] + rows[4:]
+
+
+def test_too_few_prompts_and_missing_answers_are_errors(model, cpu_settings, write_prompts, tmp_path):
+    data = write_prompts(tmp_path / "data", rows=7)
+    with pytest.raises(ValueError, match=r"rl\.prompts: a step takes 8 prompts"):
+        handoff.check_prompts({"model": model, "data": data}, cpu_settings(), tmp_path)
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(data / "rl_train.parquet").to_pylist()
+    rows[2]["reward_model"]["ground_truth"] = ""
+    pq.write_table(pyarrow.Table.from_pylist(rows), data / "rl_train.parquet")
+    with pytest.raises(ValueError, match="row 2 has no prompt or no reward_model.ground_truth"):
+        handoff.check_prompts({"model": model, "data": data}, cpu_settings(), tmp_path)
+
+
+@pytest.mark.parametrize(("rates", "word"), [([0.0, 0.0], "no sample"), ([1.0, 1.0], "every sample")])
+def test_an_unreachable_or_solved_task_is_said(rates, word, cpu_settings, caplog):
+    with caplog.at_level(logging.WARNING):
+        handoff.judge_probe(rates, cpu_settings(on_unreachable="warn"))
+    assert word in caplog.text
+    with pytest.raises(ValueError, match=word):
+        handoff.judge_probe(rates, cpu_settings(on_unreachable="stop"))
+
+
+def test_a_reachable_task_is_silent(cpu_settings, caplog):
+    handoff.judge_probe([0.0, 0.5], cpu_settings(on_unreachable="stop"))
+    assert not caplog.text
+
+
+def test_an_export_has_the_tokenizer_of_its_start_and_the_dtype_of_its_weights(model, tmp_path):
+    exported = shutil.copytree(model, tmp_path / "verl")
+    edit(exported / "config.json", dtype="bfloat16")  # as verl writes it, beside fp32 weights
+    edit(exported / "generation_config.json", temperature=0.3)
+    target = tmp_path / "published"
+    handoff.finish_export(exported, model, target)
+    assert json.loads((target / "config.json").read_text())["dtype"] == "float32"
+    for name in ("generation_config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (target / name).read_bytes() == (model / name).read_bytes()
+    from rl_stage.handoff import check_weights
+
+    check_weights(target)

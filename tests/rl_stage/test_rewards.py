@@ -1,0 +1,143 @@
+"""Rewards: right and wrong answers, and what becomes of a reward that raises, hangs or answers nonsense."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from rl_stage import rewards
+
+
+@pytest.mark.parametrize(
+    ("function", "response", "answer", "right"),
+    [
+        (rewards.grade_math, r"so \boxed{\frac{1}{2}}", "0.5", True),
+        (rewards.grade_math, "the answer is 12", "12", True),
+        (rewards.grade_math, r"\boxed{13}", "12", False),
+        (rewards.grade_boxed, r"\boxed{12}", "12", True),
+        (rewards.grade_boxed, "the answer is 12", "12", False),
+        (rewards.grade_exact, r"\boxed{High Risk}", "high risk", True),
+        (rewards.grade_numeric, "The answer is 101", "100", False),
+        (rewards.grade_date, r"\boxed{March 5, 2021}", "2021-03-05", True),
+        (rewards.grade_choice, "The answer is (C)", "C", True),
+        (rewards.has_boxed_answer, r"\boxed{ }", "12", False),
+        (rewards.has_boxed_answer, r"text \boxed{1}", "12", True),
+    ],
+)
+def test_graders(function, response, answer, right):
+    assert function(response, answer) is right
+
+
+def test_numeric_tolerance_is_relative():
+    assert rewards.grade_numeric("The answer is 101", "100", tolerance=0.05)
+
+
+def test_format_is_the_whole_response():
+    pattern = r"<think>.*</think>\s*<answer>.*</answer>"
+    assert rewards.matches_format("<think>a\nb</think> <answer>1</answer>", "1", pattern)
+    assert not rewards.matches_format("so <think>a</think><answer>1</answer>", "1", pattern)
+
+
+def test_unknown_rewards_and_settings_are_named():
+    with pytest.raises(ValueError, match=r"rl\.reward\.name: 'mth' is not one of .*math"):
+        rewards.load_reward("mth", {})
+    with pytest.raises(ValueError, match=r"rl\.reward\.name: cannot import 'rl_stage.rewards.nothing'"):
+        rewards.load_reward("rl_stage.rewards.nothing", {})
+    with pytest.raises(ValueError, match=r"rl\.reward\.settings: .*slack"):
+        rewards.load_reward("numeric", {"slack": 1})
+
+
+# Rewards of one's own, named by their dotted path; pool workers import them.
+OWN = """
+import time
+def raises(response, answer):
+    raise KeyError("no such thing")
+def hangs(response, answer):
+    time.sleep(60)
+def exits(response, answer):
+    import os
+    os._exit(3)
+def share_of_digits(response, answer, weight=1.0):
+    return weight * sum(c.isdigit() for c in response) / len(response)
+def not_a_number(response, answer):
+    return float("nan")
+"""
+
+
+@pytest.fixture(scope="module")
+def own_rewards(tmp_path_factory):
+    """Puts the module `own_rewards` on the path of this process and of its grading pool."""
+    import sys
+
+    from evaluation.grading import default_pool
+
+    directory = tmp_path_factory.mktemp("own")
+    (directory / "own_rewards.py").write_text(OWN)
+    sys.path.insert(0, str(directory))
+    default_pool().close()  # the next use starts a pool that has the new path
+    yield "own_rewards"
+    sys.path.remove(str(directory))
+    default_pool().close()
+
+
+def score(name, response="12", answer="12", timeout=5.0, correct=1.0, wrong=-1.0, **settings):
+    return asyncio.run(
+        rewards.compute_score(
+            "source",
+            response,
+            answer,
+            {},
+            reward=name,
+            settings=settings,
+            correct=correct,
+            wrong=wrong,
+            timeout=timeout,
+        )
+    )
+
+
+def test_scores_of_right_wrong_and_missing_answers():
+    assert score("boxed", r"\boxed{12}") == {"score": 1.0, "acc": 1.0, "no_answer": 0.0, "failed": 0.0}
+    assert score("boxed", r"\boxed{13}") == {"score": -1.0, "acc": 0.0, "no_answer": 0.0, "failed": 0.0}
+    assert score("boxed", "twelve") == {"score": -1.0, "acc": 0.0, "no_answer": 1.0, "failed": 0.0}
+
+
+@pytest.mark.parametrize("name", ["raises", "exits", "not_a_number"])
+def test_a_failing_reward_is_counted_and_does_not_raise(name, own_rewards):
+    assert score(f"{own_rewards}.{name}") == {"score": -1.0, "acc": 0.0, "no_answer": 0.0, "failed": 1.0}
+
+
+def test_a_hanging_reward_ends_at_its_time_limit_and_blocks_nobody(own_rewards):
+    async def both():
+        began = time.monotonic()
+        options = {"settings": {}, "correct": 1.0, "wrong": 0.0}
+        slow = asyncio.create_task(
+            rewards.compute_score("s", "1", "1", reward=f"{own_rewards}.hangs", timeout=3.0, **options)
+        )
+        quick = await rewards.compute_score("s", r"\boxed{1}", "1", reward="boxed", timeout=30.0, **options)
+        assert quick["acc"] == 1.0
+        assert not slow.done()
+        result = await slow
+        return result, time.monotonic() - began
+
+    result, seconds = asyncio.run(both())
+    assert result["failed"] == 1.0
+    assert seconds < 30
+
+
+def test_a_float_is_the_score_itself(own_rewards):
+    assert score(f"{own_rewards}.share_of_digits", "a1") == {"score": 0.5, "acc": 0.0, "no_answer": 0.0, "failed": 0.0}
+    assert score(f"{own_rewards}.share_of_digits", "a1", weight=2.0)["acc"] == 1.0
+
+
+def test_an_unusable_reference_answer_is_a_failure_not_a_zero():
+    assert score("numeric", "12", answer="twelve")["failed"] == 1.0
+
+
+def test_many_at_once_keep_their_order():
+    reward = SimpleNamespace(name="exact", settings={}, correct=1.0, wrong=0.0, timeout=10.0)
+    seen: list[int] = []
+    found = rewards.score_many(reward, [("a", "a"), ("b", "c"), ("c", "c")], seen.append)
+    assert [result.correct for result in found] == [True, False, True]
+    assert seen == [1, 2, 3]

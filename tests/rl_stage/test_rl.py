@@ -1,0 +1,109 @@
+"""What surrounds verl's trainer: the curve, published steps, repair after a kill, time limits."""
+
+import json
+import time
+import zipfile
+
+import pytest
+
+from rl_stage.rl import repair_checkpoints
+
+
+def checkpoint(directory, step, complete=True):
+    path = directory / f"global_step_{step}"
+    (path / "actor" / "huggingface").mkdir(parents=True)
+    if complete:
+        with zipfile.ZipFile(path / "data.pt", "w") as archive:
+            archive.writestr("state", "x")
+    return path
+
+
+def test_resume_starts_from_the_last_complete_checkpoint(tmp_path):
+    for step, complete in ((2, True), (4, True), (6, False)):
+        checkpoint(tmp_path, step, complete)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("")  # the kill came between open and write
+    assert repair_checkpoints(tmp_path, keep=1) == 4
+    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "4"
+    assert [path.name for path in tmp_path.glob("global_step_*")] == ["global_step_4"]
+
+
+def test_without_a_complete_checkpoint_training_starts_over(tmp_path):
+    checkpoint(tmp_path, 1, complete=False)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
+    assert repair_checkpoints(tmp_path, keep=1) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def curve(tmp_path):
+    from rl_stage.trainer import Curve
+
+    return Curve(tmp_path / "curve.jsonl")
+
+
+def test_the_curve_goes_on_after_a_kill(curve):
+    from rl_stage.trainer import Curve
+
+    for step in range(4):
+        curve.add(step, {"reward": step / 4, "kl": float("nan")})
+    curve.path.write_text(curve.path.read_text() + '{"step": 4, "rew')
+    again = Curve(curve.path)
+    again.forget_after(2)
+    again.add(3, {"reward": 1.0})
+    rows = [json.loads(line) for line in curve.path.read_text().splitlines()]
+    assert rows == [{"step": n, "reward": r} for n, r in ((0, 0.0), (1, 0.25), (2, 0.5), (3, 1.0))]
+
+
+def exports_of(tmp_path, curve, settings):
+    from rl_stage.trainer import Exports
+
+    return Exports(tmp_path, settings, curve)
+
+
+def test_the_best_step_is_the_earliest_of_the_best_validations(tmp_path, curve, cpu_settings):
+    exports = exports_of(tmp_path, curve, cpu_settings(steps=6, publish_steps=[3]))
+    assert exports.wanted() == {3, 6}
+    for step, rate in ((0, 0.9), (2, 0.5), (4, 0.7), (6, 0.7)):
+        curve.add(step, {"validation_pass_rate": rate})
+    assert (exports.best_step(), exports.wanted()) == (4, {3, 4, 6})
+    assert exports.is_best(4, 0.7)
+    assert not exports.is_best(6, 0.7)
+
+
+def test_exports_follow_the_best_and_outlive_rotation(tmp_path, curve, cpu_settings):
+    exports = exports_of(tmp_path, curve, cpu_settings(steps=6))
+    for step, rate in ((2, 0.5), (4, 0.7), (6, 0.6)):
+        path = checkpoint(tmp_path / "checkpoints", step)
+        (path / "actor" / "huggingface" / "model.safetensors").write_text(str(step))
+        curve.add(step, {"validation_pass_rate": rate})
+        exports.keep(step)
+    assert sorted(path.name for path in exports.directory.iterdir()) == ["step_4", "step_6"]
+    assert (exports.path(4) / "model.safetensors").read_text() == "4"
+
+
+def test_a_phase_that_hangs_ends_and_is_named():
+    from rl_stage.trainer import time_limit
+
+    began = time.monotonic()
+    with (
+        pytest.raises(TimeoutError, match=r"rl\.step_timeout: weight sync of step 3 took longer"),
+        time_limit(0.2) as begin,
+    ):
+        begin("weight sync of step 3")
+        time.sleep(30)
+    assert time.monotonic() - began < 10
+
+
+def test_each_phase_has_its_own_time():
+    from rl_stage.trainer import time_limit
+
+    with time_limit(2.0) as begin:
+        for step in range(4):
+            begin(f"step {step}")
+            time.sleep(0.7)
+
+
+def test_histogram_of_pass_rates():
+    from rl_stage.filter import histogram
+
+    assert histogram([0.0, 0.25, 1.0, 0.25, None], 4) == {"0/4": 1, "1/4": 2, "4/4": 1}
