@@ -6,6 +6,7 @@ so a killed run repeats at most the shards that were in progress. Nothing in the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -274,6 +275,7 @@ class ForwardProducer:
         self.model.to(self.device).eval().requires_grad_(False)
         self.decoder, self.head = self.model.get_decoder(), self.model.get_output_embeddings()
         self.vocab_size = self.head.weight.shape[0]
+        self.chunk = max(1, LOGITS_BYTES[self.device.type] // (4 * self.vocab_size))  # rows of logits alive at once
         self.allowed = None
         if allowed is not None:
             padded = np.zeros(self.vocab_size, dtype=bool)
@@ -297,7 +299,6 @@ class ForwardProducer:
     def rows(
         self, chats: Sequence[np.ndarray], positions: Sequence[np.ndarray], top_k: int, heartbeat: Heartbeat
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        chunk = max(1, LOGITS_BYTES[self.device.type] // (4 * self.vocab_size))
         for batch in length_batches([len(ids) for ids in chats], self.tokens_per_batch):
             padded = np.zeros((len(batch), max(len(chats[index]) for index in batch)), dtype=np.int64)
             for row, index in enumerate(batch):
@@ -307,11 +308,11 @@ class ForwardProducer:
             flat = torch.from_numpy(np.concatenate(starts)).to(self.device)
             labels = torch.from_numpy(padded).to(self.device).flatten()[flat]
             pieces = []
-            for part in range(0, len(flat), chunk):
-                logits = self.head(hidden[flat[part : part + chunk] - 1]).float()
+            for part in range(0, len(flat), self.chunk):
+                logits = self.head(hidden[flat[part : part + self.chunk] - 1]).float()
                 if self.allowed is not None:
                     logits.masked_fill_(~self.allowed, MASKED_LOGIT)
-                pieces.append(statistics(logits, labels[part : part + chunk], top_k))
+                pieces.append(statistics(logits, labels[part : part + self.chunk], top_k))
             yield batch, {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
             heartbeat(len(flat))
 
@@ -517,21 +518,47 @@ def _compute_on_ray(
     import ray
     from ray.util import ActorPool
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    gpus = 1 if settings.platform.name == "gpu" else 0
-    actor = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
-    pool = ActorPool([actor.remote(*arguments) for _ in range(workers)])
-    for job in jobs:
-        pool.submit(lambda worker, item: worker.compute.remote(item), job)
-    while pool.has_next():
-        try:
-            record = pool.get_next_unordered(timeout=POLL_SECONDS)
-        except TimeoutError:
-            heartbeat(0)
-            continue
-        heartbeat(record["tokens"])
-        yield record
+    with _ray_session(workers):
+        actor = ray.remote(num_cpus=1, num_gpus=1 if settings.platform.name == "gpu" else 0)(_Worker)
+        pool = ActorPool([actor.remote(*arguments) for _ in range(workers)])
+        for job in jobs:
+            pool.submit(lambda worker, item: worker.compute.remote(item), job)
+        while pool.has_next():
+            try:
+                record = pool.get_next_unordered(timeout=POLL_SECONDS)
+            except TimeoutError:
+                heartbeat(0)
+                continue
+            heartbeat(record["tokens"])
+            yield record
+
+
+@contextlib.contextmanager
+def _ray_session(workers: int) -> Iterator[None]:
+    """The Ray this process is in, the cluster of RAY_ADDRESS, or a private one on loopback that ends with the stage."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+    environment = {"env_vars": {"PYTHONPATH": path}}
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, runtime_env=environment, log_to_driver=False)
+    else:
+        os.environ["PYTHONPATH"] = path
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _write_figures(output: Path, started: float, computed: int) -> None:

@@ -80,13 +80,13 @@ class ChatDataset(MultiTurnSFTDataset):
             raise ValueError("data: multi-modal processors are not supported; use a text model")
         self.length_limit = self.max_length
         self.max_length = sys.maxsize  # verl must not cut; `_truncate` does
-        self.references: dict[str, _Aligned] = {}
+        self.references: dict[str, AlignedReference] = {}
         wanted = config.get("references") or {}
         train_files = config.get("train_files")
         if wanted and _as_list(parquet_files) == _as_list(train_files):
             identity = self.identity()
             for source, reference in wanted.items():
-                self.references[source] = _Aligned(source, reference, identity, len(self))
+                self.references[source] = AlignedReference(source, reference, identity, len(self))
 
     def identity(self) -> dict[str, Any]:
         """What decides the tokens and masks of this data set; part of a reference cache's identity."""
@@ -129,7 +129,7 @@ class ChatDataset(MultiTurnSFTDataset):
         return {"input_ids": row["input_ids"], "position_ids": row["position_ids"], "loss_mask": mask}
 
 
-class _Aligned:
+class AlignedReference:
     """One cache, checked against the data set, whose rows are spread over the positions of a chat."""
 
     def __init__(self, source: str, reference: Mapping[str, Any], identity: Mapping[str, Any], sequences: int):

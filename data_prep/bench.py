@@ -1,0 +1,314 @@
+"""Figures of the reference cache beside other ways to store the same: `python -m data_prep.bench [--json]`.
+
+Producer and bare forward pass alternate on the same model and batches, and the median of the paired ratios is reported.
+Without `--model` the model is SmolLM2-135M-Instruct from its package (extra `smollm2`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep import cache, reference_cache, smollm2
+from data_prep.chat_dataset import AlignedReference
+from data_prep.reference_cache import Layout, ReferenceCache, decode, encode
+
+TOP_K = 64
+LP_TOP_K = 10  # K_max of LP-SFT
+TARGET_EXPONENT = 0.5
+CHAT_TOKENS = 500
+READER_CHATS = 400
+OTHER_CHATS = 40  # JSONL needs a kilobyte a token
+READS = 2000
+CHATS = [
+    ("What is the capital of France?", "The capital of France is Paris, a city on the river Seine."),
+    ("Add 17 and 25.", "17 + 25 = 42. First add the tens, 10 + 20 = 30, then the ones, 7 + 5 = 12; the sum is 42."),
+    (
+        "Why is the sky blue?",
+        "Air scatters short wavelengths of sunlight more strongly than long ones, so we see blue.",
+    ),
+    ("Write a haiku about rain.", "Rain on the tin roof,\na slow song without an end.\nThe garden listens."),
+    ("Solve 3x + 4 = 19.", "Subtract 4 from both sides: 3x = 15. Divide by 3: x = 5."),
+    ("Name three primes.", "Three prime numbers are 2, 3 and 5: each has no divisor but one and itself."),
+]
+
+
+def producer_settings(threads: int, tokens_per_batch: int) -> tuple[SimpleNamespace, SimpleNamespace]:
+    torch.set_num_threads(threads)
+    section = SimpleNamespace(dtype="float32", tokens_per_batch=tokens_per_batch)
+    return section, SimpleNamespace(attention="sdpa", trust_remote_code=False)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def producer_figures(producer: cache.ForwardProducer, directory: Path, tokens: int, repeats: int) -> dict[str, float]:
+    """Throughput of the producer (all fields, encoded and on disk) over that of bare forward passes.
+
+    producer_vs_forward compares with the model's own forward; producer_vs_chunked_head with the same decoder and the
+    output head in the producer's own chunks, whose logits are thrown away.
+    """
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(64, 512, max(2, tokens // 288))
+    chats = [generator.integers(0, producer.vocab_size, length, dtype=np.int32) for length in lengths]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    stored = cache.Tokens(np.concatenate(chats), np.ones(int(offsets[-1]), np.uint8), offsets, {})
+    job = cache.Job("shard_00000.bin", tuple(range(len(chats))), every_position=True)
+    layout = Layout("compact", TOP_K, 18, producer.vocab_size, tuple(reference_cache.TOKEN_FIELDS))
+    batches = []
+    for batch in cache.length_batches([len(ids) for ids in chats], producer.tokens_per_batch):
+        padded = np.zeros((len(batch), max(len(chats[index]) for index in batch)), np.int64)
+        for row, index in enumerate(batch):
+            padded[row, : len(chats[index])] = chats[index]
+        batches.append(torch.from_numpy(padded).to(producer.device))
+
+    def wait() -> None:
+        if producer.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for batch in batches:
+            producer.model(input_ids=batch, use_cache=False)
+        wait()
+
+    @torch.inference_mode()
+    def chunked_head() -> None:
+        for batch in batches:
+            for part in producer.hidden(batch).flatten(0, 1).split(producer.chunk):
+                producer.head(part)
+        wait()
+
+    def produce() -> None:
+        arrays = cache.fill_shard(job, stored, producer, layout)
+        reference_cache.write_shard(directory, job.file, layout, arrays)
+
+    ratios: dict[str, list[float]] = {"producer_vs_forward": [], "producer_vs_chunked_head": []}
+    rates = []
+    produce()
+    for _ in range(repeats):
+        for name, rival in zip(ratios, (forward, chunked_head), strict=True):
+            bare, own = timed(rival), timed(produce)
+            ratios[name].append(bare / own)
+            rates.append(sum(lengths - 1) / own)
+    padding = sum(batch.numel() for batch in batches) / sum(lengths) - 1
+    figures = {name: median(values) for name, values in ratios.items()}
+    return figures | {"producer_tokens_per_s": median(rates), "padding_share": float(padding)}
+
+
+@torch.inference_mode()
+def sample_logits(producer: cache.ForwardProducer, directory: Path) -> tuple[Tensor, Tensor]:
+    """Logits (n, V) and labels (n,) of the model over the built-in chats' answers."""
+    tokenizer = cache.tokenizer_of(directory, SimpleNamespace(trust_remote_code=False, chat_template=None))
+    logits, labels = [], []
+    for question, answer in CHATS:
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = torch.tensor(tokenizer(whole, add_special_tokens=False)["input_ids"], device=producer.device)
+        start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        logits.append(producer.head(producer.hidden(ids.unsqueeze(0))[0, start - 1 : -1]).float())
+        labels.append(ids[start:])
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+
+
+def lp_sft_gradient(student: Tensor, labels: Tensor, ids: Tensor, logprobs: Tensor, ceil_n1: Tensor) -> Tensor:
+    """(n, V) gradient of LP-SFT at mu = 1 (eq. 13-18): p - e_y + scatter over A of (p_A - q_A)."""
+    rank = torch.arange(ids.shape[1])
+    inside = (rank < ceil_n1.clamp(max=LP_TOP_K).unsqueeze(1)) & (ids != labels.unsqueeze(1))
+    alone = inside.sum(1, keepdim=True) == 1
+    more = (~inside & (ids != labels.unsqueeze(1)) & alone).int().argmax(1, keepdim=True)
+    inside = inside | (alone & (rank == more))
+    kept = inside.any(1, keepdim=True)
+
+    def renormalised(values: Tensor) -> Tensor:
+        return values.masked_fill(~inside, -1e30).softmax(1) * kept
+
+    gradient = student.softmax(1)
+    gradient.scatter_add_(1, labels.unsqueeze(1), -torch.ones_like(gradient[:, :1]))
+    return gradient.scatter_add(1, ids, renormalised(student.gather(1, ids)) - renormalised(logprobs))
+
+
+def target_sft_gradient(student: Tensor, labels: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
+    """(n, V) gradient of TARGET-SFT (eq. 7-8): p - p_y e_y - (1 - p_y) R on the cached support."""
+    p = student.softmax(1)
+    p_label = p.gather(1, labels.unsqueeze(1))
+    eta = TARGET_EXPONENT
+    residual = ((1 - eta) * student.gather(1, ids) + eta * logprobs).softmax(1)
+    return p.scatter_add(1, labels.unsqueeze(1), -p_label).scatter_add(1, ids, -(1 - p_label) * residual)
+
+
+def gradient_errors(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Relative error (Frobenius norm) of two objectives' gradients when the cache is compact instead of exact.
+
+    Args:
+        logits: (n, V) of the model that fills the cache; the student is a perturbed copy.
+        labels: (n,) int64.
+    """
+    generator = torch.Generator().manual_seed(0)
+    student = 0.9 * logits.double() + 0.3 * torch.randn(logits.shape, generator=generator).double()
+    found = cache.statistics(logits.clone(), labels, TOP_K)
+    exact = found["support_logprobs"].double()
+    words = encode(found["support_ids"], found["support_logprobs"], encoding="compact", id_bits=18)
+    ids, logprobs = decode(words.flatten(), TOP_K)
+    gradients = {
+        "lp_sft_grad_error": lambda q: lp_sft_gradient(student, labels, ids, q, found["ceil_n1"]),
+        "target_sft_grad_error": lambda q: target_sft_gradient(student, labels, ids, q),
+    }
+    return {
+        name: float((gradient(logprobs.double()) - gradient(exact)).norm() / gradient(exact).norm())
+        for name, gradient in gradients.items()
+    }
+
+
+def synthetic_cache(directory: Path, chats: int) -> ReferenceCache:
+    """A cache of random words, of the size of a real one."""
+    layout = Layout("compact", TOP_K, 18, 49_152, tuple(reference_cache.TOKEN_FIELDS))
+    generator = np.random.default_rng(0)
+    arrays = layout.allocate(chats * CHAT_TOKENS, chats)
+    arrays["words"][:] = generator.integers(-(2**31), 2**31, arrays["words"].shape, dtype=np.int32)
+    arrays["offsets"][:] = np.arange(chats + 1) * CHAT_TOKENS
+    arrays["label_checksum"][:] = reference_cache.label_checksum(np.ones(CHAT_TOKENS, np.int32))
+    record = reference_cache.write_shard(directory, reference_cache.shard_name(0), layout, arrays)
+    output = directory / "cache"
+    output.mkdir()
+    reference_cache.publish(directory, output, layout, {"producer": "forward"}, [record], None)
+    return ReferenceCache(output)
+
+
+def reads_per_second(read: Callable[[int], Any], chats: int, reads: int) -> float:
+    """Tokens a second of reading random chats, after one warm pass."""
+    order = np.random.default_rng(1).integers(0, chats, reads).tolist()
+    for chat in range(chats):
+        read(chat)
+    return reads * CHAT_TOKENS / timed(lambda: [read(chat) for chat in order])
+
+
+def reader_figures(directory: Path) -> dict[str, Any]:
+    """Speed of aligned reads (what a training step needs for LP-SFT) and the same rows in other formats."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stored = synthetic_cache(directory, READER_CHATS)
+    fields = ["support_ids", "support_logprobs", "label_logprob", "ceil_n1"]
+    reference = {"path": stored.directory, "fields": fields, "top_k": None}
+    aligned = AlignedReference("base", reference, {}, READER_CHATS)
+    prompt = 100
+    ids = np.ones(prompt + CHAT_TOKENS, np.int64)
+    mask = np.repeat([0, 1], [prompt, CHAT_TOKENS])
+    size = (stored.directory / reference_cache.shard_name(0)).stat().st_size
+    rows = {
+        "reference cache": (
+            size / stored.tokens,
+            reads_per_second(lambda chat: aligned.rows(chat, ids, mask), READER_CHATS, READS),
+        )
+    }
+
+    table = []
+    for chat in range(OTHER_CHATS):
+        words = torch.from_numpy(stored.read(chat)["words"].copy()).flatten()
+        found, logprobs = decode(words, TOP_K)
+        table.append((found.numpy().astype(np.int32), logprobs.numpy()))
+    tokens = OTHER_CHATS * CHAT_TOKENS
+
+    lines, starts = directory / "rows.jsonl", [0]
+    with lines.open("wb") as file:
+        for found, logprobs in table:
+            row = {"ids": found.tolist(), "logprobs": [[round(float(x), 4) for x in line] for line in logprobs]}
+            file.write(json.dumps(row).encode() + b"\n")
+            starts.append(file.tell())
+
+    def read_line(chat: int) -> tuple[np.ndarray, np.ndarray]:
+        with lines.open("rb") as file:
+            file.seek(starts[chat])
+            row = json.loads(file.readline())
+        return np.asarray(row["ids"], np.int32), np.asarray(row["logprobs"], np.float32)
+
+    rows["JSONL"] = (starts[-1] / tokens, reads_per_second(read_line, OTHER_CHATS, OTHER_CHATS))
+
+    parquet = directory / "rows.parquet"
+    columns = {"ids": [a.ravel() for a, _ in table], "logprobs": [b.ravel() for _, b in table]}
+    pq.write_table(pa.table(columns), parquet, row_group_size=1, compression="zstd")
+    file = pq.ParquetFile(parquet)
+
+    def read_group(chat: int) -> list[np.ndarray]:
+        group = file.read_row_group(chat)
+        return [group[name].combine_chunks().values.to_numpy().reshape(-1, TOP_K) for name in ("ids", "logprobs")]
+
+    rows["Parquet (zstd)"] = (
+        parquet.stat().st_size / tokens,
+        reads_per_second(read_group, OTHER_CHATS, 5 * OTHER_CHATS),
+    )
+
+    np.save(directory / "ids.npy", np.concatenate([a for a, _ in table]))
+    np.save(directory / "logprobs.npy", np.concatenate([b for _, b in table]).astype(np.float16))
+    maps = [np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("ids", "logprobs")]
+
+    def read_arrays(chat: int) -> list[np.ndarray]:
+        return [np.array(values[chat * CHAT_TOKENS : (chat + 1) * CHAT_TOKENS]) for values in maps]
+
+    rows["fp16 + int32 arrays"] = (6.0 * TOP_K, reads_per_second(read_arrays, OTHER_CHATS, READS))
+    return {
+        "reader_tokens_per_s": rows["reference cache"][1],
+        "bytes_per_token_k64": rows["reference cache"][0],
+        "formats": {name: {"bytes_per_token": a, "tokens_per_s": b} for name, (a, b) in rows.items()},
+    }
+
+
+def measure(model: Path, threads: int, tokens: int, repeats: int, tokens_per_batch: int) -> dict[str, Any]:
+    """All figures, by name."""
+    producer = cache.ForwardProducer(model, *producer_settings(threads, tokens_per_batch), None)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        figures = producer_figures(producer, directory, tokens, repeats)
+        figures |= gradient_errors(*sample_logits(producer, model))
+        torch.set_num_threads(1)
+        figures |= reader_figures(directory)
+    # a training step costs about three forward passes
+    figures["reader_share_of_step"] = figures["producer_tokens_per_s"] / 3 / figures["reader_tokens_per_s"]
+    return figures | {"device": producer.device.type, "threads": threads, "vocab_size": producer.vocab_size}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="Hugging Face directory (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of one forward measurement")
+    parser.add_argument("--tokens-per-batch", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            model = options.model or smollm2.export(Path(directory))
+        except ValueError as error:
+            sys.exit(str(error))
+        figures = measure(model, options.threads, options.tokens, options.repeats, options.tokens_per_batch)
+    if options.json:
+        print(json.dumps(figures, sort_keys=True))
+        return
+    formats = figures.pop("formats")
+    for name, value in figures.items():
+        print(f"{name:28} {value if isinstance(value, str) else format(value, '.4g')}")
+    print(f"\n{'format (k = 64)':24} {'bytes/token':>12} {'tokens/s':>12}")
+    for name, row in formats.items():
+        print(f"{name:24} {row['bytes_per_token']:12.0f} {row['tokens_per_s']:12.3g}")
+
+
+if __name__ == "__main__":
+    main()
