@@ -1,2 +1,515 @@
-def write_report(plan, *, as_json=False):
+"""The comparison: objectives by what SFT and then RL make of them, each number with the records it came from."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import evaluation
+from evaluation import artifact
+from launch.plan import Branch, Plan, Stage
+from launch.status import bytes_text, seconds_text
+from launch.store import Corrupt, Record, Store, digest
+
+VERSION = 1
+COLUMNS = {
+    "sft_pass1": "SFT pass@1",
+    "sft_passk": "SFT pass@k",
+    "sft_general": "SFT general pass@1",
+    "entropy": "token entropy",
+    "rl_pass1": "RL pass@1",
+    "rl_passk": "RL pass@k",
+    "rl_general": "RL general pass@1",
+    "gain": "gain from RL, pass@1",
+    "gain_greedy": "gain from RL, greedy",
+    "time": "time SFT + RL",
+    "memory": "peak memory",
+}
+NOTES = (
+    "pass@1 and pass@k are of the target benchmark, sampled; k is the largest one measured. General is the mean "
+    "pass@1 of the other benchmarks. Token entropy is the mean over held-out chats after SFT, in nats. Intervals "
+    "are 95% bootstrap intervals over problems; gains are paired by problem. With several seeds a cell is the mean "
+    "and, after ±, the standard deviation over seeds, and gains average each problem over seeds first."
+)
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number as shown, its value and interval, and the addresses of the records it was computed from."""
+
+    text: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    records: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: the base model, or a branch from one SFT checkpoint, with the stages of each of its seeds by role."""
+
+    name: str
+    members: tuple[Mapping[str, Stage], ...]
+
+
+def lines(plan: Plan) -> list[Line]:
+    """The rows of a plan: base models first, then branches; branches that differ in `seed` alone make one row."""
+    bases: dict[str, Line] = {}
+    groups: dict[tuple[str, ...], list[Mapping[str, Stage]]] = defaultdict(list)
+    names: dict[tuple[str, ...], str] = {}
+    for branch in plan.branches:
+        base = branch.stages.get("evaluate:base")
+        if base is not None:
+            bases.setdefault(base, Line("base model", ({"sft_eval": plan.stages[base]},)))
+        starts = [role.partition("@")[2] for role in branch.stages if role.startswith("rl@")] or [None]
+        for start in starts:
+            key = (*(text for text in branch.overrides if not text.startswith("seed=")), str(start))
+            groups[key].append(_member(plan, branch, start))
+            words = [word for word in branch.name.split() if not word.startswith("seed=")]
+            name = " ".join(words) or str(branch.recipe.objective["name"])
+            names[key] = name if len(starts) == 1 else f"{name}, from {start}"
+    return [*bases.values(), *(Line(names[key], tuple(members)) for key, members in groups.items())]
+
+
+def _member(plan: Plan, branch: Branch, start: str | None) -> Mapping[str, Stage]:
+    roles = {"sft": "sft", "sft_eval": "evaluate:sft"}
+    if start is not None:
+        roles |= {"rl": f"rl@{start}", "rl_eval": f"evaluate:rl@{start}"}
+        if start != "final":
+            roles["sft_eval"] = f"evaluate:sft@{start}"
+    return {short: plan.stages[branch.stages[role]] for short, role in roles.items() if role in branch.stages}
+
+
+class _Source:
+    """Reads published artifacts, checked against their records, and remembers what it read."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.damaged: list[str] = []
+        self._records: dict[str, Record | None] = {}
+        self._metrics: dict[str, dict[str, Any]] = {}
+        self._outcomes: dict[tuple[str, str], dict[str, dict[str, list[bool]]]] = {}
+
+    def record(self, stage: Stage | None) -> Record | None:
+        if stage is None:
+            return None
+        if stage.fingerprint not in self._records:
+            try:
+                record = self.store.find(stage)
+                if record is not None and stage.kind == "evaluate":
+                    self.store.verify(self.store.directory(stage), stage.fingerprint)
+            except Corrupt as error:
+                self.damaged.append(str(error))
+                record = None
+            self._records[stage.fingerprint] = record
+        return self._records[stage.fingerprint]
+
+    def metrics(self, stage: Stage | None) -> dict[str, Any] | None:
+        if self.record(stage) is None or stage is None:
+            return None
+        if stage.fingerprint not in self._metrics:
+            self._metrics[stage.fingerprint] = artifact.read_metrics(self.store.directory(stage))
+        return self._metrics[stage.fingerprint]
+
+    def scores(self, stage: Stage, benchmark: str, mode: str) -> dict[str, float]:
+        """Problem id -> pass@1 (mode sampled) or correctness of the greedy response."""
+        key = (stage.fingerprint, benchmark)
+        if key not in self._outcomes:
+            self._outcomes[key] = artifact.read_outcomes(self.store.directory(stage), benchmark)
+        found = self._outcomes[key].get(mode, {})
+        return {problem: sum(correct) / len(correct) for problem, correct in found.items()}
+
+    def curve(self, stage: Stage | None) -> list[dict[str, float]]:
+        record = self.record(stage)
+        if record is None or stage is None or "curve.jsonl" not in record.payload:
+            return []
+        path = self.store.directory(stage) / "curve.jsonl"
+        if digest(path) != record.payload["curve.jsonl"]["sha256"]:
+            self.damaged.append(
+                f"{path} differs from its record; restore it, or delete the artifact to have it made again"
+            )
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _spread(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+
+
+class _Table:
+    def __init__(self, plan: Plan, source: _Source) -> None:
+        self.source = source
+        self.settings = plan.branches[0].recipe.eval
+        self.lines = lines(plan)
+        self.rows = [(line, {name: getattr(self, f"_{name}")(line) for name in COLUMNS}) for line in self.lines]
+
+    # --- cells
+
+    def _over_seeds(self, line: Line, role: str, read: Callable[[dict[str, Any]], Mapping[str, float] | None]) -> Cell:
+        """Mean over the members whose evaluation is there; one member keeps its own interval."""
+        found, records = [], []
+        for member in line.members:
+            metrics = self.source.metrics(member.get(role))
+            estimate = None if metrics is None else read(metrics)
+            if estimate is not None:
+                found.append(estimate)
+                records.append(member[role].address)
+        if not found:
+            return Cell()
+        if len(found) == 1:
+            value, low, high = (found[0][name] for name in ("value", "low", "high"))
+            return Cell(f"{value:.3f} ({low:.3f} to {high:.3f})", value, low, high, tuple(records))
+        values = [estimate["value"] for estimate in found]
+        value, spread = sum(values) / len(values), _spread(values)
+        return Cell(f"{value:.3f} ± {spread:.3f}", value, value - spread, value + spread, tuple(records))
+
+    def target(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = metrics["benchmarks"].get(self.settings.target)
+        return {} if found is None else found["metrics"]
+
+    def _pass1(self, line: Line, role: str) -> Cell:
+        return self._over_seeds(line, role, lambda metrics: self.target(metrics).get("pass@1"))
+
+    def _passk(self, line: Line, role: str) -> Cell:
+        def largest(metrics: dict[str, Any]) -> Mapping[str, float] | None:
+            target = self.target(metrics)
+            ks = [int(name.removeprefix("pass@")) for name in target if name.startswith("pass@")]
+            return target[f"pass@{max(ks)}"] if ks and max(ks) > 1 else None
+
+        return self._over_seeds(line, role, largest)
+
+    def _general(self, line: Line, role: str) -> Cell:
+        """Mean over the benchmarks that are not the target's; its interval treats them as independent."""
+
+        def mean(metrics: dict[str, Any]) -> Mapping[str, float] | None:
+            others = [
+                b["metrics"]["pass@1"] for name, b in metrics["benchmarks"].items() if name != self.settings.target
+            ]
+            if not others:
+                return None
+            value = sum(e["value"] for e in others) / len(others)
+            below = sum((e["value"] - e["low"]) ** 2 for e in others) ** 0.5 / len(others)
+            above = sum((e["high"] - e["value"]) ** 2 for e in others) ** 0.5 / len(others)
+            return {"value": value, "low": value - below, "high": value + above}
+
+        return self._over_seeds(line, role, mean)
+
+    def _sft_pass1(self, line: Line) -> Cell:
+        return self._pass1(line, "sft_eval")
+
+    def _sft_passk(self, line: Line) -> Cell:
+        return self._passk(line, "sft_eval")
+
+    def _sft_general(self, line: Line) -> Cell:
+        return self._general(line, "sft_eval")
+
+    def _rl_pass1(self, line: Line) -> Cell:
+        return self._pass1(line, "rl_eval")
+
+    def _rl_passk(self, line: Line) -> Cell:
+        return self._passk(line, "rl_eval")
+
+    def _rl_general(self, line: Line) -> Cell:
+        return self._general(line, "rl_eval")
+
+    def _entropy(self, line: Line) -> Cell:
+        return self._over_seeds(line, "sft_eval", lambda metrics: (metrics["held_out"] or {}).get("entropy"))
+
+    def _paired(self, line: Line, mode: str) -> Cell:
+        before: dict[str, list[float]] = defaultdict(list)
+        after: dict[str, list[float]] = defaultdict(list)
+        records: list[str] = []
+        for member in line.members:
+            pair = member.get("sft_eval"), member.get("rl_eval")
+            if any(self.source.record(stage) is None for stage in pair):
+                continue
+            for stage, scores in zip(pair, (before, after), strict=True):
+                assert stage is not None
+                metrics = self.source.metrics(stage)
+                if metrics is None or self.settings.target not in metrics["benchmarks"]:
+                    return Cell()
+                for problem, score in self.source.scores(stage, self.settings.target, mode).items():
+                    scores[problem].append(score)
+                records.append(stage.address)
+        if not before or before.keys() != after.keys():
+            return Cell()
+        problems = sorted(before)
+        means = [[sum(scores[p]) / len(scores[p]) for p in problems] for scores in (before, after)]
+        found = evaluation.paired_comparison(*means, seed=self.settings.seed, resamples=self.settings.resamples)
+        text = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+        return Cell(text, found.difference, found.low, found.high, tuple(records))
+
+    def _gain(self, line: Line) -> Cell:
+        return self._paired(line, "sampled")
+
+    def _gain_greedy(self, line: Line) -> Cell:
+        return self._paired(line, "greedy")
+
+    def _training(self, line: Line) -> list[tuple[Stage, Record]]:
+        stages = [member[role] for member in line.members for role in ("sft", "rl") if role in member]
+        found = [(stage, self.source.record(stage)) for stage in stages]
+        return [(stage, record) for stage, record in found if record is not None]
+
+    def _time(self, line: Line) -> Cell:
+        found = self._training(line)
+        if not found:
+            return Cell()
+        by_kind = [[r.seconds for s, r in found if s.kind == kind] for kind in ("sft", "rl")]
+        means = [sum(seconds) / len(seconds) for seconds in by_kind if seconds]
+        text = " + ".join(seconds_text(mean) for mean in means)
+        return Cell(text, sum(means), records=tuple(stage.address for stage, _ in found))
+
+    def _memory(self, line: Line) -> Cell:
+        found = self._training(line)
+        if not found:
+            return Cell()
+        peak = max(record.peak_memory_bytes for _, record in found)
+        return Cell(bytes_text(peak), float(peak), records=tuple(stage.address for stage, _ in found))
+
+    # --- the other tables
+
+    def benchmarks(self) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+        """Names of all benchmarks, and pass@1 on each of every line after SFT and after RL."""
+        names: dict[str, None] = {}
+        for line in self.lines:
+            for member in line.members:
+                for role in ("sft_eval", "rl_eval"):
+                    names |= dict.fromkeys((self.source.metrics(member.get(role)) or {"benchmarks": {}})["benchmarks"])
+
+        def of(name: str) -> Callable[[dict[str, Any]], Mapping[str, float] | None]:
+            return lambda metrics: metrics["benchmarks"].get(name, {}).get("metrics", {}).get("pass@1")
+
+        rows = []
+        for line in self.lines:
+            for role, suffix in (("sft_eval", "" if line.name == "base model" else " SFT"), ("rl_eval", " RL")):
+                if any(role in member for member in line.members):
+                    rows.append((line.name + suffix, [self._over_seeds(line, role, of(name)) for name in names]))
+        return list(names), rows
+
+
+def _figures(table: _Table, source: _Source) -> dict[str, str]:
+    """SVG texts: pass@k on the target, training curves. Only those with something to show."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import ScalarFormatter
+
+    style: dict[Any, Any] = {
+        "svg.hashsalt": "sft-then-rl",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    figures: dict[str, str] = {}
+
+    def save(name: str, figure: Any) -> None:
+        text = io.StringIO()
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+        pyplot.close(figure)
+        figures[name] = text.getvalue()[text.getvalue().index("<svg") :]
+
+    with pyplot.rc_context(style):
+        figure, axis = pyplot.subplots(figsize=(6.4, 3.8))
+        for index, line in enumerate(table.lines):
+            for role, dash in (("sft_eval", "--"), ("rl_eval", "-")):
+                points: dict[int, list[float]] = defaultdict(list)
+                for member in line.members:
+                    metrics = source.metrics(member.get(role))
+                    for name, estimate in (table.target(metrics) if metrics else {}).items():
+                        if name.startswith("pass@"):
+                            points[int(name.removeprefix("pass@"))].append(estimate["value"])
+                if points:
+                    is_base = line.name == "base model"
+                    label = line.name if is_base else f"{line.name} {'SFT' if role == 'sft_eval' else 'RL'}"
+                    ks = sorted(points)
+                    values = [sum(points[k]) / len(points[k]) for k in ks]
+                    colour = "#888888" if is_base else _COLOURS[(index - 1) % len(_COLOURS)]
+                    axis.plot(ks, values, dash, color=colour, marker="o", markersize=3, label=label)
+        if axis.lines:
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.set(xlabel="k", ylabel=f"pass@k, {table.settings.target}", ylim=(0, 1.02))
+            axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            save("pass_at_k", figure)
+        else:
+            pyplot.close(figure)
+        panels = (("sft", "loss", "SFT loss"), ("sft", "entropy", "SFT token entropy"), ("rl", "reward", "RL reward"))
+        figure, axes = pyplot.subplots(1, len(panels), figsize=(11, 3.2))
+        for axis, (role, metric, title) in zip(axes, panels, strict=True):
+            for index, line in enumerate(table.lines):
+                for member in line.members:
+                    rows = [row for row in source.curve(member.get(role)) if metric in row]
+                    if rows:
+                        steps, values = [row["step"] for row in rows], [row[metric] for row in rows]
+                        first = line.name not in axis.get_legend_handles_labels()[1]
+                        colour = _COLOURS[(index - 1) % len(_COLOURS)]
+                        axis.plot(steps, values, color=colour, linewidth=1, label=line.name if first else "_")
+            axis.set(title=title, xlabel="step")
+        if any(axis.lines for axis in axes):
+            axes[-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            save("training", figure)
+        else:
+            pyplot.close(figure)
+    return figures
+
+
+def _costs(plan: Plan, store: Store) -> list[tuple[str, str, str, str]]:
+    """Per branch: attempts, hours and device-hours of all its stages; a shared stage counts in each branch."""
+    rows = store.costs()
+    table = []
+    for branch in plan.branches:
+        marks = set(branch.stages.values())
+        mine = [row for row in rows if row["fingerprint"] in marks]
+        hours, devices = sum(r["seconds"] for r in mine) / 3600, sum(r["device_hours"] for r in mine)
+        table.append((branch.name, str(len(mine)), f"{hours:.2f}", f"{devices:.2f}"))
+    return table
+
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #8884; text-align: right; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; }
+.scroll { overflow-x: auto; } a { color: inherit; text-decoration-color: #8888; }
+.picture { background: #fff; padding: .5rem; } .picture img { max-width: 100%; }
+pre { font-size: 12px; overflow-x: auto; }
+"""
+
+
+def _html(title: str, head: str, table: _Table, source: _Source, figures: dict[str, str], plan: Plan) -> str:
+    used: dict[str, None] = {}
+
+    def cell(value: Cell) -> str:
+        used.update(dict.fromkeys(value.records))
+        if not value.text:
+            return "<td></td>"
+        marks = " ".join(f'<a href="#{html.escape(r)}" title="{html.escape(r)}">°</a>' for r in value.records[1:])
+        first = html.escape(value.records[0])
+        return f'<td><a href="#{first}" title="{first}">{html.escape(value.text)}</a>{marks}</td>'
+
+    def grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+        top = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+        body = "".join(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>" for name, cells in rows)
+        return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(head)}</p>"]
+    parts += [f"<p><strong>{html.escape(text)}</strong></p>" for text in source.damaged]
+    parts.append(
+        grid(["", *COLUMNS.values()], [(line.name, [cell(c) for c in cells.values()]) for line, cells in table.rows])
+    )
+    parts.append(f"<p>{html.escape(NOTES)} Every number links to its record.</p>")
+    for name, text in figures.items():
+        picture = base64.b64encode(text.encode()).decode()
+        parts.append(f'<div class="picture"><img alt="{name}" src="data:image/svg+xml;base64,{picture}"></div>')
+    names, rows = table.benchmarks()
+    if names:
+        parts.append(
+            "<h2>pass@1 by benchmark</h2>" + grid(["", *names], [(n, [cell(c) for c in cs]) for n, cs in rows])
+        )
+    costs = [(name, [f"<td>{html.escape(value)}</td>" for value in rest]) for name, *rest in _costs(plan, source.store)]
+    parts.append("<h2>Cost</h2>" + grid(["branch", "attempts", "hours", "device-hours"], costs))
+    parts.append("<h2>Records</h2>")
+    for stage in plan.stages.values():
+        record = source.record(stage) if stage.address in used else None
+        if record is not None:
+            shown = {k: v for k, v in asdict(record).items() if k != "payload"}
+            text = html.escape(json.dumps(shown, indent=1, sort_keys=True))
+            name = html.escape(stage.address)
+            parts.append(f'<details id="{name}"><summary>{name}</summary><pre>{text}</pre></details>')
+    opener = (
+        "<script>function o(){const d=document.getElementById(decodeURIComponent(location.hash.slice(1)));"
+        "if(d&&d.tagName==='DETAILS')d.open=true}addEventListener('hashchange',o);o()</script>"
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
+        + "\n".join(parts)
+        + opener
+        + "</body></html>\n"
+    )
+
+
+def _markdown(title: str, head: str, table: _Table, source: _Source, figures: dict[str, str], plan: Plan) -> str:
+    notes: dict[str, int] = {}
+
+    def cell(value: Cell) -> str:
+        return value.text + "".join(f"[^{notes.setdefault(r, len(notes) + 1)}]" for r in value.records)
+
+    def grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        aligned = ["---", *["---:"] * (len(columns) - 1)]
+        return ["| " + " | ".join(row) + " |" for row in (columns, aligned, *rows)]
+
+    parts = [f"# {title}", "", head, "", *(f"**{text}**\n" for text in source.damaged)]
+    parts += grid(["", *COLUMNS.values()], [[line.name, *map(cell, cells.values())] for line, cells in table.rows])
+    parts += ["", NOTES, ""]
+    parts += [f"![{name}]({name}.svg)\n" for name in figures]
+    names, rows = table.benchmarks()
+    if names:
+        parts += ["## pass@1 by benchmark", "", *grid(["", *names], [[n, *map(cell, cells)] for n, cells in rows]), ""]
+    parts += ["## Cost", "", *grid(["branch", "attempts", "hours", "device-hours"], _costs(plan, source.store)), ""]
+    parts += [f"[^{number}]: record `{address}`" for address, number in notes.items()]
+    return "\n".join(parts) + "\n"
+
+
+def write_report(plan: Plan, *, as_json: bool = False) -> int:
+    """Writes `<root>/<recipe>/report.html` (self-contained), `report.md` and its pictures; returns 0.
+
+    A missing record leaves its cells empty. Nothing is written if the records are the ones of the last report.
+    """
+    store = Store(plan.root)
+    source = _Source(store)
+    folder = store.root / plan.recipe
+    state = {
+        "version": VERSION,
+        "branches": [[branch.name, branch.stages] for branch in plan.branches],
+        "eval": plan.branches[0].recipe.eval.model_dump(mode="json"),
+        "records": {mark: _stamp(store, stage) for mark, stage in plan.stages.items()},
+        "attempts": len([row for row in store.costs() if row["fingerprint"] in plan.stages]),
+    }
+    mark = f"<!-- {hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()} -->"
+    outputs = (folder / "report.html", folder / "report.md")
+    if not as_json and all(path.exists() and path.read_text().endswith(mark + "\n") for path in outputs):
+        print(f"report: {outputs[0]} (unchanged)")
+        return 0
+    table = _Table(plan, source)
+    figures = _figures(table, source)
+    title = f"{plan.recipe}: SFT objectives, then RL"
+    there = sum(source.record(stage) is not None for stage in plan.stages.values())
+    head = f"{len(plan.branches)} branches; {there} of {len(plan.stages)} stages have a record."
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in figures.items():
+        _write(folder / f"{name}.svg", text)
+    _write(outputs[0], _html(title, head, table, source, figures, plan) + mark + "\n")
+    _write(outputs[1], _markdown(title, head, table, source, figures, plan) + mark + "\n")
+    if as_json:
+        rows = [{"name": line.name, **{key: asdict(c) for key, c in cells.items()}} for line, cells in table.rows]
+        print(json.dumps(rows, indent=1))
+    else:
+        print(f"report: {outputs[0]}")
     return 0
+
+
+def _stamp(store: Store, stage: Stage) -> str | None:
+    try:
+        record = store.find(stage)
+    except Corrupt as error:
+        return str(error)
+    return None if record is None else f"{record.host} {record.started} {record.attempt}"
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.replace(path)

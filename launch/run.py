@@ -5,9 +5,9 @@ is worked out anew from the plan. Ray is started or joined only if something has
 
 Devices. Each job (one stage, or several `evaluate` stages that share one engine) gets a placement group with the
 stage's `{nodes, gpus_per_node, cpus, strategy}`; a Ray task on its first bundle runs the supervisor (launch/stage.py),
-and the child sees the devices that Ray gave to that task. A stage that uses Ray itself (`rl`, `filter`) starts
-its own Ray inside its bundle when it has one node: the bundle pays for its devices, whatever it does with them. A stage
-with more than one node has to join the cluster's Ray (RAY_ADDRESS in its environment) and make placement groups of its own
+and the child sees the devices that Ray gave to that task. A stage that uses Ray itself (`rl`, `filter`) starts its own
+Ray inside its bundle when it has one node: the bundle pays for its devices, whatever it does with them. A stage with
+more than one node has to join the cluster's Ray (RAY_ADDRESS in its environment) and make placement groups of its own
 there, so the driver waits until the bundles fit, gives them back, starts the child, and asks for no more devices than
 the rest of the cluster has until that child ends.
 
@@ -47,7 +47,6 @@ MICRO_BATCH = {
     "sft": ("tokens_per_micro_batch", "micro_batch_size"),
     "rl": ("tokens_per_micro_batch",),
     "cache": ("tokens_per_batch",),
-    "eval": ("batch_size",),
 }
 
 
@@ -130,6 +129,37 @@ def stop(plan: Plan) -> int:
     while any(store.alive(driver.run) for driver in drivers):
         time.sleep(0.2)
     return 0
+
+
+def start_ray(temporary: str, *, cpus: int, gpus: int) -> None:
+    """Starts a Ray for placing children on this machine: loopback, no dashboard, logical devices, files in `temporary`.
+
+    Ray gives its node 30 s to register, which a machine busy with other work can miss, so it is tried three times.
+    Raises Refused after that.
+    """
+    import ray
+
+    # this Ray only places children, and must not kill them when the machine is short of memory
+    os.environ.update(RAY_memory_monitor_refresh_ms="0")
+    for attempt in (1, 2, 3):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                object_store_memory=80 * 2**20,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                _temp_dir=temporary,
+                _node_ip_address="127.0.0.1",
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == 3:
+                raise Refused(f"Ray does not start on this machine: {error}") from error
 
 
 def clean_up(store: Store) -> None:
@@ -338,20 +368,7 @@ class _Driver:
             cores = max(
                 os.cpu_count() or 1, *(math.ceil(stage.placement["cpus"]) for stage in self.plan.stages.values())
             )
-            # the driver's Ray only places children, and must not kill them when the machine is short of memory
-            os.environ.update(RAY_memory_monitor_refresh_ms="0")
-            ray.init(
-                address="local",
-                num_cpus=cores,
-                num_gpus=self.platform.gpus_per_node,
-                include_dashboard=False,
-                object_store_memory=80 * 2**20,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                _temp_dir=temporary,
-                _node_ip_address="127.0.0.1",
-            )
+            start_ray(temporary, cpus=cores, gpus=self.platform.gpus_per_node)
         elif self.cluster is None and wanted_nodes > 1:
             self.cluster = ray.get_runtime_context().gcs_address
         try:

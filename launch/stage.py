@@ -300,7 +300,7 @@ def main(paths: Sequence[str]) -> int:
 # --- the supervisor
 
 
-def environment(run: str, tag: str, settings: Mapping[str, Any], cluster: str | None, temporary: str) -> dict[str, str]:
+def environment(tag: str, settings: Mapping[str, Any], cluster: str | None, temporary: str) -> dict[str, str]:
     """The environment of a stage. With `cluster` its own `ray.init()` joins that cluster, else it starts a private one.
 
     What Ray tells its workers is left out, or a private Ray would take itself for a part of the driver's.
@@ -403,7 +403,7 @@ class _Watch:
 
     def run(self, temporary: str) -> None:
         job = self.job
-        env = environment(job["run"], job["tag"], self.entries[0]["stage"].settings, job["cluster"], temporary)
+        env = environment(job["tag"], self.entries[0]["stage"].settings, job["cluster"], temporary)
         cwd = job["cwd"] if os.path.isdir(job["cwd"]) else None
         with open(_beside(self._request(self.entries[0]), "log"), "ab") as log:
             process = subprocess.Popen(
@@ -425,15 +425,12 @@ class _Watch:
             process.stdin.close()
         end_processes(job["tag"])
         self._collect()
-        for index, entry in enumerate(self.entries):
-            if index:
-                outcome, message = "unstarted", "another stage ended the shared process"
-            else:
+        for entry in self.entries:
+            result = {"outcome": "unstarted", "message": "another stage ended the shared process"}
+            if _beside(self._request(entry), "log").exists():
                 outcome, message = self.ending or ("fault", "the stage's guard was killed")
-            self.settle(
-                entry,
-                {"outcome": outcome, "message": message, "seconds": 0.0 if index else time.monotonic() - self.clock},
-            )
+                result = {"outcome": outcome, "message": message, "seconds": time.monotonic() - self.clock}
+            self.settle(entry, result)
 
     def _request(self, entry: dict[str, Any]) -> dict[str, Any]:
         return {"logs": str(self.store.logs(entry["stage"])), "attempt": entry["attempt"]}

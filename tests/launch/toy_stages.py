@@ -97,7 +97,7 @@ def engine(settings, inputs, output, scratch, report):
 
 
 def memory(settings, inputs, output, scratch, report):
-    block = bytearray(os.urandom(1) * (300 * 2**20))
+    block = b"x" * (300 * 2**20)
     time.sleep(1.5)
     (output / "size.txt").write_text(str(len(block)))
 
@@ -105,3 +105,14 @@ def memory(settings, inputs, output, scratch, report):
 def says_environment(settings, inputs, output, scratch, report):
     names = ("TOY", "OMP_NUM_THREADS", "RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "VERL_PLATFORM", "RAY_JOB_ID")
     (output / "environment.json").write_text(json.dumps({name: os.environ.get(name) for name in names}))
+
+
+def shares_memory(settings, inputs, output, scratch, report):
+    """Leaves a shared-memory segment behind, as a killed process does."""
+    from multiprocessing import resource_tracker, shared_memory
+
+    segment = shared_memory.SharedMemory(create=True, size=4096)
+    resource_tracker.unregister(segment._name, "shared_memory")
+    Path(settings.toy.name).write_text(segment.name)
+    time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)

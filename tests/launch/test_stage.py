@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import toy
+
+from launch.schema import Eval, Model, Pretrain, Recipe
+from launch.stage import Reporter, Stopped, check_rooms, classify, environment, namespace, request_of, supervise
+from launch.store import ATTEMPT_VARIABLE, Store, attempt_processes, read_json, start_time
+
+
+def job(store, *stages, run="run", **changes):
+    """A supervisor's job for stages without inputs, claimed and begun as the driver does."""
+    entries = []
+    for stage in stages:
+        assert store.acquire(stage, run)
+        attempt = store.begin(stage)
+        request = request_of(stage, attempt, store, {}, stage.settings)
+        entries.append({"stage": stage, "attempt": attempt, "request": str(request), "verify": []})
+    limits = {"timeout": 60.0, "silence": 60.0, "grace": 1.0}
+    described = {"root": str(store.root), "run": run, "tag": f"{run}{os.getpid()}.1", "stages": entries}
+    return {**described, "cluster": None, "cwd": os.getcwd(), **limits, **changes}
+
+
+def until(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_settings_become_a_tree_and_what_the_schema_calls_a_mapping_stays_one():
+    recipe = Recipe(
+        model=Model(pretrain=Pretrain()),
+        objective={"name": "sft", "nested": {"a": 1}},
+        eval=Eval(benchmarks=[{"name": "target"}]),
+        platform={"env": {"A": "b"}, "placement": {"rl": {"nodes": 2}}},
+        data={"files": {"benchmarks": {"x": "y.jsonl"}}},
+        rl={"verl": {"trainer": {"x": 1}}, "reward": {"settings": {"k": 1}}},
+    )
+    settings = namespace(
+        {**recipe.model_dump(mode="json"), "pretrain": Pretrain().model_dump(mode="json"), "role": "base"}
+    )
+    assert settings.objective == {"name": "sft", "nested": {"a": 1}}
+    assert settings.rl.verl == {"trainer": {"x": 1}} and settings.rl.reward.settings == {"k": 1}
+    assert settings.platform.env == {"A": "b"} and settings.data.files.benchmarks == {"x": "y.jsonl"}
+    assert isinstance(settings.eval.benchmarks[0], SimpleNamespace) and settings.eval.benchmarks[0].name == "target"
+    assert settings.pretrain.layers == settings.model.pretrain.layers == 4 and settings.role == "base"
+    assert settings.model.teacher.pretrain is None and settings.sft.betas == [0.9, 0.999]
+    assert settings.rl.filter.enabled is False and settings.sft.lora is None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("row 7"), "config"),
+        (RuntimeError("x"), "fault"),
+        (MemoryError(), "oom"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "oom"),
+        (OSError(28, "No space left on device"), "disk"),
+        (ValueError("IOError: No space left on device"), "disk"),
+        (Stopped(), "stopped"),
+        (SystemExit(1), "fault"),
+    ],
+)
+def test_exceptions_fall_into_classes(error, kind):
+    assert classify(error)[0] == kind
+
+
+def test_the_cause_counts_when_it_was_memory():
+    try:
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise RuntimeError("worker died") from error
+    except RuntimeError as error:
+        assert classify(error)[0] == "oom"
+
+
+def test_messages_are_one_line():
+    assert classify(ValueError("a\n  b")) == ("config", "a b")
+    assert classify(KeyError("x"))[1] == "KeyError: 'x'"
+
+
+def test_reporter_counts_every_call_and_writes_few(tmp_path):
+    path = tmp_path / "progress.json"
+    report = Reporter(path, 3)
+    for done in range(1000):
+        report(done, 1000, loss=done / 2)
+    assert json.loads(path.read_text())["counter"] < 900
+    report(1000, 1000, loss=0.5)
+    progress = json.loads(path.read_text())
+    assert (progress["counter"], progress["done"], progress["total"], progress["attempt"]) == (1001, 1000, 1000, 3)
+    assert progress["metrics"] == {"loss": 0.5}
+
+
+def test_a_room_from_elsewhere_is_refused(monkeypatch, tmp_path):
+    check_rooms()
+    stranger = SimpleNamespace(__file__=str(tmp_path / "recipes" / "__init__.py"))
+    monkeypatch.setitem(sys.modules, "recipes", stranger)
+    with pytest.raises(ValueError, match="package recipes was imported from"):
+        check_rooms()
+
+
+def test_environment_hides_the_drivers_ray_and_carries_the_platforms(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "1.2.3.4:1")
+    monkeypatch.setenv("RAY_JOB_ID", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    settings = {"platform": {"name": "cpu", "threads": 3, "env": {"A": "b", "TOKENIZERS_PARALLELISM": "true"}}}
+    env = environment("tag.1", settings, None, "/tmp/x")
+    assert "RAY_ADDRESS" not in env and "RAY_JOB_ID" not in env and "CUDA_VISIBLE_DEVICES" not in env
+    assert (env["A"], env["TOKENIZERS_PARALLELISM"], env["OMP_NUM_THREADS"]) == ("b", "true", "3")
+    assert (env["VERL_PLATFORM"], env[ATTEMPT_VARIABLE]) == ("cpu", "tag.1")
+    settings["platform"]["name"] = "gpu"
+    env = environment("tag.1", settings, "10.0.0.1:6379", "/tmp/x")
+    assert (env["RAY_ADDRESS"], env["CUDA_VISIBLE_DEVICES"]) == ("10.0.0.1:6379", "1") and "VERL_PLATFORM" not in env
+
+
+def test_runs_a_stage_and_publishes_it(tmp_path):
+    store, stage = Store(tmp_path), toy.steps(count=3)
+    (result,) = supervise(job(store, stage))
+    assert result["outcome"] == "ok" and result["peak_memory_bytes"] > 5e6
+    record = store.find(stage)
+    assert record is not None and record.bytes == result["bytes"]
+    assert read_json(store.logs(stage) / "progress.json")["done"] == 3
+    assert [row["outcome"] for row in store.costs()] == ["ok"]
+
+
+def test_secrets_of_the_environment_reach_the_child_and_no_file(tmp_path):
+    store = Store(tmp_path)
+    stage = toy.stage("says_environment", platform={"env": {"TOY": "secret-value"}})
+    settings = stage.settings
+    (result,) = supervise(job(store, stage))
+    assert result["outcome"] == "ok"
+    assert (
+        json.loads((store.directory(stage) / "environment.json").read_text())["TOY"]
+        == settings["platform"]["env"]["TOY"]
+    )
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "environment.json"]
+    assert written and not any(b"secret-value" in p.read_bytes() for p in written)
+
+
+@pytest.mark.parametrize(
+    ("function", "toy_settings", "outcome", "message"),
+    [
+        ("bad_config", {}, "config", "toy.rows: row 7 has no answer; give one"),
+        ("fails_times", {"times": 1}, "fault", "RuntimeError: a passing fault"),
+        ("killed", {}, "fault", "killed by signal 9 (SIGKILL)"),
+        ("disk_full", {}, "disk", "no space left on the disk"),
+        ("does_not_exist", {}, "fault", "AttributeError"),
+    ],
+)
+def test_failures_have_a_class_and_publish_nothing(tmp_path, function, toy_settings, outcome, message):
+    store, stage = Store(tmp_path), toy.stage(function, **toy_settings)
+    (result,) = supervise(job(store, stage))
+    assert result["outcome"] == outcome and message in result["message"]
+    assert store.find(stage) is None and not store.directory(stage).exists()
+    if outcome != "fault" or function != "killed":
+        assert "Traceback" in (store.logs(stage) / "latest").read_text()
+
+
+def test_stages_of_one_job_share_a_child_and_keep_their_own_logs_and_records(tmp_path):
+    store = Store(tmp_path)
+    stages = [toy.stage("engine", f"e{n}", "evaluate") for n in range(3)]
+    bad = toy.stage("bad_config", "bad", "evaluate")
+    results = supervise(job(store, stages[0], bad, *stages[1:]))
+    assert [result["outcome"] for result in results] == ["ok", "config", "ok", "ok"]
+    pids = {json.loads((store.directory(s) / "timings.jsonl").read_text())["pid"] for s in stages}
+    assert len(pids) == 1
+    assert "row 7" in (store.logs(bad) / "latest").read_text()
+    assert "row 7" not in (store.logs(stages[1]) / "latest").read_text()
+
+
+def test_a_fault_ends_the_shared_child_and_the_rest_is_unstarted(tmp_path):
+    store = Store(tmp_path)
+    first, rest = toy.stage("fails_times", "f", "evaluate", times=1), toy.stage("engine", "e", "evaluate")
+    results = supervise(job(store, first, rest))
+    assert [result["outcome"] for result in results] == ["fault", "unstarted"]
+
+
+def test_a_damaged_input_is_noticed_before_the_child_starts(tmp_path):
+    store, source = Store(tmp_path), toy.steps("source")
+    supervise(job(store, source))
+    value = store.directory(source) / "part" / "value.txt"
+    value.write_text(value.read_text().translate(str.maketrans("0123456789", "1234567890")))
+    stage = toy.steps("user", inputs={"data": source})
+    described = job(store, stage)
+    described["stages"][0]["verify"] = [(str(store.directory(source)), source.fingerprint, "")]
+    (result,) = supervise(described)
+    assert result["outcome"] == "config" and "part/value.txt differs from its sha256" in result["message"]
+    assert not (store.logs(stage) / "attempt-1.log").exists()
+
+
+def test_peak_memory_counts_the_tree(tmp_path):
+    store, stage = Store(tmp_path), toy.stage("memory")
+    (result,) = supervise(job(store, stage))
+    assert 3.1e8 < result["peak_memory_bytes"] < 5e8
+
+
+def test_silence_and_time_out_end_a_stage_that_ignores_sigterm(tmp_path):
+    store = Store(tmp_path)
+    (result,) = supervise(job(store, toy.stage("hangs", "silent"), silence=1.0, grace=0.5))
+    assert result["outcome"] == "hung" and "run.silence=1" in result["message"]
+    (result,) = supervise(job(store, toy.stage("hangs", "slow"), timeout=1.0, grace=0.5))
+    assert result["outcome"] == "timeout" and "run.timeout=1" in result["message"]
+
+
+def test_progress_keeps_a_stage_alive(tmp_path):
+    store, stage = Store(tmp_path), toy.steps(count=16, sleep=0.4)
+    (result,) = supervise(job(store, stage, silence=5.0))
+    assert result["outcome"] == "ok"
+
+
+def test_stop_file_ends_a_stage_which_resumes_later(tmp_path):
+    store, stage = Store(tmp_path), toy.steps(count=30, sleep=0.1)
+    described = job(store, stage)
+    logs = store.logs(stage)
+    timer = threading.Thread(
+        target=lambda: (
+            until(lambda: (store.scratch(stage) / "state.json").exists()),
+            (logs / "attempt-1.stop").touch(),
+        )
+    )
+    timer.start()
+    (result,) = supervise(described)
+    timer.join()
+    assert result["outcome"] == "stopped"
+    at, _ = json.loads((store.scratch(stage) / "state.json").read_text())
+    assert 0 < at < 30
+    (result,) = supervise(job(store, stage))
+    undisturbed = Store(tmp_path / "undisturbed")
+    supervise(job(undisturbed, toy.steps(count=30, sleep=0.0)))
+    assert (store.directory(stage) / "part/value.txt").read_text() == (
+        undisturbed.directory(toy.steps(count=30, sleep=0.0)) / "part/value.txt"
+    ).read_text()
+
+
+SUPERVISOR = """
+import pickle, sys
+from launch.stage import supervise
+supervise(pickle.load(open(sys.argv[1], "rb")))
+"""
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "guard", "child"])
+def test_no_process_outlives_its_stage(tmp_path, victim):
+    """kill -9 of the supervisor, the guard or the child ends everything, even what made a session of its own."""
+    import pickle
+
+    store, pids = Store(tmp_path / "store"), tmp_path / "pids"
+    stage = toy.stage("grandchildren", pids=str(pids))
+    described = job(store, stage)
+    (tmp_path / "job").write_bytes(pickle.dumps(described))
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(tmp_path / "job")])
+    until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
+    child, guard, orphan = map(int, pids.read_text().split())
+    assert all(start_time(pid) for pid in (child, guard, orphan))
+    os.kill({"supervisor": supervisor.pid, "guard": guard, "child": child}[victim], signal.SIGKILL)
+    until(lambda: not any(start_time(pid) for pid in (child, guard, orphan)))
+    assert supervisor.wait(30) == (-9 if victim == "supervisor" else 0)
+    assert attempt_processes(described["tag"]) == []
+    assert store.find(stage) is None
+    if victim != "supervisor":
+        assert read_json(store.logs(stage) / "attempt-1.result.json")["outcome"] == "fault"
+
+
+def test_leftovers_of_a_stage_that_succeeded_are_ended(tmp_path):
+    store, pids = Store(tmp_path / "store"), tmp_path / "pids"
+    stage = toy.stage("grandchildren", pids=str(pids))
+    pids.with_suffix(".go").touch()
+    (result,) = supervise(job(store, stage))
+    assert result["outcome"] == "ok"
+    assert not any(start_time(int(pid)) for pid in pids.read_text().split())
+
+
+def test_shared_memory_of_a_killed_stage_is_removed(tmp_path):
+    store, name = Store(tmp_path), tmp_path / "segment"
+    stage = toy.stage("shares_memory", name=str(name))
+    (result,) = supervise(job(store, stage))
+    assert result["outcome"] == "fault"
+    assert not Path("/dev/shm", name.read_text()).exists()
