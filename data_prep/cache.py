@@ -317,6 +317,80 @@ class ForwardProducer:
             heartbeat(len(flat))
 
 
+class VllmProducer:
+    """vLLM's prompt log-probabilities, for models that vLLM serves better than a plain forward pass.
+
+    They cover the most probable ids and the label, so label_mass, logsumexp and entropy are not among the fields.
+
+    Raises:
+        ValueError: some ids must be left out (`allowed`), which log-probabilities of the whole vocabulary cannot do.
+    """
+
+    fields = reference_cache.VLLM_FIELDS
+    chats_per_call = 64
+
+    def __init__(self, directory: Path, settings: SimpleNamespace, allowed: np.ndarray | None):
+        if allowed is not None:
+            raise ValueError(
+                "cache.producer=vllm: the teacher knows ids that the student lacks and vLLM cannot leave them out; "
+                "set cache.producer=forward"
+            )
+        self.vocab_size = _vocab_size(directory)
+        self.width = min(max(settings.cache.top_k, WINDOW), self.vocab_size)
+        if settings.platform.name == "cpu":
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            from verl_cpu.patches import alias_vllm_metadata
+
+            alias_vllm_metadata()
+        from vllm import LLM
+
+        self.engine = LLM(
+            str(directory),
+            dtype=settings.cache.dtype,
+            max_model_len=settings.data.max_length + 1,  # vLLM always writes one token
+            max_logprobs=self.width,
+            max_num_batched_tokens=max(settings.cache.tokens_per_batch, settings.data.max_length + 1),
+            gpu_memory_utilization=settings.cache.gpu_memory,
+            tensor_parallel_size=settings.cache.tensor_parallel,
+            trust_remote_code=settings.model.trust_remote_code,
+            enable_prefix_caching=False,
+            seed=0,
+        )
+
+    def rows(
+        self, chats: Sequence[np.ndarray], positions: Sequence[np.ndarray], top_k: int, heartbeat: Heartbeat
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        from vllm import SamplingParams, TokensPrompt
+
+        sampling = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=self.width, flat_logprobs=True, detokenize=False
+        )
+        for start in range(0, len(chats), self.chats_per_call):
+            batch = list(range(start, min(start + self.chats_per_call, len(chats))))
+            prompts = [TokensPrompt(prompt_token_ids=chats[index].tolist()) for index in batch]
+            ids, logprobs = [], []
+            for index, answer in zip(batch, self.engine.generate(prompts, sampling, use_tqdm=False), strict=True):
+                found: Any = answer.prompt_logprobs
+                shape = (len(chats[index]) - 1, 1 + self.width)  # the label, then the most probable ids
+                ids.append(torch.tensor(found.token_ids).view(shape)[positions[index] - 1])
+                logprobs.append(torch.tensor(found.logprobs).view(shape)[positions[index] - 1])
+            yield batch, self._statistics(torch.cat(ids), torch.cat(logprobs), top_k)
+            heartbeat(sum(len(positions[index]) for index in batch))
+
+    @staticmethod
+    def _statistics(ids: Tensor, logprobs: Tensor, top_k: int) -> dict[str, Tensor]:
+        n1, n2 = effective_support(logprobs[:, 1 : 1 + WINDOW])
+        return {
+            "support_ids": ids[:, 1 : 1 + top_k],
+            "support_logprobs": logprobs[:, 1 : 1 + top_k],
+            "label_logprob": logprobs[:, 0],
+            "n1": n1,
+            "n2": n2,
+            "ceil_n1": n1.ceil().long(),
+            "ceil_n2": n2.ceil().long(),
+        }
+
+
 def fill_shard(
     job: Job, tokens: Tokens, producer: Producer, layout: Layout, heartbeat: Heartbeat = lambda count: None
 ) -> dict[str, np.ndarray]:
@@ -398,6 +472,8 @@ def weights_digest(directory: Path) -> str:
 
 def make_producer(settings: SimpleNamespace, directory: Path, allowed: np.ndarray | None) -> Producer:
     """The producer that `cache.producer` names; allowed: ids that may have probability, None for all."""
+    if settings.cache.producer == "vllm":
+        return VllmProducer(directory, settings, allowed)
     return ForwardProducer(directory, settings.cache, settings.model, allowed)
 
 
@@ -519,7 +595,8 @@ def _compute_on_ray(
     from ray.util import ActorPool
 
     with _ray_session(workers):
-        actor = ray.remote(num_cpus=1, num_gpus=1 if settings.platform.name == "gpu" else 0)(_Worker)
+        gpus = settings.cache.tensor_parallel if settings.platform.name == "gpu" else 0
+        actor = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
         pool = ActorPool([actor.remote(*arguments) for _ in range(workers)])
         for job in jobs:
             pool.submit(lambda worker, item: worker.compute.remote(item), job)

@@ -103,6 +103,8 @@ class Cache(Section):
     dtype: Literal["float32", "bfloat16"] = setting("float32", "precision of the forward pass")
     producer: Literal["forward", "vllm"] = setting("forward", "a forward pass, or vLLM prompt log-probabilities")
     workers: int = runtime(1, "model replicas", gt=0)
+    tensor_parallel: int = runtime(1, "devices of one vLLM replica", gt=0)
+    gpu_memory: float = runtime(0.85, "share of a device's memory for vLLM", gt=0, le=1)
     tokens_per_batch: int = runtime(8192, "token budget of one forward pass", gt=0)
     sample_sequences: int = setting(100, "chats whose every position is sampled, for SED-SFT's threshold", ge=0)
     tokens_per_shard: int = setting(262_144, "response tokens in one shard file", gt=0)

@@ -60,6 +60,8 @@ def stage_settings(**changes: Any) -> SimpleNamespace:
         "producer": "forward",
         "sample_sequences": 4,
         "workers": 1,
+        "tensor_parallel": 1,
+        "gpu_memory": 0.5,
         "tokens_per_batch": 200,
         "tokens_per_shard": 150,
     }

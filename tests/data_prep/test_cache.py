@@ -260,3 +260,26 @@ def test_ray_workers_give_the_same_bytes(world, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "180")  # a loaded machine
     many = world.produce(tmp_path / "many", workers=2)
     assert payload(many.directory) == payload(world.produce(tmp_path / "one").directory)
+
+
+def test_vllm_cannot_leave_out_ids(world):
+    with pytest.raises(ValueError, match="vLLM cannot leave them out"):
+        cache.VllmProducer(world.model, world.settings(producer="vllm"), np.ones(5, dtype=bool))
+
+
+@pytest.mark.e2e
+def test_vllm_agrees_with_the_forward_pass(world, produced, tmp_path, monkeypatch):
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    found = world.produce(tmp_path, producer="vllm", encoding="lossless")
+    assert found.fields == {"support_ids", "support_logprobs", "mean_loss", *reference_cache.VLLM_FIELDS}
+    ids, logprobs = decode(torch.from_numpy(found.column("words")).flatten(), 16)
+    expected_ids, expected = decode(torch.from_numpy(produced.column("words")).flatten(), 16)
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=2e-5)
+    assert (ids == expected_ids).float().mean() > 0.999  # neighbours may be equally probable
+    for name in ("label_logprob", "n1", "n2"):
+        np.testing.assert_allclose(found.column(name), produced.column(name), rtol=2e-5, atol=2e-5)
+    with pytest.raises(ValueError, match="lacks entropy"):
+        found.require({"entropy"})
