@@ -652,6 +652,8 @@ class ObjectiveTrainer(SFTTrainer):
                 self.ckpt_handler.save_checkpoint(step)
             if self.rank == 0:
                 self.progress(step, self.total_training_steps, row)
+        if not (self._exports() / f"step_{step}").exists():  # it was killed between its last checkpoint and its export
+            self._export(step)
         best = curve.best_step() or step
         steps = sorted({best, step, *(s for s in self.publish if s < step)})
         return {"final": step, "best": best, "steps": steps, "metrics": curve.last()}

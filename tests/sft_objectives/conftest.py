@@ -81,7 +81,7 @@ def chat_turns(rng: random.Random) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{a}+{b}"}, {"role": "assistant", "content": f"so \\boxed{{{a + b}}}"}]
 
 
-def write_model(directory: Path, *, tied: bool = True, seed: int = 0, steps: int = 60) -> Path:
+def write_model(directory: Path, *, tied: bool = True, seed: int = 0, steps: int = 30) -> Path:
     """A small fp32 Llama character model with ChatML template, as a Hugging Face directory.
 
     It has learned a little of sums, so that the probabilities of labels range from small to large.

@@ -140,7 +140,7 @@ def main(job_path: str) -> None:
             engine.live_models = {source: job["references"][source] for source in live_sources(objective.needs)}
             engine.prepare_objective()
             if objective.needs.state != "none":
-                engine._shadow = shadow_weights(engine, job["references"]["base"])
+                engine._shadow = shadow_weights(engine, job["references"]["teacher"])
             data = tu.get_tensordict(
                 tensor_dict=dict(batch),
                 non_tensor_dict={
@@ -206,7 +206,7 @@ def expected(job, rows, out: Path) -> None:
     columns = {"critical": torch.cat([row["column_critical"] for row in rows])}
     references = {}
     with torch.no_grad():
-        for source, other in {**base, "ema": base["base"], "old": base["base"]}.items():
+        for source, other in {**base, "ema": base["teacher"], "old": base["teacher"]}.items():
             logits = torch.cat([other(row["input_ids"][None]).logits[0] for row in rows])
             references[source] = Reference.from_logits(logits, labels, top_k=TOP_K)
     for label, case in json.loads((Path(job["out"]) / "cases.json").read_text()).items():

@@ -75,7 +75,7 @@ def run_ranks(
         for rank in range(ranks)
     ]
     try:
-        statuses = [process.wait(timeout=280) for process in processes]
+        statuses = [process.wait(timeout=900) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -110,28 +110,28 @@ def two_ranks(tiny_world, settings_of, tmp_path_factory, free_port):
 
 
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest difference relative to the largest element, which must not be 0."""
-    assert wanted.abs().max() > 0
-    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+    """Norm of the difference relative to the norm, which must not be 0."""
+    assert wanted.norm() > 0
+    return ((found - wanted).double().norm() / wanted.double().norm()).item()
 
 
 @pytest.mark.parametrize("label", CASES)
 def test_gradient_equals_that_without_verl(one_rank, label):
-    assert error(gradients(one_rank, label, "packed_1"), gradients(one_rank, label, "expected")) < 5 * TOLERANCE
+    assert error(gradients(one_rank, label, "packed_1"), gradients(one_rank, label, "expected")) < TOLERANCE
 
 
 @pytest.mark.parametrize("label", CASES)
 def test_gradient_does_not_depend_on_micro_batches_or_padding(one_rank, label):
     wanted = gradients(one_rank, label, "packed_1")
     errors = {split: error(gradients(one_rank, label, split), wanted) for split in SPLITS}
-    assert max(errors.values()) < 5 * TOLERANCE, errors
+    assert max(errors.values()) < TOLERANCE, errors
 
 
 @pytest.mark.parametrize("label", CASES)
 def test_gradient_and_metrics_do_not_depend_on_ranks(one_rank, two_ranks, label):
     wanted, means = gradients(one_rank, label, "packed_1"), metrics(one_rank, label, "packed_1")
     for split in ("packed_2", "packed_dynamic", "padded_4"):
-        assert error(gradients(two_ranks, label, split), wanted) < 5 * TOLERANCE
+        assert error(gradients(two_ranks, label, split), wanted) < TOLERANCE
         found = metrics(two_ranks, label, split)
         assert found.keys() == means.keys()
         for name, value in means.items():

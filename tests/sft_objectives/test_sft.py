@@ -1,0 +1,260 @@
+"""The sft stage on the real stack: verl's trainer in its own processes, killed and resumed, and what it exports."""
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sft_objectives import sft
+
+TIMINGS = "timings.jsonl"
+
+
+class Killed(Exception):
+    """Raised by `report`; the stage then kills its processes with SIGKILL."""
+
+
+def run(settings, inputs, root: Path, *, kill_after: int | None = None) -> Path:
+    """One attempt; the output directory. `kill_after`: kill the processes when this many steps are done."""
+    output = root / f"output_{time.monotonic_ns()}"
+    output.mkdir(parents=True)
+
+    def report(done, total, **metrics):
+        if kill_after is not None and done >= kill_after:
+            raise Killed
+
+    sft.run(settings, inputs, output, root / "scratch", report)
+    return output
+
+
+def payload(output: Path) -> dict[str, bytes]:
+    """Every file but the timings."""
+    files = {str(p.relative_to(output)): p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    return {name: content for name, content in files.items() if name != TIMINGS}
+
+
+def curve(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "curve.jsonl").read_text().splitlines()]
+
+
+def cross_entropy(model_directory: Path, world) -> float:
+    """Mean loss over the supervised tokens of the held-out chats, from the exported model alone."""
+    import pyarrow.parquet as pq
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype="auto").eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    total, count = 0.0, 0
+    for chat in pq.read_table(world["data"] / "sft_val.parquet").column("messages").to_pylist():
+        ids, mask = [], []
+        for index, message in enumerate(chat):
+            turn = tokenizer.apply_chat_template(chat[: index + 1], tokenize=True, return_dict=True)["input_ids"][
+                len(ids) :
+            ]
+            prompt = (
+                len(tokenizer("<|im_start|>assistant\n")["input_ids"]) if message["role"] == "assistant" else len(turn)
+            )
+            ids, mask = ids + turn, mask + [0] * prompt + [1] * (len(turn) - prompt)
+        with torch.no_grad():
+            log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        losses = -log_p[:-1].gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1)
+        total += (losses * torch.tensor(mask[1:])).sum().item()
+        count += sum(mask[1:])
+    return total / count
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(1200)
+def test_killed_and_resumed_gives_the_same_bytes(tiny_world, settings_of, tmp_path):
+    settings = settings_of(
+        objective={"name": "psft", "inner_updates": 4},
+        sft__steps=9,
+        sft__save_every=2,
+        sft__keep_checkpoints=2,
+        sft__validate_every=2,
+        sft__publish_steps=[3],
+        sft__regularizer={"name": "l2_to_init", "weight": 0.1},
+    )
+    undisturbed = run(settings, tiny_world, tmp_path / "a")
+    for kill_after in (5, 7):
+        with pytest.raises(Killed):
+            run(settings, tiny_world, tmp_path / "b", kill_after=kill_after)
+    checkpoints = tmp_path / "b" / "scratch" / "checkpoints"
+    # 24 chats in batches of 8: step 6 is the end of an epoch, after which verl would skip the next one
+    assert {path.name for path in checkpoints.glob("global_step_*")} >= {"global_step_4", "global_step_6"}
+    resumed = run(settings, tiny_world, tmp_path / "b")
+    assert payload(resumed) == payload(undisturbed)
+
+    rows = curve(undisturbed)
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert [row["step"] for row in rows if "val_loss" in row] == [2, 4, 6, 8, 9]
+    assert rows[0]["penalty"] == 0 < rows[-1]["penalty"]
+    steps = json.loads((undisturbed / "checkpoints.json").read_text())
+    best = min((row for row in rows if "val_loss" in row), key=lambda row: row["val_loss"])["step"]
+    assert steps == {"final": 9, "best": best, "steps": sorted({3, 9, best})}
+
+    newest = max(checkpoints.glob("global_step_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+    file = next(newest.glob("model_*.pt"))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert payload(run(settings, tiny_world, tmp_path / "b")) == payload(undisturbed)
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_finished_training_does_not_train_again(tiny_world, settings_of, tmp_path):
+    first = run(settings_of(sft__steps=4, sft__schedule="constant", sft__save_every=2), tiny_world, tmp_path)
+    # a checkpoint of the last step, as verl itself writes one
+    again = run(settings_of(sft__steps=2, sft__schedule="constant", sft__save_every=2), tiny_world, tmp_path)
+    assert [row["step"] for row in curve(again)] == [1, 2]
+    assert json.loads((again / "checkpoints.json").read_text())["final"] == 2
+    assert curve(again)[0] == curve(first)[0]
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_ranks_padding_and_micro_batches_give_the_same_curve(tiny_world, settings_of, tmp_path):
+    one = run(settings_of(), tiny_world, tmp_path / "one")
+    changes = {"sft__processes": 2, "sft__packed": False, "sft__dynamic_batch": False, "sft__micro_batch_size": 2}
+    two = run(settings_of(**changes), tiny_world, tmp_path / "two")
+    assert len(curve(one)) == len(curve(two)) == 6
+    for left, right in zip(curve(one), curve(two), strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            assert left[name] == pytest.approx(right[name], rel=2e-5, abs=1e-6), name
+    for output in (one, two):
+        measured = cross_entropy(output / "checkpoints" / "step_6", tiny_world)
+        assert measured == pytest.approx(curve(output)[-1]["val_loss"], abs=1e-5)
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_lora_is_merged_into_the_export(tiny_world, settings_of, tmp_path):
+    settings = settings_of(sft__lora={"rank": 4, "alpha": 8, "target_modules": "all-linear"}, objective={"name": "dft"})
+    inputs = {**tiny_world, "model": tiny_world["untied"]}
+    output = run(settings, inputs, tmp_path)
+    exported = output / "checkpoints" / "step_6"
+    assert cross_entropy(exported, tiny_world) == pytest.approx(curve(output)[-1]["val_loss"], abs=1e-5)
+    assert not list(exported.glob("adapter*"))
+    before, after = cross_entropy(inputs["model"], tiny_world), curve(output)[-1]["val_loss"]
+    assert abs(after - before) > 1e-3
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_cached_base_is_aligned_with_the_student(tiny_world, settings_of, tmp_path):
+    """LP-SFT of the base itself: its KL term is 0 at the first step, and positive later."""
+    import data_prep.cache
+    from launch.schema import Recipe
+    from sft_objectives.sft import as_namespace
+
+    settings = settings_of(objective={"name": "lp_sft"}, sft__metrics={"kl_from_base": True})
+    recipe = Recipe.model_validate({"model": {"path": "unused"}}).model_dump(mode="json")
+    recipe["cache"] |= {"encoding": "lossless", "sample_sequences": 2}
+    cache = SimpleNamespace(
+        cache=as_namespace(recipe["cache"]),
+        data=settings.data,
+        model=settings.model,
+        platform=settings.platform,
+        role="base",
+    )
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    inputs = {"model": tiny_world["model"], "data": tiny_world["data"]}
+    (tmp_path / "cache_scratch").mkdir()
+    data_prep.cache.run(cache, inputs, directory, tmp_path / "cache_scratch", lambda *_, **__: None)
+    rows = curve(run(settings, {**inputs, "base_cache": directory}, tmp_path))
+    assert rows[0]["loss"] == pytest.approx(rows[0]["cross_entropy"], abs=1e-5)
+    assert rows[0]["kl_from_base"] == pytest.approx(0, abs=1e-5)
+    assert rows[-1]["loss"] > rows[-1]["cross_entropy"] + 1e-4
+    assert rows[-1]["kl_from_base"] > 1e-4
+    assert 0 <= rows[-1]["empty_set"] <= 1
+
+
+@pytest.mark.e2e
+def test_bad_data_is_refused_with_one_line(tiny_world, settings_of, tmp_path):
+    with pytest.raises(ValueError, match=r"chats are fewer than one batch; set sft\.batch_size to at most 24"):
+        run(settings_of(sft__batch_size=32), tiny_world, tmp_path)
+
+
+INPUTS = {"model": Path("model"), "data": Path("data")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sft__verl": {"engine": {"offload": True}}}, r"no key 'engine\.offload'; allowed there: .*param_offload"),
+        ({"sft__verl": {"optimizer": {"lr": 1}}}, "no key 'optimizer'; allowed there: .*optim"),
+        ({"sft__verl": {"data.nothing.here": 1}}, r"no key 'data\.nothing\.here'"),
+        ({"sft__batch_size": 9, "sft__processes": 2}, r"sft\.batch_size=9 is not a multiple of the 2"),
+        ({"sft__dynamic_batch": False, "sft__micro_batch_size": 3}, r"sft\.micro_batch_size=3 does not divide the 8"),
+        ({"sft__tokens_per_micro_batch": 95}, r"sft\.tokens_per_micro_batch=95 holds no chat of data\.max_length=96"),
+        ({"sft__processes": 4, "sft__sequence_parallel": 3}, r"sft\.processes=4 is not a multiple"),
+        ({"sft__sequence_parallel": 2, "sft__processes": 2, "sft__packed": False}, r"sft\.packed=true"),
+        ({"sft__fused": "on"}, r"sft\.fused=on"),
+        ({"model__dtype": "bfloat16"}, r"model\.dtype=bfloat16"),
+        ({"platform__name": "gpu", "sft__processes": 2}, r"sft\.processes=2 exceeds"),
+        ({"objective": {"name": "lp_sft"}}, "'lp_sft' needs the base cache"),
+        (
+            {
+                "sft__lora": {"rank": 1, "alpha": 1, "target_modules": "all-linear"},
+                "sft__regularizer": {"name": "l2_to_init", "weight": 1.0},
+            },
+            r"sft\.lora excludes",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused_with_one_line(settings_of, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        sft.verl_config(settings_of(**changes), INPUTS, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_reach_verl_and_passthrough_comes_last(settings_of, tmp_path):
+    extra = {
+        "optim": {"betas": [0.8, 0.9]},
+        "engine.param_offload": True,
+        "model": {"override_config": {"rope_theta": 5}},
+    }
+    config = sft.verl_config(settings_of(sft__verl=extra, sft__lr=3e-4), INPUTS, tmp_path)
+    assert config.optim.lr == 3e-4
+    assert config.optim.betas == [0.8, 0.9]
+    assert config.engine.param_offload is True
+    assert config.model.override_config == {"attn_implementation": "sdpa", "rope_theta": 5}
+    assert config.trainer.device == "cpu"
+
+
+@pytest.mark.e2e
+def test_gpu_configuration_is_valid_for_verl(settings_of, tmp_path):
+    """verl's own dataclasses accept what a cluster recipe composes to; no GPU is needed for that."""
+    from verl.utils.config import omega_conf_to_dataclass
+
+    settings = settings_of(
+        platform__name="gpu",
+        platform__gpus_per_node=8,
+        platform__nodes=2,
+        model__dtype="bfloat16",
+        model__attention="flash_attention_2",
+        sft__processes=16,
+        sft__batch_size=256,
+        sft__gradient_checkpointing=True,
+    )
+    config = sft.verl_config(settings, INPUTS, tmp_path)
+    engine = omega_conf_to_dataclass(config.engine)
+    assert engine.mixed_precision["param_dtype"] == "bf16"
+    assert engine.strategy == "fsdp2"
+    assert omega_conf_to_dataclass(config.optim).lr_scheduler_type == "cosine"
+    assert omega_conf_to_dataclass(config.checkpoint).save_contents == ["model", "optimizer", "extra"]
+    assert (config.trainer.nnodes, config.trainer.n_gpus_per_node, config.trainer.device) == (2, 8, "cuda")
+    assert config.model.override_config.attn_implementation == "flash_attention_2"
+
+
+def test_configuration_needs_no_torch(tmp_path):
+    """The plan's dry run composes verl's configuration without importing it."""
+    import subprocess
+    import sys
+
+    program = "import sys, sft_objectives.sft; sys.exit(any(name in sys.modules for name in ('torch', 'verl', 'ray')))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False).returncode == 0
