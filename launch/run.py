@@ -37,7 +37,7 @@ from launch.plan import Plan, Stage
 from launch.schema import Run as Limits
 from launch.stage import request_of, supervise
 from launch.status import Display, print_budget
-from launch.store import Corrupt, Heartbeat, Store, StoreError, host
+from launch.store import Corrupt, Heartbeat, Store, StoreError, end_processes, host
 
 FINISHED = frozenset({"cached", "done", "failed", "blocked", "stopped"})
 RETRIED = frozenset({"fault", "timeout", "hung", "lost", "stopped"})
@@ -158,15 +158,29 @@ def start_ray(temporary: str, *, cpus: int, gpus: int) -> None:
             return
         except Exception as error:
             ray.shutdown()
+            _end_children(temporary)  # ray.init leaves what it had started
             if attempt == 3:
                 raise Refused(f"Ray does not start on this machine: {error}") from error
 
 
+def _end_children(temporary: str) -> None:
+    """Kills this process's descendants whose command line names the directory."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(temporary in word for word in process.cmdline()):
+                process.kill()
+                process.wait(5)
+
+
 def clean_up(store: Store) -> None:
-    """Removes what dead drivers of this host left: their sign-on and Ray's temporary directories."""
+    """Ends and removes what dead drivers of this host left: processes, temporary directories, their sign-on."""
     for driver in store.list_drivers():
-        if driver.host == host() and not store.alive(driver.run) and driver.temporary:
+        if driver.host == host() and not store.alive(driver.run):
+            end_processes(driver.run)
             shutil.rmtree(driver.temporary, ignore_errors=True)
+            store.sign_off(driver.run)
 
 
 class _Driver:
@@ -358,9 +372,8 @@ class _Driver:
         import ray
 
         already = ray.is_initialized()
-        self.cluster: str | None = os.environ.get("RAY_ADDRESS")
         wanted_nodes = max(stage.placement["nodes"] for stage in self.plan.stages.values())
-        if not already and self.cluster:
+        if not already and os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         elif not already:
             if wanted_nodes > 1:
@@ -369,9 +382,9 @@ class _Driver:
                 os.cpu_count() or 1, *(math.ceil(stage.placement["cpus"]) for stage in self.plan.stages.values())
             )
             start_ray(temporary, cpus=cores, gpus=self.platform.gpus_per_node)
-        elif self.cluster is None and wanted_nodes > 1:
-            self.cluster = ray.get_runtime_context().gcs_address
         try:
+            self.cluster = ray.get_runtime_context().gcs_address
+            self.temporary = temporary
             self.devices = ray.cluster_resources().get("GPU", 0.0)
             self._check_store_is_shared()
             yield
@@ -474,13 +487,24 @@ class _Driver:
                     inputs[name] = given.path
                     continue
                 directory = self.store.directory(self.plan.stages[given.stage])
-                inputs[name] = self.store.select(directory, given.select)
+                try:
+                    inputs[name] = self.store.select(directory, given.select)
+                except ValueError as error:
+                    progress.state, progress.message = "failed", f"config: input {name}: {error}"
+                    break
                 below = "" if inputs[name] == directory else str(inputs[name].relative_to(directory))
                 verify.append((str(directory), given.stage, below))
+            if progress.state == "failed":
+                self.store.release(stage, self.beat.run)
+                continue
             attempt = self.store.begin(stage)
             progress.attempt = job.attempts[stage.fingerprint] = attempt
             request = request_of(stage, attempt, self.store, inputs, settings)
             entries.append({"stage": stage, "attempt": attempt, "request": str(request), "verify": verify})
+        job.stages = [entry["stage"] for entry in entries]
+        if not job.stages:
+            self._remove(job)
+            return
         self.jobs += 1
         joins = job.placement["nodes"] > 1
         description = {
@@ -489,6 +513,7 @@ class _Driver:
             "tag": f"{self.beat.run}.{self.jobs}",
             "stages": entries,
             "cluster": self.cluster if joins else None,
+            "temporary": self.temporary,
             "cwd": os.getcwd(),
             "timeout": self.limits.timeout,
             "silence": self.limits.silence,

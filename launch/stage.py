@@ -350,8 +350,8 @@ def request_of(stage: Any, attempt: int, store: Store, inputs: Mapping[str, Path
 def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
     """Runs a job (stages that share one child) on this node; publishes each stage as it ends.
 
-    job: root, run, tag, stages [{stage, attempt, request, verify: [(directory, fingerprint, below)]}], cluster, cwd,
-    timeout, silence, grace (seconds).
+    job: root, run, tag, stages [{stage, attempt, request, verify: [(directory, fingerprint, below)]}], cluster,
+    temporary, cwd, timeout, silence, grace (seconds).
     Returns, per stage, {fingerprint, outcome, message, seconds, peak_memory_bytes, bytes}; outcome is ok,
     config, disk, oom, fault, timeout, hung, stopped, lost (the lease) or unstarted.
     """
@@ -368,6 +368,8 @@ def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
             "bytes": 0,
             **result,
         }
+        if result["outcome"] != "ok":
+            shutil.rmtree(store.temporary(stage, entry["attempt"]), ignore_errors=True)
         store.finish(stage, entry["attempt"], result)
         results[stage.fingerprint] = result
 
@@ -380,7 +382,8 @@ def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
         except Corrupt as error:
             settle(entry, {"outcome": "config", "message": str(error)})
     if waiting:
-        temporary = tempfile.mkdtemp(prefix="stage-", dir="/tmp")  # Ray's sockets need a short path
+        # the driver's directory is on this node if the driver is; Ray's sockets need a short path
+        temporary = tempfile.mkdtemp(prefix="s", dir=job["temporary"] if os.path.isdir(job["temporary"]) else "/tmp")
         try:
             _Watch(job, store, waiting, settle).run(temporary)
         finally:

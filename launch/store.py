@@ -375,6 +375,11 @@ class Store:
             return True
         return now - since < PATIENCE
 
+    def sign_off(self, run: str) -> None:
+        """Forgets a driver that has ended."""
+        for suffix in ("json", "stop"):
+            (self.drivers / f"{run}.{suffix}").unlink(missing_ok=True)
+
     def owner(self, stage: Stage) -> str | None:
         """Name of the run that holds the stage, dead or alive, or None."""
         value = read_json(self._lease(stage))
@@ -601,8 +606,7 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._path.unlink(missing_ok=True)
-        self._path.with_suffix(".stop").unlink(missing_ok=True)
+        self._store.sign_off(self.run)
 
 
 def _corrupt(directory: Path, problem: str) -> str:

@@ -28,7 +28,7 @@ def job(store, *stages, run="run", **changes):
         entries.append({"stage": stage, "attempt": attempt, "request": str(request), "verify": []})
     limits = {"timeout": 60.0, "silence": 60.0, "grace": 1.0}
     described = {"root": str(store.root), "run": run, "tag": f"{run}{os.getpid()}.1", "stages": entries}
-    return {**described, "cluster": None, "cwd": os.getcwd(), **limits, **changes}
+    return {**described, "cluster": None, "temporary": "/tmp", "cwd": os.getcwd(), **limits, **changes}
 
 
 def until(condition, seconds=30.0):

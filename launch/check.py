@@ -1,0 +1,192 @@
+"""The preflight: is every node of the cluster ready for this plan? Runs nothing of it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.plan import Plan
+from launch.stage import ROOT
+from launch.store import Store, host, packages
+
+FREE_BYTES = 20e9  # below this much free space in the store a run is likely to end with a full disk
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, whether it is fine, what was seen, and what to do if not."""
+
+    name: str
+    fine: bool
+    seen: str
+    remedy: str = ""
+
+
+def probe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What one node says of itself; runs on the node.
+
+    settings: root (absolute path of the store), token (a file that this node writes), models (local paths that must be
+    readable), attention (kernel), platform ("cpu" or "gpu").
+    """
+    root = Path(settings["root"])
+    found: dict[str, Any] = {"host": host(), "packages": packages(), "rooms": str(ROOT), "problems": []}
+    mark = root / f".check-{settings['token']}-{uuid.uuid4().hex}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        mark.write_text(found["host"])
+        found["mark"] = mark.name
+        found["free"] = shutil.disk_usage(root).free
+    except OSError as error:
+        found["problems"].append(("store", f"{root}: {error.strerror}", "give every node write access to run.root"))
+    for model in settings["models"]:
+        if not os.access(model, os.R_OK) or not (Path(model) / "config.json").is_file():
+            found["problems"].append(("model", f"{model} is not a readable model directory", "put it on a shared path"))
+    if settings["platform"] == "gpu":
+        found |= _devices(found["problems"])
+        if settings["attention"] == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+            remedy = "pip install flash-attn==2.8.3 --no-build-isolation, or model.attention=sdpa"
+            found["problems"].append(("attention kernel", "flash_attn is not installed", remedy))
+    return found
+
+
+def _devices(problems: list[tuple[str, str, str]]) -> dict[str, Any]:
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        problems.append(("driver", f"nvidia-smi: {error}", "install the NVIDIA driver, or choose platform=cpu"))
+        return {"devices": []}
+    rows = [line.split(", ") for line in text.splitlines()]
+    for index, (_, _, used) in enumerate(rows):
+        if float(used) > 1024:
+            problems.append(("device memory", f"device {index} has {used} MiB in use", "end the process that holds it"))
+    versions = "import torch; print(torch.version.cuda, torch.cuda.is_available(), torch.cuda.nccl.version())"
+    done = subprocess.run([sys.executable, "-c", versions], capture_output=True, text=True, timeout=300)
+    nccl = done.stdout.strip() if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+    if done.returncode or " True " not in nccl:
+        problems.append(("NCCL", nccl, "install the gpu extra whose CUDA this driver supports"))
+    return {"devices": [f"{name} (driver {driver})" for name, driver, _ in rows], "nccl": nccl}
+
+
+def judge(plan: Plan, probes: Sequence[Mapping[str, Any]], seen: Sequence[set[str]]) -> list[Finding]:
+    """Findings from the nodes' words; `seen[i]` are the marks of all nodes that node i sees in the store."""
+    recipe = plan.branches[0].recipe
+    platform = recipe.platform
+    findings = []
+    for node in probes:
+        for name, what, remedy in node["problems"]:
+            findings.append(Finding(name, False, f"{node['host']}: {what}", remedy))
+    alike = {
+        "versions": [tuple(sorted(node["packages"].items())) for node in probes],
+        "NCCL": [node.get("nccl") for node in probes],
+        "devices": [tuple(sorted(set(node.get("devices", ())))) for node in probes],
+    }
+    for name, values in alike.items():
+        odd = next((i for i, value in enumerate(values) if value != values[0]), None)
+        if odd is None:
+            continue
+        first, other = (dict(values[i]) if name == "versions" else {name: values[i]} for i in (0, odd))
+        field = next(key for key in sorted({*first, *other}) if first.get(key) != other.get(key))
+        text = f"{field} is {first.get(field)} on {probes[0]['host']} and {other.get(field)} on {probes[odd]['host']}"
+        findings.append(Finding(name, False, text, "install one environment on every node"))
+    marks = {node["mark"] for node in probes if "mark" in node}
+    for node, sees in zip(probes, seen, strict=True):
+        if marks - sees:
+            text = f"{node['host']} does not see what another node wrote to {plan.root}"
+            findings.append(Finding("shared store", False, text, "set run.root to a directory on a shared file system"))
+    free = [node["free"] for node in probes if "free" in node]
+    if free:
+        text = f"{min(free) / 1e9:.0f} GB free in {plan.root}"
+        findings.append(Finding("disk", min(free) >= FREE_BYTES, text, f"free at least {FREE_BYTES / 1e9:.0f} GB"))
+    if len(probes) < platform.nodes:
+        text = f"{len(probes)} nodes, the recipe says platform.nodes={platform.nodes}"
+        findings.append(Finding("nodes", False, text, "set RAY_ADDRESS, add nodes or lower platform.nodes"))
+    if platform.name == "gpu":
+        for node in probes:
+            if len(node["devices"]) < platform.gpus_per_node:
+                there = len(node["devices"])
+                text = f"{node['host']} has {there} devices, platform.gpus_per_node={platform.gpus_per_node}"
+                findings.append(Finding("devices", False, text, "lower platform.gpus_per_node"))
+    failed = {finding.name for finding in findings if not finding.fine}
+    for name in (
+        "versions",
+        "shared store",
+        "store",
+        "model",
+        "driver",
+        "NCCL",
+        "attention kernel",
+        "nodes",
+        "devices",
+    ):
+        needs_gpu = name in ("driver", "NCCL", "attention kernel", "devices")
+        if name not in failed and (platform.name == "gpu" or not needs_gpu):
+            findings.append(Finding(name, True, f"the same on {len(probes)} node(s)" if name in alike else "fine"))
+    return findings
+
+
+def check(plan: Plan) -> int:
+    """Asks every node (of RAY_ADDRESS's cluster, else this machine) and prints a line for each check.
+
+    Returns 0 if all are fine, else 1. NCCL is checked for its version and a usable device, not by sending anything.
+    """
+    recipe = plan.branches[0].recipe
+    store = Store(plan.root)
+    paths = {given.path for stage in plan.stages.values() for name, given in stage.inputs.items() if name == "model"}
+    settings = {
+        "root": str(store.root),
+        "token": uuid.uuid4().hex[:8],
+        "models": sorted(path for path in paths if path is not None and Path(path).exists()),
+        "attention": recipe.model.attention,
+        "platform": recipe.platform.name,
+    }
+    probes, seen = _ask(settings)
+    for mark in store.root.glob(f".check-{settings['token']}-*"):
+        with contextlib.suppress(OSError):
+            mark.unlink()
+    findings = judge(plan, probes, seen)
+    for finding in sorted(findings, key=lambda finding: finding.fine):
+        print(
+            f"{'ok  ' if finding.fine else 'FAIL'} {finding.name}: {finding.seen}"
+            + ("" if finding.fine else f"; {finding.remedy}")
+        )
+    return 0 if all(finding.fine for finding in findings) else 1
+
+
+def _marks(root: str, token: str) -> set[str]:
+    return {path.name for path in Path(root).glob(f".check-{token}-*")}
+
+
+def _ask(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], list[set[str]]]:
+    if "RAY_ADDRESS" not in os.environ:
+        found = probe(settings)
+        return [found], [_marks(settings["root"], settings["token"])]
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    already = ray.is_initialized()
+    if not already:
+        ray.init(log_to_driver=False)
+    try:
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+        def everywhere(function: Any, *arguments: Any) -> list[Any]:
+            remote = ray.remote(function)
+            places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+            tasks = [remote.options(num_cpus=0, scheduling_strategy=p).remote(*arguments) for p in places]
+            return ray.get(tasks, timeout=600)
+
+        probes = everywhere(probe, settings)
+        return probes, everywhere(_marks, settings["root"], settings["token"])
+    finally:
+        if not already:
+            ray.shutdown()

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import toy
+
+from launch.check import check, judge, probe
+from launch.plan import Input
+from launch.schema import Platform
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return toy.plan(tmp_path / "runs", toy.steps())
+
+
+def node(name, **changes):
+    return {"host": name, "packages": {"torch": "2.11"}, "problems": [], "mark": name, "free": 1e12, **changes}
+
+
+def failures(plan, probes, seen=None):
+    marks = {p["mark"] for p in probes}
+    return {f.name: f for f in judge(plan, probes, seen or [marks] * len(probes)) if not f.fine}
+
+
+def test_this_machine_passes_and_nothing_is_left(plan, capsys):
+    assert check(plan) == 0
+    text = capsys.readouterr().out
+    assert "FAIL" not in text and "ok   shared store" in text and "GB free" in text
+    assert list(Path(plan.root).iterdir()) == []
+
+
+def test_equal_nodes_pass(plan):
+    assert failures(plan, [node("a"), node("b")]) == {}
+
+
+def test_another_version_on_one_node_is_named(plan):
+    found = failures(plan, [node("a"), node("b"), node("c", packages={"torch": "2.12"})])
+    assert found["versions"].seen == "torch is 2.11 on a and 2.12 on c"
+    assert found["versions"].remedy
+
+
+def test_a_store_that_a_node_does_not_see_is_refused(plan):
+    found = failures(plan, [node("a"), node("b")], seen=[{"a", "b"}, {"b"}])
+    assert found["shared store"].seen.startswith("b does not see")
+
+
+def test_little_space_and_few_nodes_fail(plan):
+    recipe = plan.branches[0].recipe.model_copy(update={"platform": Platform(name="gpu", nodes=4, gpus_per_node=8)})
+    object.__setattr__(plan.branches[0], "recipe", recipe)
+    found = failures(plan, [node("a", free=1e9, devices=["H100 (driver 1)"] * 4)])
+    assert set(found) == {"disk", "nodes", "devices"}
+    assert "a has 4 devices" in found["devices"].seen
+
+
+def test_a_node_says_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    settings = {"root": str(tmp_path), "token": "t", "models": [str(tmp_path / "no")], "platform": "gpu"}
+    found = probe({**settings, "attention": "sdpa"})
+    assert {name for name, _, _ in found["problems"]} == {"model", "driver"}
+    (tmp_path / "file").write_text("")
+    found = probe(
+        {**settings, "root": str(tmp_path / "file" / "x"), "models": [], "platform": "cpu", "attention": "sdpa"}
+    )
+    assert [name for name, _, _ in found["problems"]] == ["store"] and "mark" not in found
+
+
+def test_the_plans_models_are_looked_at(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    stage = toy.steps()
+    stage.inputs["model"] = Input(path=str(tmp_path / "model"))
+    plan = toy.plan(tmp_path / "runs", stage)
+    assert check(plan) == 1
+    assert "FAIL model" in capsys.readouterr().out
+    (tmp_path / "model" / "config.json").write_text(json.dumps({}))
+    assert check(plan) == 0
