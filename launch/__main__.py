@@ -30,22 +30,35 @@ examples:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m launch", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m launch",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def command(name: str, summary: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            name, help=summary, description=summary, epilog=_choices(), formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=summary,
+            description=summary,
+            epilog=_choices(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("recipe", help=f"{', '.join(recipe_names())}, or a path to a .yaml file")
-        sub.add_argument("overrides", nargs="*", help="Hydra overrides: field=value, field=a,b, field=range(1,4), group=choice")
+        sub.add_argument(
+            "overrides", nargs="*", help="Hydra overrides: field=value, field=a,b, field=range(1,4), group=choice"
+        )
         return sub
 
     plan = command("plan", "print the stages, what is done already and what is shared; starts nothing")
     plan.add_argument("--json", action="store_true", help="machine-readable")
     run = command("run", "run what is missing, then write the report")
-    run.add_argument("--dry-run", action="store_true", help="check everything that can be checked without running: as `plan`, and verl's keys")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything that can be checked without running: as `plan`, and verl's keys",
+    )
     status = command("status", "one screen: stages by state, progress, last metrics, where the logs are")
     status.add_argument("--watch", action="store_true", help="refresh until everything is done")
     status.add_argument("--json", action="store_true", help="machine-readable")
@@ -56,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("first", help="an artifact's address, e.g. sft/dft-0123456789abcdef")
     explain.add_argument("second")
     explain.add_argument("--root", default="runs", help="the artifact store")
-    gc = commands.add_parser("gc", help="delete what no record refers to: temporary directories, scratch space, old logs")
+    gc = commands.add_parser(
+        "gc", help="delete what no record refers to: temporary directories, scratch space, old logs"
+    )
     gc.add_argument("--root", default="runs", help="the artifact store")
     gc.add_argument("--delete", action="store_true", help="really delete; without it only print")
     return parser
@@ -73,7 +88,13 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0 fine, 1 a stage failed, 2 a wrong recipe or argument)."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse stops collecting overrides at the first option between them
+    if any(text.startswith("-") for text in rest) or (rest and not hasattr(arguments, "overrides")):
+        parser.error(f"unknown argument {rest[0]}; see python -m launch {arguments.command} --help")
+    if rest:
+        arguments.overrides += rest
     try:
         return _dispatch(arguments)
     except RecipeError as error:
@@ -101,11 +122,13 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.command == "run":
         if arguments.dry_run:
-            from launch.show import print_plan
             from launch.dry_run import check_stage_configs
+            from launch.show import print_plan
 
             print_plan(plan)
-            return check_stage_configs(plan)
+            for kind, count in check_stage_configs(plan).items():
+                print(f"verl accepts the configuration of {count} {kind} stage{'s' if count > 1 else ''}")
+            return 0
         from launch.run import run
 
         return run(plan)

@@ -70,7 +70,9 @@ def _parse(texts: Sequence[str]) -> list[list[Assignment]]:
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
-            raise RecipeError(f"override {text!r}: {str(error).splitlines()[0]}; write key=value, or key=a,b for a sweep") from None
+            raise RecipeError(
+                f"override {text!r}: {str(error).splitlines()[0]}; write key=value, or key=a,b for a sweep"
+            ) from None
         key = override.key_or_group
         if override.is_delete():
             raise RecipeError(f"override {text!r}: deleting is not supported; set {key}=null")
@@ -135,7 +137,9 @@ class Composer:
             if recipe not in recipe_names():
                 close = difflib.get_close_matches(recipe, recipe_names(), 1)
                 hint = f"did you mean {close[0]}? " if close else ""
-                raise RecipeError(f"recipe {recipe}: {hint}allowed: {', '.join(recipe_names())}, or a path to a .yaml file")
+                raise RecipeError(
+                    f"recipe {recipe}: {hint}allowed: {', '.join(recipe_names())}, or a path to a .yaml file"
+                )
             self.name, self._folder = recipe, RECIPES
         self._composed: dict[tuple[str, ...], dict[str, Any]] = {}
 
@@ -225,8 +229,10 @@ def branches(recipe: str, overrides: Sequence[str]) -> Iterator[Composed]:
     fixed = [axis[0] for axis in axes if len(axis) == 1]
     swept = [axis for axis in axes if len(axis) > 1]
     choices = groups()
-    rows = composer.recipe([a for a in fixed if a.is_group]).sweep if not any(a.key == "sweep" for a in fixed) else next(
-        a.value for a in fixed if a.key == "sweep"
+    rows = (
+        composer.recipe([a for a in fixed if a.is_group]).sweep
+        if not any(a.key == "sweep" for a in fixed)
+        else next(a.value for a in fixed if a.key == "sweep")
     )
     fixed = [a for a in fixed if a.key != "sweep"]
     for row in rows or [{}]:
@@ -234,7 +240,9 @@ def branches(recipe: str, overrides: Sequence[str]) -> Iterator[Composed]:
         for assignment in listed:
             for given in [*fixed, *(axis[0] for axis in swept)]:
                 if _overlap(assignment.key, given.key) and assignment.is_group == given.is_group:
-                    raise RecipeError(f"{given.key} is set by an override and {assignment.key} by the sweep list; give each field once")
+                    raise RecipeError(
+                        f"{given.key} is set by an override, {assignment.key} by the sweep list; give each field once"
+                    )
         for product in itertools.product(*swept):
             # a group's choice comes first so that a field of it can be set after
             assignments = sorted([*fixed, *listed, *product], key=lambda a: not a.is_group)

@@ -71,7 +71,9 @@ class PathHasher:
         files = sorted(
             file
             for file in root.rglob("*")
-            if file.is_file() and file.suffix != ".lock" and not any(part.startswith(".") for part in file.relative_to(root).parts)
+            if file.is_file()
+            and file.suffix != ".lock"
+            and not any(part.startswith(".") for part in file.relative_to(root).parts)
         )
         return fingerprint([[file.relative_to(root).as_posix(), self._file(file)] for file in files])
 

@@ -50,7 +50,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Stage:
-    """One unit of work. `settings` is handed to `function`; `identity`, `version` and the inputs make the fingerprint."""
+    """One unit of work. `settings` go to `function`; `identity`, `version` and the inputs make the fingerprint."""
 
     kind: str
     label: str
@@ -102,7 +102,9 @@ def _label(text: str) -> str:
 
 
 def _branch_name(axes: Sequence[Assignment], objective: str) -> str:
-    parts = [str(a.value) if a.key == "objective" else f"{a.key.rsplit('.', 1)[-1]}={str(a).split('=', 1)[1]}" for a in axes]
+    parts = [
+        str(a.value) if a.key == "objective" else f"{a.key.rsplit('.', 1)[-1]}={str(a).split('=', 1)[1]}" for a in axes
+    ]
     return " ".join(parts) or objective
 
 
@@ -130,7 +132,9 @@ class Planner:
         key = repr(sorted(settings.items(), key=lambda item: item[0]))
         if key not in self._objectives:
             if "name" not in settings:
-                raise RecipeError(f"recipe {recipe.name}: objective.name is missing; allowed: {', '.join(sft_objectives.names())}")
+                raise RecipeError(
+                    f"recipe {recipe.name}: objective.name is missing; allowed: {', '.join(sft_objectives.names())}"
+                )
             try:
                 self._objectives[key] = sft_objectives.load(settings.pop("name"), **settings)
             except (ValueError, TypeError) as error:
@@ -146,28 +150,47 @@ class Planner:
             elif _is_hub_name(path):
                 known = f"hub:{path}@{revision}"
             else:
-                raise RecipeError(f"{field_name}={path}: no such file or directory; give an existing path or a Hugging Face name")
+                raise RecipeError(
+                    f"{field_name}={path}: no such file or directory; give an existing path or a Hugging Face name"
+                )
             self._identities[path, revision] = known
         return known
 
-    def add(self, branch: str, kind: str, label: str, settings: dict, bearing: dict, inputs: dict[str, Input], marks: dict[str, str], placement: dict) -> str:
-        """Adds a stage unless an equal one is there; returns its fingerprint. `marks` are the identities of outside inputs."""
+    def add(
+        self,
+        branch: str,
+        kind: str,
+        label: str,
+        settings: dict,
+        bearing: dict,
+        inputs: dict[str, Input],
+        marks: dict[str, str],
+        placement: dict,
+    ) -> str:
+        """Adds a stage unless an equal one is there; returns its fingerprint. `marks` identify outside inputs."""
         function, version = STAGES[kind]
         sources = {
-            name: [source.stage or marks[name], source.select if source.stage else ""] for name, source in sorted(inputs.items())
+            name: [source.stage or marks[name], source.select if source.stage else ""]
+            for name, source in sorted(inputs.items())
         }
         mark = fingerprint({"kind": kind, "version": version, "identity": bearing, "inputs": sources})
         if mark not in self.stages:
-            self.stages[mark] = Stage(kind, _label(label), function, settings, bearing, version, inputs, mark, placement)
+            self.stages[mark] = Stage(
+                kind, _label(label), function, settings, bearing, version, inputs, mark, placement
+            )
         self._users.setdefault(mark, {})[branch] = None
         return mark
 
     def finish(self) -> dict[str, Stage]:
-        return {mark: dataclasses.replace(stage, branches=tuple(self._users[mark])) for mark, stage in self.stages.items()}
+        return {
+            mark: dataclasses.replace(stage, branches=tuple(self._users[mark])) for mark, stage in self.stages.items()
+        }
 
 
 def _is_hub_name(path: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path) is not None and not path.endswith((".jsonl", ".parquet", ".json"))
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path) is not None and not path.endswith(
+        (".jsonl", ".parquet", ".json")
+    )
 
 
 class _Graph:
@@ -176,7 +199,11 @@ class _Graph:
     def __init__(self, planner: Planner, branch: str, recipe: Recipe):
         self.planner, self.name, self.recipe = planner, branch, recipe
         self.roles: dict[str, str] = {}
-        self.numerics = {"model": {k: v for k, v in identity(recipe.model).items() if k in ("attention", "dtype", "trust_remote_code")}}
+        self.numerics = {
+            "model": {
+                k: v for k, v in identity(recipe.model).items() if k in ("attention", "dtype", "trust_remote_code")
+            }
+        }
         self.numerics["platform"] = identity(recipe.platform)
 
     def build(self, objective: Any) -> None:
@@ -195,7 +222,9 @@ class _Graph:
                 needed = objective.needs.references.get(role, frozenset())
                 if "logits" in needed:
                     inputs[role] = model
-                if "logits" not in needed or (role == "base" and (objective.needs.dataset or recipe.sft.metrics.kl_from_base)):
+                if "logits" not in needed or (
+                    role == "base" and (objective.needs.dataset or recipe.sft.metrics.kl_from_base)
+                ):
                     self.check_cache(role, needed, objective.needs.support.get(role, 0))
                     inputs[f"{role}_cache"] = self.cache(role, model)
         if recipe.sft.regularizer.name == "l2_to_init":
@@ -221,7 +250,15 @@ class _Graph:
             raise RecipeError(f"rl.from={start}: step {missing[0]} is not published; add it to sft.publish_steps")
         return list(map(str, start))
 
-    def stage(self, role: str, kind: str, label: str, settings: dict, bearing: dict, inputs: dict[str, tuple[Input, str | None]]) -> str:
+    def stage(
+        self,
+        role: str,
+        kind: str,
+        label: str,
+        settings: dict,
+        bearing: dict,
+        inputs: dict[str, tuple[Input, str | None]],
+    ) -> str:
         links = {name: source for name, (source, _) in inputs.items()}
         marks = {name: mark for name, (_, mark) in inputs.items() if mark is not None}
         placement = placement_of(self.recipe, kind)
@@ -240,7 +277,9 @@ class _Graph:
             files = recipe.data.files
             for name in ("sft_train", "rl_train") if recipe.rl.enabled else ("sft_train",):
                 if getattr(files, name) is None:
-                    raise RecipeError(f"recipe {recipe.name}: data.files.{name} is missing; give a JSONL or Parquet file (docs/data.md)")
+                    raise RecipeError(
+                        f"recipe {recipe.name}: data.files.{name} is missing; name a JSONL or Parquet file (docs/data.md)"
+                    )
             for name in ("sft_train", "sft_val", "rl_train", "rl_val"):
                 if getattr(files, name) is not None:
                     inputs[name] = self.outside(getattr(files, name), f"data.files.{name}")
@@ -261,7 +300,10 @@ class _Graph:
         if model.pretrain is not None:
             return Input(stage=self.pretrain(role, model.pretrain), select="checkpoint:final"), None
         if model.path is None:
-            raise RecipeError(f"recipe {self.recipe.name}: the objective asks for a {role}; set model.{role}.path or model.{role}.pretrain")
+            raise RecipeError(
+                f"recipe {self.recipe.name}: the objective asks for a {role}; "
+                f"set model.{role}.path or model.{role}.pretrain"
+            )
         source = "model" if role == "base" else f"model.{role}"
         return self.outside(model.path, f"{source}.path", model.revision)
 
@@ -277,20 +319,24 @@ class _Graph:
         absent = sorted(needed - CACHE_FIELDS[recipe.cache.producer])
         if absent:
             raise RecipeError(
-                f"recipe {recipe.name}: objective {recipe.objective['name']} needs {', '.join(absent)} of the {role}, which "
-                f"cache.producer={recipe.cache.producer} cannot give; set cache.producer=forward"
+                f"recipe {recipe.name}: objective {recipe.objective['name']} needs {', '.join(absent)} of the {role}, "
+                f"which cache.producer={recipe.cache.producer} cannot give; set cache.producer=forward"
             )
         if top_k > recipe.cache.top_k:
             raise RecipeError(
-                f"recipe {recipe.name}: objective {recipe.objective['name']} reads the {role}'s {top_k} most probable ids, "
-                f"cache.top_k={recipe.cache.top_k} keeps fewer; set cache.top_k={top_k} or more"
+                f"recipe {recipe.name}: objective {recipe.objective['name']} reads the {role}'s {top_k} most probable "
+                f"ids, cache.top_k={recipe.cache.top_k} keeps fewer; set cache.top_k={top_k} or more"
             )
 
     def cache(self, role: str, model: tuple[Input, str | None]) -> tuple[Input, None]:
         recipe = self.recipe
-        settings = {name: _dump(getattr(recipe, name)) for name in ("cache", "data", "model", "platform")} | {"role": role}
+        settings = {name: _dump(getattr(recipe, name)) for name in ("cache", "data", "model", "platform")} | {
+            "role": role
+        }
         bearing = {"cache": identity(recipe.cache), **self.numerics}
-        return Input(stage=self.stage(f"{role}_cache", "cache", role, settings, bearing, {"model": model, "data": self.data()})), None
+        return Input(
+            stage=self.stage(f"{role}_cache", "cache", role, settings, bearing, {"model": model, "data": self.data()})
+        ), None
 
     def sft(self, label: str, objective: Any, inputs: dict[str, tuple[Input, str | None]]) -> str:
         recipe = self.recipe
@@ -314,15 +360,21 @@ class _Graph:
         recipe = self.recipe
         chosen = recipe.rl.filter.model
         model = base if chosen is None else self.outside(chosen, "rl.filter.model")
-        settings = {name: _dump(getattr(recipe, name)) for name in ("rl", "data", "model", "platform")} | {"seed": recipe.seed}
+        settings = {name: _dump(getattr(recipe, name)) for name in ("rl", "data", "model", "platform")} | {
+            "seed": recipe.seed
+        }
         sampled = ("filter", "reward", "max_prompt_length", "max_response_length", "top_p")
         bearing = {"rl": {key: value for key, value in identity(recipe.rl).items() if key in sampled}, **self.numerics}
         return self.stage("filter", "filter", "prompts", settings, bearing, {"model": model, "data": self.data()})
 
     def rl(self, label: str, start: str, tuned: str, prompts: str, base: tuple[Input, str | None]) -> None:
         recipe = self.recipe
-        settings = {name: _dump(getattr(recipe, name)) for name in ("rl", "data", "model", "platform")} | {"seed": recipe.seed}
-        bearing = {key: value for key, value in identity(recipe.rl).items() if key not in ("enabled", "start", "filter")}
+        settings = {name: _dump(getattr(recipe, name)) for name in ("rl", "data", "model", "platform")} | {
+            "seed": recipe.seed
+        }
+        bearing = {
+            key: value for key, value in identity(recipe.rl).items() if key not in ("enabled", "start", "filter")
+        }
         inputs: dict[str, tuple[Input, str | None]] = {
             "model": (Input(stage=tuned, select=f"checkpoint:{start}"), None),
             "data": (Input(stage=prompts), None),
@@ -334,19 +386,24 @@ class _Graph:
             self.evaluate(f"sft@{start}", name, inputs["model"], base)
         self.evaluate(role, f"{name}.rl", (Input(stage=mark, select="checkpoint:final"), None), base)
 
-    def evaluate(self, role: str, label: str, model: tuple[Input, str | None], base: tuple[Input, str | None] | None) -> None:
+    def evaluate(
+        self, role: str, label: str, model: tuple[Input, str | None], base: tuple[Input, str | None] | None
+    ) -> None:
         recipe = self.recipe
         if not recipe.eval.enabled:
             return
         settings = {name: _dump(getattr(recipe, name)) for name in ("eval", "model", "platform")}
         inputs = {"model": model, "data": self.data()} | ({} if base is None else {"base": base})
         # the target only says how the report groups the benchmarks
-        bearing = {"eval": {k: v for k, v in identity(recipe.eval).items() if k not in ("enabled", "target")}, **self.numerics}
+        bearing = {
+            "eval": {k: v for k, v in identity(recipe.eval).items() if k not in ("enabled", "target")},
+            **self.numerics,
+        }
         self.stage(f"evaluate:{role}", "evaluate", label, settings, bearing, inputs)
 
 
 def placement_of(recipe: Recipe, kind: str) -> dict[str, Any]:
-    """Devices of a stage: `platform.placement.<kind>`, else derived from the recipe's processes, workers and replicas."""
+    """Devices of a stage: `platform.placement.<kind>`, else derived from processes, workers and replicas."""
     platform = recipe.platform
     given = platform.placement.get(kind)
     if given is not None:
@@ -364,8 +421,8 @@ def placement_of(recipe: Recipe, kind: str) -> dict[str, Any]:
         placement = {"nodes": nodes, "gpus_per_node": devices / nodes, "cpus": 1.0, "strategy": "PACK"}
     if placement["nodes"] > platform.nodes or placement["gpus_per_node"] > platform.gpus_per_node:
         raise RecipeError(
-            f"recipe {recipe.name}: stage {kind} wants {placement['nodes']} x {placement['gpus_per_node']:g} devices, the cluster has "
-            f"{platform.nodes} x {platform.gpus_per_node} (platform.nodes, platform.gpus_per_node)"
+            f"recipe {recipe.name}: stage {kind} wants {placement['nodes']} x {placement['gpus_per_node']:g} devices, "
+            f"the cluster has {platform.nodes} x {platform.gpus_per_node} (platform.nodes, platform.gpus_per_node)"
         )
     return placement
 

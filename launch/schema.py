@@ -1,8 +1,8 @@
 """The recipe: every setting, its type, its default and one line about it.
 
-This is the only place that holds defaults. `recipes/base.yaml` is printed from it (`python -m launch.schema`), the other
-YAML files hold differences, and a stage receives the resolved values. A field made with `runtime` says how or where work
-is done and never bears on an artifact's identity; every other field does.
+This is the only place that holds defaults. `recipes/base.yaml` is printed from it (`python -m launch.schema`), the
+other YAML files hold differences, and a stage receives the resolved values. A field made with `runtime` says how or
+where work is done and never bears on an artifact's identity; every other field does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ def setting(default: Any, description: str, **bounds: Any) -> Any:
 
 def runtime(default: Any, description: str, **bounds: Any) -> Any:
     """A field that says how or where to compute, never what: not part of any fingerprint."""
-    return Field(default, description=description, validate_default=True, json_schema_extra={"identity": False}, **bounds)
+    return Field(
+        default, description=description, validate_default=True, json_schema_extra={"identity": False}, **bounds
+    )
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Pretrain(Section):
@@ -65,7 +69,7 @@ class Model(Section):
 class Microworld(Section):
     """Sizes of the embedded world (docs/micro_world.md)."""
 
-    pretrain_examples: int = setting(60_000, "worked problems in the pretraining text", gt=0)
+    pretrain_examples: int = setting(48_000, "worked problems in the pretraining text", gt=0)
     sft_examples: int = setting(1024, "demonstrations", gt=0)
     sft_val_examples: int = setting(128, "held-out demonstrations", gt=0)
     rl_prompts: int = setting(1024, "prompts for reinforcement learning", gt=0)
@@ -91,7 +95,9 @@ class Data(Section):
     files: Files = setting(Files(), "one's own files")
     system_prompt: str | None = setting(None, "put before every chat that has none")
     max_length: int = setting(2048, "tokens a chat may have", gt=1)
-    on_long_row: Literal["error", "drop", "truncate_left", "truncate_right"] = setting("error", "a chat over max_length")
+    on_long_row: Literal["error", "drop", "truncate_left", "truncate_right"] = setting(
+        "error", "a chat over max_length"
+    )
     on_bad_row: Literal["error", "drop"] = setting("error", "a row that breaks the schema")
 
 
@@ -197,7 +203,9 @@ class DifficultyFilter(Section):
 
 class Rl(Section):
     enabled: bool = setting(True, "run reinforcement learning")
-    start: str | list[int] = setting("final", "SFT checkpoints RL starts from: final, best, all or a list of steps", alias="from")
+    start: str | list[int] = setting(
+        "final", "SFT checkpoints RL starts from: final, best, all or a list of steps", alias="from"
+    )
     algorithm: Literal["grpo", "dapo"] = setting("grpo", "label of the group of settings below")
     steps: int = setting(100, "updates of the rollout policy", gt=0)
     prompts: int = setting(128, "prompts a step", gt=0)
@@ -214,7 +222,9 @@ class Rl(Section):
     clip_low: float = setting(0.2, "lower clip of the ratio", gt=0)
     clip_high: float = setting(0.2, "upper clip of the ratio", gt=0)
     normalize_advantage: bool = setting(True, "divide by the group's standard deviation")
-    loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = setting("token-mean", "verl's name")
+    loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = setting(
+        "token-mean", "verl's name"
+    )
     kl_weight: float = setting(0.0, "weight of the KL term against the reference policy; 0: no reference model", ge=0)
     kl_estimator: Literal["kl", "abs", "mse", "low_var_kl", "full"] = setting("low_var_kl", "verl's name")
     entropy_weight: float = setting(0.0, "entropy bonus", ge=0)
@@ -236,7 +246,9 @@ class Rl(Section):
     tensor_parallel: int = runtime(1, "devices of one vLLM replica", gt=0)
     gpu_memory: float = runtime(0.5, "share of a device's memory for vLLM", gt=0, le=1)
     gradient_checkpointing: bool = runtime(True, "recompute activations in the backward pass")
-    step_timeout: float = runtime(3600.0, "seconds start-up, one step, one weight sync or one validation may take", gt=0)
+    step_timeout: float = runtime(
+        3600.0, "seconds start-up, one step, one weight sync or one validation may take", gt=0
+    )
     verl: dict[str, Any] = setting({}, "any other key of verl's RL configuration")
 
     @field_validator("start")
@@ -343,8 +355,13 @@ def _identity(value: Any) -> Any:
 
 def base_yaml() -> str:
     """The text of `recipes/base.yaml`: every field with its default and description."""
-    lines = ["# Every field of a recipe with its default; printed by `python -m launch.schema`, so change launch/schema.py."]
-    lines += ["# [runtime] marks a field that never changes what is computed.", *_yaml_lines(Recipe(model=Model(path="-")), "")]
+    lines = [
+        "# Every field of a recipe with its default; printed by `python -m launch.schema`, so change launch/schema.py."
+    ]
+    lines += [
+        "# [runtime] marks a field that never changes what is computed.",
+        *_yaml_lines(Recipe(model=Model(path="-")), ""),
+    ]
     text = "\n".join(lines) + "\n"
     return text.replace('\n  path: "-"', "\n  path: null", 1)
 
@@ -360,7 +377,9 @@ def _yaml_lines(section: BaseModel, indent: str) -> list[str]:
             lines += [f"{indent}{key}:{comment}", *_yaml_lines(value, indent + "  ")]
             continue
         lines.append(f"{indent}{key}: {json.dumps(value)}{comment}")
-        optional = next((arg for arg in get_args(info.annotation) if isinstance(arg, type) and issubclass(arg, Section)), None)
+        optional = next(
+            (arg for arg in get_args(info.annotation) if isinstance(arg, type) and issubclass(arg, Section)), None
+        )
         if optional is not None:
             lines += [f"{indent}# {line[len(indent) :]}" for line in _yaml_lines(optional(), indent + "  ")]
     return lines

@@ -47,7 +47,10 @@ def test_axes_multiply_and_the_list_adds_uneven_branches(recipe):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sft.lrr=1"], r"sft\.lrr: unknown field; did you mean lr\? allowed: average|sft\.lrr: unknown field; did you mean lr"),
+        (
+            ["sft.lrr=1"],
+            r"sft\.lrr: unknown field; did you mean lr\? allowed: average|sft\.lrr: unknown field; did you mean lr",
+        ),
         (["sft.lr=-1"], r"sft\.lr=-1: .*greater than 0"),
         (["sft.lr=fast"], r"sft\.lr=fast: .*number"),
         (["rl.from=last"], r"allowed: final, best, all"),

@@ -75,7 +75,7 @@ def test_reinforcement_starts_from_published_checkpoints(recipe):
     plan = make_plan(recipe, ["sft.publish_steps=[5,10]", "rl.from=all"])
     starts = [stage.inputs["model"].select for stage in plan.stages.values() if stage.kind == "rl"]
     assert starts == ["checkpoint:5", "checkpoint:10", "checkpoint:final"]
-    with pytest.raises(RecipeError, match="add it to sft.publish_steps"):
+    with pytest.raises(RecipeError, match=r"add it to sft\.publish_steps"):
         make_plan(recipe, ["rl.from=[7]"])
     assert "rl" not in kinds(make_plan(recipe, ["rl.enabled=false"]))
 
@@ -91,7 +91,10 @@ def test_reinforcement_starts_from_published_checkpoints(recipe):
         (["sft.processes=2"], r"stage sft wants 1 x 2 devices|stage sft wants 2 x 1 devices"),
         (["model.pretrain=null", "model.path=./absent/model"], r"model.path=./absent/model: no such file or directory"),
         (["data.source=files"], r"data.files.sft_train is missing"),
-        (["data.source=files", "data.files.sft_train=no.jsonl", "rl.enabled=false"], r"data.files.sft_train=no.jsonl: no such file"),
+        (
+            ["data.source=files", "data.files.sft_train=no.jsonl", "rl.enabled=false"],
+            r"data.files.sft_train=no.jsonl: no such file",
+        ),
     ],
 )
 def test_wrong_recipes_are_refused_in_one_line(recipe, overrides, message):

@@ -32,7 +32,7 @@ def test_runtime_fields_bear_no_identity():
 
 
 def test_a_recipe_has_one_base_model():
-    with pytest.raises(ValidationError, match="exactly one of model.path and model.pretrain"):
+    with pytest.raises(ValidationError, match=r"exactly one of model\.path and model\.pretrain"):
         Recipe()
 
 
@@ -43,5 +43,7 @@ def test_planning_imports_nothing_heavy():
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     root = Path(schema.__file__).resolve().parent.parent
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
