@@ -278,7 +278,7 @@ class _Graph:
             for name in ("sft_train", "rl_train") if recipe.rl.enabled else ("sft_train",):
                 if getattr(files, name) is None:
                     raise RecipeError(
-                        f"recipe {recipe.name}: data.files.{name} is missing; name a JSONL or Parquet file (docs/data.md)"
+                        f"recipe {recipe.name}: data.files.{name} is missing; name a file (docs/data.md)"
                     )
             for name in ("sft_train", "sft_val", "rl_train", "rl_val"):
                 if getattr(files, name) is not None:
