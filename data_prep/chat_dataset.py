@@ -53,7 +53,9 @@ class ChatDataset(MultiTurnSFTDataset):
         references: mapping source -> {path, fields, top_k}. source is base, teacher or checkpoint, fields a list from
             support_ids, support_logprobs, the names of TOKEN_FIELDS and mean_loss, top_k the number of entries wanted
             (null: all that are stored).
-        train_files: references belong to these files; another data set (validation) gets no reference tensors.
+        columns: names of per-token columns wanted; `critical` is 1 on tokens that overlap the row's `critical_spans`
+            ([start, end) character pairs of the last answer) and 0 elsewhere.
+        train_files: references and columns belong to these files; another data set (validation) gets none.
 
     An item has int64 `input_ids`, `position_ids`, `loss_mask`, each (T,), and for every source and field a flat tensor
     whose row t belongs to the logits of position t, that is to the label `input_ids[t + 1]`:
@@ -62,6 +64,7 @@ class ChatDataset(MultiTurnSFTDataset):
                                       support_logprobs; `reference_cache.decode` unpacks them
         reference_<source>_<field>    (T,) float32 for label_logprob, label_mass, logsumexp, entropy, n1, n2 and
                                       mean_loss (the chat's, at every position); int32 for ceil_n1, ceil_n2
+        column_<name>                 (T,) float32
 
     Rows of positions that predict no supervised token are zero. `loss_mask` stays verl's: 1 at the supervised token
     itself, so row t counts where `loss_mask[t + 1]` is 1; `loss_mask[0]` is always 0, so that a mask rolled over packed
@@ -81,12 +84,14 @@ class ChatDataset(MultiTurnSFTDataset):
         self.length_limit = self.max_length
         self.max_length = sys.maxsize  # verl must not cut; `_truncate` does
         self.references: dict[str, AlignedReference] = {}
-        wanted = config.get("references") or {}
-        train_files = config.get("train_files")
-        if wanted and _as_list(parquet_files) == _as_list(train_files):
-            identity = self.identity()
+        self.columns: tuple[str, ...] = ()
+        if _as_list(parquet_files) == _as_list(config.get("train_files")):
+            wanted = config.get("references") or {}
+            identity = self.identity() if wanted else {}
             for source, reference in wanted.items():
                 self.references[source] = AlignedReference(source, reference, identity, len(self))
+            self.columns = tuple(config.get("columns") or ())
+            self._check_columns()
 
     def identity(self) -> dict[str, Any]:
         """What decides the tokens and masks of this data set; part of a reference cache's identity."""
@@ -107,8 +112,41 @@ class ChatDataset(MultiTurnSFTDataset):
             "mask_policy": MASK_POLICY,
         }
 
+    def _check_columns(self) -> None:
+        if unknown := set(self.columns) - {"critical"}:
+            raise ValueError(f"data.columns: {', '.join(sorted(unknown))} unknown; allowed: critical")
+        if self.columns:
+            given = self.dataframe["critical_spans"] if "critical_spans" in self.dataframe.columns else None
+            if given is None or given.isna().any():
+                raise ValueError(
+                    f"{self.parquet_files[0]}: critical_spans is missing; the objective needs it in every row"
+                )
+            if not self.tokenizer.is_fast:
+                raise ValueError("data.columns=critical: only fast tokenizers tell where a token begins")
+
+    def _critical(self, item: int, length: int) -> torch.Tensor:
+        """(length,) float32, 1 at the critical tokens of the whole chat."""
+        messages = self.messages[item]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.apply_chat_template_kwargs)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        start = text.rfind(messages[-1]["content"])
+        if start < 0 or len(encoded["input_ids"]) != length:
+            raise ValueError(
+                f"chat {item}: the chat template changes the answer, so critical_spans have no place in it"
+            )
+        bounds = np.asarray(encoded["offset_mapping"]) - start
+        critical = np.zeros(length, np.float32)
+        for first, last in self.dataframe["critical_spans"].iloc[item]:
+            critical[(bounds[:, 0] < last) & (bounds[:, 1] > first)] = 1
+        return torch.from_numpy(critical)
+
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
-        row = self._truncate(super().__getitem__(item), item)
+        row = super().__getitem__(item)
+        if self.columns:
+            row["column_critical"] = self._critical(item, len(row["input_ids"]))
+        row = self._truncate(row, item)
+        if self.columns:
+            row["column_critical"] = torch.cat([row["column_critical"][1:], torch.zeros(1)])
         if self.references:
             ids, mask = row["input_ids"].numpy(), row["loss_mask"].numpy()
             for reference in self.references.values():
@@ -122,11 +160,11 @@ class ChatDataset(MultiTurnSFTDataset):
                 limit = f"data.max_length={self.length_limit}"
                 raise ValueError(f"chat {item}: {length} tokens, {limit}; raise it or set data.on_long_row")
             kept = slice(-self.length_limit, None) if self.truncation == "left" else slice(self.length_limit)
-            row = {"input_ids": row["input_ids"][kept], "loss_mask": row["loss_mask"][kept]}
+            row = {name: value[kept] for name, value in row.items()}
             row["position_ids"] = torch.arange(self.length_limit, dtype=torch.long)
-        mask = row["loss_mask"].clone()
-        mask[:1] = 0
-        return {"input_ids": row["input_ids"], "position_ids": row["position_ids"], "loss_mask": mask}
+        row["loss_mask"] = row["loss_mask"].clone()
+        row["loss_mask"][:1] = 0
+        return row
 
 
 class AlignedReference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -181,3 +182,30 @@ def test_mask_marks_answers_and_never_the_first_token(world):
 def test_padded_mode_is_refused(world):
     with pytest.raises(ValueError, match="allowed: no_padding"):
         ChatDataset(str(world.data / "sft_train.parquet"), world.tokenizer, {"pad_mode": "right"})
+
+
+def spans_file(directory, spans):
+    content = "so 3+4=7 and \\boxed{7}"
+    messages = [{"role": "user", "content": "3+4="}, {"role": "assistant", "content": content}]
+    file = directory / "sft_train.parquet"
+    pd.DataFrame([{"id": "0", "messages": messages, "critical_spans": spans}]).to_parquet(file)
+    return str(file), content
+
+
+@pytest.mark.parametrize(("on_long_row", "max_length"), [("error", 128), ("truncate_left", 12), ("truncate_right", 25)])
+def test_critical_column_marks_the_labels_inside_the_spans(world, tmp_path, on_long_row, max_length):
+    file, content = spans_file(tmp_path, [[7, 8], [20, 21]])
+    assert (content[7:8], content[20:21]) == ("7", "7")
+    config = dataset_config(world.settings(on_long_row=on_long_row, max_length=max_length).data)
+    row = ChatDataset(file, world.tokenizer, config | {"columns": ["critical"], "train_files": file})[0]
+    marked = row["column_critical"].nonzero().flatten()
+    found = world.tokenizer.decode(row["input_ids"][marked + 1])
+    assert row["loss_mask"][marked + 1].all()
+    assert found == ("7" if on_long_row == "truncate_right" else "77")
+
+
+def test_missing_critical_spans_are_refused(world, tmp_path):
+    file, _ = spans_file(tmp_path, None)
+    config = dataset_config(world.settings().data) | {"columns": ["critical"], "train_files": file}
+    with pytest.raises(ValueError, match="critical_spans is missing"):
+        ChatDataset(file, world.tokenizer, config)
