@@ -1,4 +1,4 @@
-"""The embedded world: problems of five skills and the many ways of writing their solutions.
+"""The embedded world: problems of four skills and the many ways of writing their solutions.
 
 Text is multimodal on purpose. A response is drawn from the skill's styles, each with a stated frequency, so the true
 distribution over modes is known; digits of a reference number are uniform and cannot be predicted.
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from random import Random
 
 TARGET = "arithmetic"
+TARGET_SHARE = 0.55  # of the pretraining documents; the other skills share the rest equally
 DEMONSTRATION_STYLE = "reference"
 DEFECTS = {"wrong": 0.03, "truncated": 0.02, "unboxed": 0.02}
+LARGEST_TERM = 8
 LETTERS = "abcdefgh"
 WORDS = (
     "\\boxed{", "Compute ", "What is ", "Solve ", "Ref ", "First ", "then ", "Answer ", "So ", "Reverse ", "Backwards ",
-    "Sort ", "Order ", "Smallest ", "largest ", "Count ", "How many ", " in ", "At ", "Next after ", "Continue ",
-    "Adds ", "Total ", "Done ",
+    "Sort ", "Order ", "Smallest ", "largest ", "Shift ", "Next after ", "From ", " to ",
 )  # fmt: skip
 
 
@@ -72,10 +73,10 @@ def _cumulative(styles: Mapping[str, Style]) -> list[tuple[float, str]]:
 
 
 def _draw_arithmetic(rng: Random) -> Problem:
-    terms = [rng.randrange(2, 100)]
-    for _ in range(1 + (rng.random() < 0.7) + (rng.random() < 0.2)):
-        value = rng.randrange(2, 100)
-        terms.append(value if rng.random() < 0.5 else -value)
+    terms = [rng.randrange(1, LARGEST_TERM + 1)]
+    for _ in range(rng.choices((2, 3), (0.55, 0.45))[0]):
+        value = rng.randrange(1, LARGEST_TERM + 1)
+        terms.append(value if rng.random() < 0.6 else -value)
     expression = str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
     return Problem(TARGET, expression, tuple(terms), str(sum(terms)))
 
@@ -125,25 +126,14 @@ def _draw_reverse(rng: Random) -> Problem:
 
 
 def _draw_sort(rng: Random) -> Problem:
-    digits = "".join(str(rng.randrange(10)) for _ in range(rng.randrange(4, 10)))
+    digits = "".join(str(rng.randrange(10)) for _ in range(rng.randrange(3, 8)))
     return Problem("sort", digits, (digits,), "".join(sorted(digits)))
 
 
-def _draw_count(rng: Random) -> Problem:
-    letter = rng.choice(LETTERS)
-    text = "".join(letter if rng.random() < 0.3 else rng.choice(LETTERS) for _ in range(rng.randrange(6, 13)))
-    return Problem("count", f"{letter} in {text}", (letter, text), str(text.count(letter)))
-
-
-def _draw_sequence(rng: Random) -> Problem:
-    first, step = rng.randrange(1, 300), rng.randrange(2, 40)
-    shown = [first + step * index for index in range(4)]
-    return Problem("sequence", ",".join(map(str, shown)), (step, *shown), str(first + step * 4))
-
-
-def _pairs(problem: Problem, rng: Random) -> str:
-    letter, text = problem.arguments
-    return f"{letter}: " + ",".join(str(index) for index, other in enumerate(text, 1) if other == letter) + ". "
+def _draw_shift(rng: Random) -> Problem:
+    text = "".join(rng.choice(LETTERS) for _ in range(rng.randrange(4, 9)))
+    after = dict(zip(LETTERS, LETTERS[1:] + LETTERS[0], strict=True))
+    return Problem("shift", text, (text,), "".join(after[letter] for letter in text))
 
 
 SKILLS: Mapping[str, Skill] = {
@@ -179,35 +169,27 @@ SKILLS: Mapping[str, Skill] = {
         },
         "exact",
     ),
-    "count": Skill(
-        _draw_count,
-        ("Count {0}.", "How many {0}?"),
+    "shift": Skill(
+        _draw_shift,
+        ("Shift {0}.", "Next after {0}."),
         {
-            "direct": Style(0.5, lambda problem, rng: rng.choice(("", "Total "))),
-            "positions": Style(0.5, _pairs),
+            "direct": Style(0.5, lambda problem, rng: ""),
+            "copied": Style(0.3, lambda problem, rng: f"From {problem.key} to "),
+            "answer": Style(0.2, lambda problem, rng: "Answer "),
         },
-        "boxed",
-    ),
-    "sequence": Skill(
-        _draw_sequence,
-        ("Next after {0}.", "Continue {0}."),
-        {
-            "difference": Style(0.6, lambda problem, rng: f"Adds {problem.arguments[0]}. "),
-            "direct": Style(0.4, lambda problem, rng: rng.choice(("", "Answer "))),
-        },
-        "boxed",
+        "exact",
     ),
 }
 _BOUNDS = {name: _cumulative(skill.styles) for name, skill in SKILLS.items()}
 
 
-def draw_problems(skill: str, seed: int | str, taken: set[str], unique: bool = True) -> Iterator[Problem]:
-    """Draw problems of `skill` for ever, leaving out those whose key is in `taken`.
+def draw_problems(skill: str, seed: int | str, taken: set[tuple[str, str]], unique: bool = True) -> Iterator[Problem]:
+    """Draw problems of `skill` for ever, leaving out those in `taken`.
 
     Args:
         seed: a stream of its own for each value.
-        taken: keys that may not occur.
-        unique: add each drawn key to `taken`, so that no later caller meets it.
+        taken: pairs of skill and key that may not occur.
+        unique: add each drawn problem to `taken`, so that no later caller meets it.
 
     Raises:
         ValueError: a thousand problems in a row were taken; the skill has too few problems for the sizes asked.
@@ -215,14 +197,14 @@ def draw_problems(skill: str, seed: int | str, taken: set[str], unique: bool = T
     rng, rejected = Random(f"problems {skill} {seed}"), 0
     while True:
         problem = SKILLS[skill].draw(rng)
-        if problem.key in taken:
+        if (skill, problem.key) in taken:
             rejected += 1
             if rejected == 1000:
                 raise ValueError(f"data.microworld: not enough different {skill} problems; ask for fewer examples")
             continue
         rejected = 0
         if unique:
-            taken.add(problem.key)
+            taken.add((skill, problem.key))
         yield problem
 
 
@@ -240,8 +222,8 @@ def solution(problem: Problem, rng: Random, style: str | None = None) -> tuple[s
 def demonstration(problem: Problem, rng: Random) -> tuple[str, str]:
     """One demonstration for SFT, always in the `reference` style, and its defect.
 
-    Defects are those of real data: `wrong` (a wrong number in the box), `truncated` (cut before the box), `unboxed` (the
-    answer without a box), else `none`.
+    Defects are those of real data: `wrong` (a wrong number in the box), `truncated` (cut before the box), `unboxed`
+    (the answer without a box), else `none`.
     """
     text, _ = solution(problem, rng, DEMONSTRATION_STYLE)
     point = rng.random()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from data_prep import microworld
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 BATCH_ROWS = 1024
 VALIDATION_ONE_IN = 50
 MICROWORLD_MAX_LENGTH = 256
@@ -42,7 +44,9 @@ PROMPT_SCHEMA = pa.schema(
 BENCHMARK_SCHEMA = pa.schema(
     [("id", pa.string()), ("prompt", _MESSAGES), ("answer", pa.string()), ("grader", pa.string())]
 )
-PRETRAIN_SCHEMA = CHAT_SCHEMA.append(pa.field("style", pa.string())).append(pa.field("input_ids", pa.list_(pa.int32())))
+PRETRAIN_SCHEMA = pa.schema(
+    [*CHAT_SCHEMA, ("style", pa.string()), ("input_ids", pa.list_(pa.int32())), ("prompt_length", pa.int32())]
+)
 
 
 def run(settings: SimpleNamespace, inputs: dict[str, Path], output: Path, scratch: Path, report) -> None:
@@ -50,8 +54,9 @@ def run(settings: SimpleNamespace, inputs: dict[str, Path], output: Path, scratc
 
     Args:
         settings: `data`, the recipe's Data section.
-        inputs: for `data.source=files` the paths `sft_train`, `sft_val`, `rl_train`, `rl_val`, `benchmark_<name>` (those
-            the recipe names), `model` (a Hugging Face directory, for its tokenizer) and `chat_template` (a Jinja file).
+        inputs: for `data.source=files` the paths `sft_train`, `sft_val`, `rl_train`, `rl_val`, `benchmark_<name>`
+            (those the recipe names), `model` (a Hugging Face directory, for its tokenizer) and `chat_template` (a
+            Jinja file).
         output: empty directory; the layout is in docs/micro_world.md and docs/data.md.
         scratch: not used; the stage takes seconds and starts over.
         report: `report(done, total)` in rows (micro-world) or bytes (files).
@@ -123,7 +128,7 @@ def prepare_microworld(data: SimpleNamespace, output: Path, report) -> dict[str,
     sizes, seed, system = data.microworld, data.seed, data.system_prompt
     tokenizer = build_tokenizer(microworld.WORDS, MICROWORLD_MAX_LENGTH)
     tokenizer.save_pretrained(output / "tokenizer")
-    taken: set[str] = set()
+    taken: set[tuple[str, str]] = set()
     counts: dict[str, int] = {}
     total = (
         sizes.pretrain_examples
@@ -158,18 +163,16 @@ def prepare_microworld(data: SimpleNamespace, output: Path, report) -> dict[str,
                 writer.add(row)
         counts[f"benchmarks/{name}"] = writer.rows
 
-    for split, size in (("val", sizes.rl_val_prompts), ("train", sizes.rl_prompts)):
-        with TableWriter(output / f"rl_{split}.parquet", PROMPT_SCHEMA) as writer:
-            for index, problem, rng in draw(microworld.TARGET, f"rl_{split}", size):
-                prompt = chat(system, microworld.question(problem, rng))
-                name = f"rl-{split}-{index}"
-                writer.add(prompt_row("microworld", split, index, name, prompt, problem.answer))
-        counts[f"rl_{split}"] = writer.rows
-
     noise: Counter[str] = Counter()
-    for split, size in (("val", sizes.sft_val_examples), ("train", sizes.sft_examples)):
+
+    def write_split(split: str, prompts: int, demonstrations: int) -> None:
+        with TableWriter(output / f"rl_{split}.parquet", PROMPT_SCHEMA) as writer:
+            for index, problem, rng in draw(microworld.TARGET, f"rl_{split}", prompts):
+                prompt = chat(system, microworld.question(problem, rng))
+                writer.add(prompt_row("microworld", split, index, f"rl-{split}-{index}", prompt, problem.answer))
+        counts[f"rl_{split}"] = writer.rows
         with TableWriter(output / f"sft_{split}.parquet", SPANS_SCHEMA) as writer:
-            for index, problem, rng in draw(microworld.TARGET, f"sft_{split}", size):
+            for index, problem, rng in draw(microworld.TARGET, f"sft_{split}", demonstrations):
                 asked = microworld.question(problem, rng)
                 text, defect = microworld.demonstration(problem, rng)
                 noise[f"{split}/{defect}"] += 1
@@ -178,28 +181,42 @@ def prepare_microworld(data: SimpleNamespace, output: Path, report) -> dict[str,
                 writer.add({"id": f"sft-{split}-{index}", "messages": messages, "critical_spans": spans})
         counts[f"sft_{split}"] = writer.rows
 
-    general = len(microworld.SKILLS) - 1
+    write_split("val", sizes.rl_val_prompts, sizes.sft_val_examples)
+    held_out = set(taken)
+    write_split("train", sizes.rl_prompts, sizes.sft_examples)
+
+    # The base may have met a training problem, as real ones have, but never a held-out one.
+    taken = held_out
     styles: dict[str, dict[str, int]] = {}
+    general = len(microworld.SKILLS) - 1
+    each = round(sizes.pretrain_examples * (1 - microworld.TARGET_SHARE) / general)
     for skill in microworld.SKILLS:
-        half = sizes.pretrain_examples // 2
-        size = sizes.pretrain_examples - half // general * general if skill == microworld.TARGET else half // general
+        size = sizes.pretrain_examples - each * general if skill == microworld.TARGET else each
         seen: Counter[str] = Counter()
         with TableWriter(output / "pretrain" / f"{skill}.parquet", PRETRAIN_SCHEMA) as writer:
-            batch: list[dict[str, Any]] = []
-            for index, problem, rng in draw(skill, "pretrain", size, unique=False):
-                asked = microworld.question(problem, rng)
-                text, style = microworld.solution(problem, rng)
-                seen[style] += 1
-                batch.append({"id": f"{skill}-{index}", "messages": chat(system, asked, text), "style": style})
-                if len(batch) == BATCH_ROWS or index == size - 1:
-                    for row, ids in zip(
-                        batch, encode_chats(tokenizer, [row["messages"] for row in batch]), strict=True
-                    ):
-                        writer.add({**row, "input_ids": ids})
-                    batch.clear()
+            for rows in batched(draw(skill, "pretrain", size, unique=False), BATCH_ROWS):
+                chats, names = [], []
+                for _, problem, rng in rows:
+                    asked = microworld.question(problem, rng)
+                    text, style = microworld.solution(problem, rng)
+                    chats.append(chat(system, asked, text))
+                    names.append(style)
+                full = encode_chats(tokenizer, chats)
+                prompts = encode_chats(tokenizer, [messages[:-1] for messages in chats], prompt=True)
+                for messages, style, ids, prompt in zip(chats, names, full, prompts, strict=True):
+                    row = {"id": f"{skill}-{writer.rows}", "messages": messages, "style": style}
+                    writer.add({**row, "input_ids": ids, "prompt_length": len(prompt)})
+                seen.update(names)
         counts[f"pretrain/{skill}"] = writer.rows
         styles[skill] = dict(seen)
     return {"counts": counts, "defects": dict(noise), "dropped": {}, "source": "microworld", "styles": styles}
+
+
+def batched(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` rows; the last may be shorter."""
+    iterator = iter(rows)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def encode_chats(
@@ -222,7 +239,7 @@ class RowError(ValueError):
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any, int]]:
-    """Stream `(where, row, bytes read)` of a JSONL or Parquet file; a line that is not JSON yields the exception as row.
+    """Stream `(where, row, bytes read)` of a JSONL or Parquet file; for a line that is not JSON, row is the RowError.
 
     Raises:
         ValueError: the file is missing, has another suffix, or is damaged.
@@ -343,7 +360,7 @@ def load_tokenizer(inputs: dict[str, Path]) -> PreTrainedTokenizerBase:
     ids = encode_chats(tokenizer, [chat(None, "question", "answer")])[0]
     if not stops & set(ids[-3:]):
         raise ValueError(
-            f"{path}: the chat template ends a turn with {tokenizer.decode(ids[-3:])!r}, none of which is an eos_token_id of "
+            f"{path}: the chat template ends a turn with {tokenizer.decode(ids[-3:])!r}, without an eos_token_id of "
             f"{file}, so no response would stop; change eos_token_id and eos_token, or set model.chat_template"
         )
     return tokenizer
@@ -372,14 +389,13 @@ class FileReader:
         ids: set[str] = set()
         dropped = self.dropped.setdefault(name, Counter())
         batch: list[tuple[str, dict]] = []
-        position = 0
 
-        def settle() -> Iterator[tuple[bytes, dict]]:
+        def settle(position: int) -> Iterator[tuple[bytes, dict]]:
             field = "messages" if batch and "messages" in batch[0][1] else "prompt"
             tokens = encode_chats(self.tokenizer, [row[field] for _, row in batch], prompt=field == "prompt")
             for (where, row), encoded in zip(batch, tokens, strict=True):
                 try:
-                    self._check_length(name, where, field, len(encoded))
+                    self._check_length(name, where, row, len(encoded))
                     key = problem_key(row[field])
                     owner = self.claims.get(key)
                     if owner is not None and owner in against:
@@ -387,9 +403,7 @@ class FileReader:
                             "overlap", f"{where}: the same problem is in {owner}; remove it from one of them"
                         )
                 except RowError as error:
-                    self._refuse(
-                        dropped, error, self.data.on_long_row if error.reason == "too long" else self.data.on_bad_row
-                    )
+                    self._refuse(dropped, error)
                     continue
                 self.claims.setdefault(key, name)
                 yield key, row
@@ -408,13 +422,13 @@ class FileReader:
                     raise RowError("duplicate id", f"{where}: id {row['id']!r} occurs twice")
                 ids.add(row["id"])
             except RowError as error:
-                self._refuse(dropped, error, self.data.on_bad_row)
+                self._refuse(dropped, error)
                 continue
             batch.append((where, row))
             if len(batch) == BATCH_ROWS:
-                yield from settle()
+                yield from settle(position)
         if batch:
-            yield from settle()
+            yield from settle(path.stat().st_size)
         self.finished_bytes += path.stat().st_size
         self.report(self.finished_bytes, self.total)
 
@@ -427,19 +441,23 @@ class FileReader:
             raise RowError("broken", f"{where}: id must be text or an integer")
         return str(value)
 
-    def _refuse(self, dropped: Counter[str], error: RowError, policy: str) -> None:
-        if policy != "drop":
-            setting = "data.on_long_row" if error.reason == "too long" else "data.on_bad_row"
-            raise ValueError(f"{error} ({setting}=drop leaves such rows out)") from None
+    def _refuse(self, dropped: Counter[str], error: RowError) -> None:
+        setting = "on_long_row" if error.reason == "too long" else "on_bad_row"
+        if getattr(self.data, setting) != "drop":
+            raise ValueError(f"{error} (data.{setting}=drop leaves such rows out)") from None
         dropped[error.reason] += 1
 
-    def _check_length(self, name: str, where: str, field: str, length: int) -> None:
-        if length <= self.data.max_length:
+    def _check_length(self, name: str, where: str, row: dict, length: int) -> None:
+        limit = self.data.max_length
+        if length <= limit:
             return
-        if field == "messages" and self.data.on_long_row.startswith("truncate"):
-            self.truncated[name] += 1
-            return
-        raise RowError("too long", f"{where}: {length} tokens, data.max_length={self.data.max_length}")
+        message = f"{where}: {length} tokens, data.max_length={limit}"
+        if "messages" not in row or not self.data.on_long_row.startswith("truncate"):
+            raise RowError("too long", message)
+        asked = len(encode_chats(self.tokenizer, [row["messages"][:-1]], prompt=True)[0])
+        if self.data.on_long_row == "truncate_right" and asked >= limit:
+            raise RowError("too long", f"{message}, and truncation would leave nothing of the last response")
+        self.truncated[name] += 1
 
     def parse_chat(self, where: str, raw: dict) -> dict[str, Any]:
         """A chat row: `messages`, and `critical_spans` where given."""
@@ -478,8 +496,8 @@ class FileReader:
 def prepare_files(data: SimpleNamespace, inputs: dict[str, Path], output: Path, report) -> dict[str, Any]:
     """Validate one's own files, write them in the common layout and return the summary.
 
-    Where `sft_val` or `rl_val` is not given, the first problem and one in fifty of the others (by a hash of the problem and
-    `data.seed`) are moved there from the training file.
+    Where `sft_val` or `rl_val` is not given, the first problem and one in fifty of the others (by a hash of the problem
+    and `data.seed`) are moved there from the training file.
     """
     inputs = {name: Path(path) for name, path in inputs.items()}
     tokenizer = load_tokenizer(inputs)

@@ -7,12 +7,13 @@ weights, the optimizer's moments and the step, and a resumed run gives the same 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,6 +27,14 @@ LOG_EVERY = 10
 WARMUP_STEPS = 30
 FINAL_LR_RATIO = 0.02
 BATCHES_PER_POOL = 16
+INITIAL_DEVIATION = 0.08  # about 1 / sqrt(hidden): with the usual 0.02 a model this small learns to attend far too late
+
+
+class Document(NamedTuple):
+    """Token ids (int32) of a chat, of which the first `prompt_length` are the question and the assistant's header."""
+
+    input_ids: np.ndarray
+    prompt_length: int
 
 
 def run(settings: SimpleNamespace, inputs: dict[str, Path], output: Path, scratch: Path, report) -> None:
@@ -59,8 +68,8 @@ def run(settings: SimpleNamespace, inputs: dict[str, Path], output: Path, scratc
     publish(model, tokenizer, curve, output)
 
 
-def load_documents(folder: Path, skills: list[str]) -> list[np.ndarray]:
-    """Token ids (int32) of every document of `skills` (an empty list: all), in the order of the files.
+def load_documents(folder: Path, skills: list[str]) -> list[Document]:
+    """Every document of `skills` (an empty list: all), in the order of the files.
 
     Raises:
         ValueError: the folder or one of the skills is missing.
@@ -76,11 +85,12 @@ def load_documents(folder: Path, skills: list[str]) -> list[np.ndarray]:
     for file in files:
         if skills and file.stem not in skills:
             continue
-        for batch in pq.ParquetFile(file).iter_batches(columns=["input_ids"]):
-            column = batch.column(0)
+        for batch in pq.ParquetFile(file).iter_batches(columns=["input_ids", "prompt_length"]):
+            column = batch.column("input_ids")
             values = column.values.to_numpy()
-            offsets = column.offsets.to_numpy()
-            documents.extend(values[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True))
+            spans = itertools.pairwise(column.offsets.to_numpy())
+            prompts = batch.column("prompt_length").to_pylist()
+            documents += [Document(values[a:b], prompt) for (a, b), prompt in zip(spans, prompts, strict=True)]
     return documents
 
 
@@ -124,6 +134,7 @@ def build_model(options: SimpleNamespace, tokenizer: PreTrainedTokenizerBase) ->
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        initializer_range=INITIAL_DEVIATION,
         dtype="float32",
         attn_implementation="sdpa",
         use_cache=True,
@@ -146,13 +157,13 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(
-    options: SimpleNamespace, documents: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, scratch: Path, report
+    options: SimpleNamespace, documents: list[Document], tokenizer: PreTrainedTokenizerBase, scratch: Path, report
 ) -> tuple[Qwen2ForCausalLM, list[dict[str, float]]]:
-    """Minimise next-token cross-entropy over all positions; resumes from `scratch`.
+    """Minimise next-token cross-entropy over the responses; resumes from `scratch`.
 
     Returns:
-        the trained model and the curve: one row each ten steps with `step`, `loss` (nats per token), `lr` and `tokens`
-        (trained on so far).
+        the trained model and the curve: one row each ten steps with `step`, `loss` (nats per response token), `lr` and
+        `tokens` (of whole documents, read so far).
     """
     import torch
 
@@ -168,11 +179,12 @@ def train(
     )
     checkpoint = scratch / "checkpoint.safetensors"
     first, curve, tokens = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else (0, [], 0)
-    lengths = np.array([len(document) for document in documents])
+    lengths = np.array([len(document.input_ids) for document in documents])
     plan = plan_batches(lengths, options.steps, options.batch_size, options.seed)
     pad = tokenizer.pad_token_id
     for step in range(first, options.steps):
-        ids, labels = collate([documents[index] for index in plan[step]], pad)
+        chosen = [documents[index] for index in plan[step]]
+        ids, labels = collate(chosen, pad)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.lr)
         # Padding only follows a document, so a causal mask alone keeps it out of sight.
@@ -182,7 +194,7 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        tokens += int((labels != -100).sum())
+        tokens += sum(len(document.input_ids) for document in chosen)
         done = step + 1
         if done % LOG_EVERY == 0 or done == options.steps:
             row = {"step": done, "loss": loss.item(), "lr": optimizer.param_groups[0]["lr"], "tokens": tokens}
@@ -195,17 +207,21 @@ def train(
     return model.eval(), curve
 
 
-def collate(documents: list[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded inputs and next-token labels, both (batch, longest - 1) int64; padding has label -100."""
+def collate(documents: list[Document], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded inputs and next-token labels, both (batch, longest - 1) int64.
+
+    Labels are -100 on padding and up to the assistant's header: the questions are random, and fitting them would take
+    most of the gradient.
+    """
     import torch
 
-    width = max(len(document) for document in documents) - 1
+    width = max(len(document.input_ids) for document in documents) - 1
     ids = torch.full((len(documents), width), pad)
     labels = torch.full((len(documents), width), -100)
     for row, document in enumerate(documents):
-        tokens = torch.from_numpy(document.astype(np.int64))
+        tokens = torch.from_numpy(document.input_ids.astype(np.int64))
         ids[row, : len(tokens) - 1] = tokens[:-1]
-        labels[row, : len(tokens) - 1] = tokens[1:]
+        labels[row, document.prompt_length - 1 : len(tokens) - 1] = tokens[document.prompt_length :]
     return ids, labels
 
 
