@@ -34,7 +34,7 @@ class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
             )
             sampling_params = {**sampling_params, "seed": seed}
             kwargs["priority"] = seed
-        output = await super().run(sampling_params, **kwargs)
+        output = await super().run(sampling_params, **kwargs)  # type: ignore[reportAbstractUsage]
         result = await self._score(output, kwargs)
         output.reward_score = float(result["reward_score"])
         output.extra_fields["reward_extra_info"] = result["reward_extra_info"]

@@ -10,13 +10,27 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psutil
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 500_000_000
 # Logical cores of a private Ray: verl's actors each reserve one and mostly wait.
 LOGICAL_CPUS = 32
+# What `prepare_environment` sets, for the workers of a cluster that somebody else started.
+FORWARDED = (
+    "OMP_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "PYTHONPATH",
+    "TQ_NUM_THREADS",
+    "VERL_PLATFORM",
+    "VERL_USE_EXTERNAL_MODULES",
+    "VLLM_ENABLE_V1_MULTIPROCESSING",
+)
 
 
 def run(
@@ -69,8 +83,6 @@ def prepare_environment(settings: SimpleNamespace) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    # A loaded machine needs longer than the default 30 s; `rl.step_timeout` bounds the start anyway.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     os.environ.setdefault("TQ_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     if settings.platform.name == "cpu":
         os.environ["VERL_PLATFORM"] = "cpu"
@@ -94,47 +106,75 @@ def ray_session(settings: SimpleNamespace) -> Iterator[None]:
     import ray
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
+    before = set(psutil.Process().children(recursive=True))
     environment = get_ppo_ray_runtime_env()["env_vars"] | {"TRANSFER_QUEUE_ENABLE": "1"}
     shared = os.environ.get("RAY_ADDRESS")
     if shared:
-        names = ("PYTHONPATH", "VERL_PLATFORM", "VERL_USE_EXTERNAL_MODULES", "OMP_NUM_THREADS", *settings.platform.env)
-        environment |= {name: os.environ[name] for name in names if name in os.environ}
+        environment |= {name: os.environ[name] for name in (*FORWARDED, *settings.platform.env) if name in os.environ}
         ray.init(address=shared, runtime_env={"env_vars": environment}, log_to_driver=True)
         refuse_second_run()
     else:
         # A private Ray inherits this environment: without a runtime environment its workers start at once.
         os.environ.update(environment)
-        on_cpu = settings.platform.name == "cpu"
-        ray.init(
-            address="local",
-            num_cpus=LOGICAL_CPUS,
-            num_gpus=settings.rl.processes if on_cpu else None,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES if on_cpu else None,
-            log_to_driver=True,
-            _node_ip_address="127.0.0.1",
-            _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
-        )
+        start_private_ray(settings)
     try:
         yield
     finally:
-        started = psutil.Process().children(recursive=True)
+        started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
-        for process in started:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(started, timeout=10)
+        end_processes(started)
         if settings.platform.name == "cpu":
             from verl_cpu.patches import remove_stale_weight_segments
 
             remove_stale_weight_segments()
 
 
+def start_private_ray(settings: SimpleNamespace) -> None:
+    """`ray.init` on loopback with logical devices on the CPU platform, tried three times: Ray allows its daemons 30 s,
+    which a loaded machine may miss."""
+    import psutil
+    import ray
+
+    on_cpu = settings.platform.name == "cpu"
+    for attempt in range(1, 4):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            ray.init(
+                address="local",
+                num_cpus=LOGICAL_CPUS,
+                num_gpus=settings.rl.processes if on_cpu else None,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES if on_cpu else None,
+                log_to_driver=True,
+                _node_ip_address="127.0.0.1",
+                _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
+            )
+            return
+        except Exception as error:
+            if attempt == 3 or "timed out during startup" not in str(error):
+                raise
+            print(f"Ray did not start in time (attempt {attempt} of 3)", file=sys.stderr)
+            ray.shutdown()
+            end_processes(set(psutil.Process().children(recursive=True)) - before)
+
+
+def end_processes(processes: Iterable[psutil.Process]) -> None:
+    """Kill these processes and wait until they are gone."""
+    import psutil
+
+    waiting = list(processes)
+    for process in waiting:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(waiting, timeout=10)
+
+
 def refuse_second_run() -> None:
     """verl's queue has one fixed name per cluster: a second run would silently train on the first one's rollouts."""
     from ray.util import list_named_actors
 
-    if any(actor["name"] == "TransferQueueController" for actor in list_named_actors(all_namespaces=True)):
+    actors: list[Any] = list_named_actors(all_namespaces=True)
+    if any(actor["name"] == "TransferQueueController" for actor in actors):
         raise RuntimeError(
             "another verl run uses this Ray cluster, and verl allows one at a time: wait for it, or give this stage a "
             "cluster of its own (RAY_ADDRESS)"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import transfer_queue as tq
@@ -102,6 +102,12 @@ def time_limit(seconds: float) -> Iterator[Callable[[str], None]]:
         signal.signal(signal.SIGALRM, previous)
 
 
+if TYPE_CHECKING:
+    from verl.trainer.ppo.v1 import PPOTrainer as _Trainer
+else:
+    _Trainer = object
+
+
 def make_trainer(
     config: Any,
     settings: SimpleNamespace,
@@ -115,7 +121,7 @@ def make_trainer(
     return type("Trainer", (_Measured, base), {})(config, settings, curve, exports, report, begin_phase)
 
 
-class _Measured:
+class _Measured(_Trainer):
     """Mixed in before verl's trainer class."""
 
     def __init__(
@@ -127,7 +133,7 @@ class _Measured:
         report: Callable[..., None],
         begin_phase: Callable[[str], None],
     ):
-        super().__init__(config)  # type: ignore[call-arg]
+        super().__init__(config)
         self.settings, self.curve, self.exports = settings, curve, exports
         self.report, self.begin_phase = report, begin_phase
         rl = settings.rl
@@ -144,11 +150,11 @@ class _Measured:
     def on_step_begin(self) -> None:
         self.begin_phase(f"step {self.global_steps}")
         self.step_began = time.monotonic()
-        super().on_step_begin()  # type: ignore[misc]
+        super().on_step_begin()
 
     def on_step_end(self) -> None:
         self.begin_phase(f"weight sync after step {self.global_steps}")
-        super().on_step_end()  # type: ignore[misc]
+        super().on_step_end()
         if self.global_steps in self.settings.rl.publish_steps:
             self._checkpoint_now()
 
@@ -158,12 +164,13 @@ class _Measured:
             rates = self._probe()
             self.curve.add(0, {"probe_pass_rate": sum(rates) / len(rates)})
             judge_probe(rates, self.settings)
-        super().on_train_begin()  # type: ignore[misc]
+        super().on_train_begin()
 
     def _probe(self) -> list[float]:
         """Pass rates of the first prompts, sampled as in training; uses the engine that is already there."""
-        probe, count = self.settings.rl.probe, min(self.settings.rl.probe.prompts, len(self.train_dataset))
-        rows = collate_fn([self.train_dataset[number] for number in range(count)])
+        probe, dataset = self.settings.rl.probe, cast(Any, self.train_dataset)
+        count = min(probe.prompts, len(dataset))
+        rows = collate_fn([dataset[number] for number in range(count)])
         names = [f"probe{number}" for number in range(count)]
         rows["uid"] = np.array(names, dtype=object)
         rows["__rollout_n__"] = np.array([probe.samples] * count, dtype=object)
@@ -171,11 +178,11 @@ class _Measured:
         tensordict_utils.assign_non_tensor_data(batch, "global_steps", 0)
         tags = [{"is_prompt": True, "status": "pending", "global_steps": 0}] * count
         tq.kv_batch_put(keys=names, partition_id="train", tags=tags)
-        self.agent_loop_manager.generate_sequences(batch)
+        cast(Any, self.agent_loop_manager).generate_sequences(batch)
         while any(self._status(name) in ("pending", "running") for name in names):
             time.sleep(POLL_SECONDS)
         keys = [key for key in tq.kv_list("train")["train"] if key not in names]
-        fields = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=["extra_fields"])
+        fields: Any = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=["extra_fields"])
         right: dict[str, list[float]] = {name: [] for name in names}
         for key, field in zip(keys, fields["extra_fields"], strict=True):
             right[key.split("_")[0]].append(getattr(field, "data", field)["reward_extra_info"]["acc"])
@@ -187,10 +194,10 @@ class _Measured:
 
     def on_validate_begin(self) -> None:
         self.begin_phase(f"validation at step {self.global_steps}")
-        super().on_validate_begin()  # type: ignore[misc]
+        super().on_validate_begin()
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict) -> Any:
-        batch = super()._compute_old_log_prob(batch, metrics)  # type: ignore[misc]
+        batch = super()._compute_old_log_prob(batch, metrics)
         difference = metrics.get("training/rollout_probs_diff_max")
         if self.exact_rollouts and not (difference is not None and difference < MAX_PROBABILITY_DIFFERENCE):
             raise RuntimeError(
@@ -200,7 +207,7 @@ class _Measured:
         return batch
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
-        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)  # type: ignore[misc]
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         row = {ours: float(metrics[theirs]) for theirs, ours in METRICS.items() if theirs in metrics}
         row |= self._reward_metrics(batch)
         self.curve.add(global_steps, row)
@@ -219,7 +226,7 @@ class _Measured:
         keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
         if not keys:
             return {}
-        fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+        fields: Any = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
         infos = [getattr(field, "data", field)["reward_extra_info"] for field in fields["extra_fields"]]
         names = {"acc": "pass_rate", "no_answer": "no_answer", "failed": "rewards_failed", "overlong": "overlong"}
         return {
@@ -229,7 +236,7 @@ class _Measured:
         }
 
     def _validate(self) -> dict[str, float]:
-        values = super()._validate()  # type: ignore[misc]
+        values = super()._validate()
         rates = [float(v) for name, v in values.items() if name.startswith("val-core/") and "/acc/mean@" in name]
         lengths = {"validation_pass_rate": sum(rates) / len(rates)} if rates else {}
         self.curve.add(self.global_steps, lengths)
@@ -243,7 +250,7 @@ class _Measured:
 
     def _save_checkpoint(self) -> None:
         self.begin_phase(f"checkpoint at step {self.global_steps}")
-        super()._save_checkpoint()  # type: ignore[misc]
+        super()._save_checkpoint()
         self.saved_step = self.global_steps
         self.exports.keep(self.global_steps)
 

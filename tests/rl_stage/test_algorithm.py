@@ -106,8 +106,13 @@ def expected_loss(rollouts, advantages, low, high, dual, kl):
 
 @pytest.mark.parametrize(
     ("group", "low", "high", "dual", "kl"),
-    [("grpo", 0.2, 0.2, 3.0, 0.0), ("dapo", 0.2, 0.28, 10.0, 0.0), ("prift", 0.2, 0.28, 10.0, 0.01), ("sed_sft", 0.2, 0.2, 3.0, 0.001)],
-)  # fmt: skip
+    [
+        ("grpo", 0.2, 0.2, 3.0, 0.0),
+        ("dapo", 0.2, 0.28, 10.0, 0.0),
+        ("prift", 0.2, 0.28, 10.0, 0.01),
+        ("sed_sft", 0.2, 0.2, 3.0, 0.001),
+    ],
+)
 def test_loss_of_each_group(group, low, high, dual, kl, rollouts, gpu_settings, inputs, tmp_path):
     settings = gpu_settings(group)
     config = verl_config(settings, inputs, tmp_path)

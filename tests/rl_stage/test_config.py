@@ -101,7 +101,7 @@ def test_passthrough_wins_over_our_own_values(cpu_settings, inputs, tmp_path):
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
-        ({"actor_rollout_ref": {"actor": {"clip_ratio_hihg": 0.3}}}, r"rl\.verl\.actor_rollout_ref\.actor\.clip_ratio_hihg.*clip_ratio_high"),
+        ({"actor_rollout_ref": {"actor": {"clip_ratio_hihg": 0.3}}}, r"rl\.verl\..*clip_ratio_hihg.*clip_ratio_high"),
         ({"traner": {"save_freq": 1}}, r"rl\.verl\.traner\.save_freq.*trainer"),
         ({"data": {"max_prompt_length": {"deeper": 1}}}, r"rl\.verl\.data\.max_prompt_length\.deeper.*not a section"),
     ],

@@ -88,7 +88,7 @@ def test_too_few_prompts_and_missing_answers_are_errors(model, cpu_settings, wri
     rows = pq.read_table(data / "rl_train.parquet").to_pylist()
     rows[2]["reward_model"]["ground_truth"] = ""
     pq.write_table(pyarrow.Table.from_pylist(rows), data / "rl_train.parquet")
-    with pytest.raises(ValueError, match="row 2 has no prompt or no reward_model.ground_truth"):
+    with pytest.raises(ValueError, match=r"row 2 has no prompt or no reward_model\.ground_truth"):
         handoff.check_prompts({"model": model, "data": data}, cpu_settings(), tmp_path)
 
 
