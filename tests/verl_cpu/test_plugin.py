@@ -97,6 +97,7 @@ print(json.dumps(result))
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(600)
 def test_active_process(cpu_environment):
     rendezvous = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     finished = subprocess.run(
@@ -104,7 +105,7 @@ def test_active_process(cpu_environment):
         env=cpu_environment | rendezvous,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=540,
     )
     assert finished.returncode == 0, finished.stderr[-4000:]
     result = json.loads(finished.stdout.splitlines()[-1])
