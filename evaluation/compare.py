@@ -1,0 +1,62 @@
+"""Paired comparison of two `evaluate` artifacts: same problems, two models."""
+
+import pathlib
+from dataclasses import asdict
+from typing import Any
+
+from evaluation.artifact import read_metrics, read_outcomes
+from evaluation.statistics import holm, paired_comparison, pass_at_k
+
+
+def compare(
+    a: pathlib.Path, b: pathlib.Path, *, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
+) -> list[dict[str, Any]]:
+    """Differences b - a of every shared benchmark and metric: greedy, pass@1, and each pass@k that both hold.
+
+    One row each: benchmark, metric, a, b, difference, low, high, p_value, p_holm (adjusted over all rows), n. Raises
+    ValueError if no benchmark is shared or a shared one differs in its problems or protocol.
+    """
+    metrics_a, metrics_b = read_metrics(a)["benchmarks"], read_metrics(b)["benchmarks"]
+    shared = [name for name in metrics_a if name in metrics_b]
+    if not shared:
+        raise ValueError(f"compare: no shared benchmark; {a} has {sorted(metrics_a)}, {b} has {sorted(metrics_b)}")
+    rows: list[dict[str, Any]] = []
+    for name in shared:
+        protocols = metrics_a[name]["protocol"], metrics_b[name]["protocol"]
+        different = sorted(key for key in protocols[0].keys() | protocols[1].keys() if _differs(*protocols, key))
+        if different:
+            raise ValueError(f"compare: the protocols of {name!r} differ in {', '.join(different)}; evaluate alike")
+        outcomes_a, outcomes_b = read_outcomes(a, name), read_outcomes(b, name)
+        if outcomes_a["sampled"].keys() != outcomes_b["sampled"].keys():
+            raise ValueError(f"compare: {name!r} was evaluated on different problems; use one prepared data set")
+        for metric in metrics_a[name]["metrics"]:
+            if metric != "greedy" and not metric.startswith("pass@"):
+                continue
+            if metric not in metrics_b[name]["metrics"]:
+                continue
+            scores = [_scores(outcomes, metric) for outcomes in (outcomes_a, outcomes_b)]
+            ids = sorted(scores[0])
+            found = paired_comparison(
+                [scores[0][i] for i in ids],
+                [scores[1][i] for i in ids],
+                seed=seed,
+                resamples=resamples,
+                confidence=confidence,
+            )
+            values = {side: m[name]["metrics"][metric]["value"] for side, m in (("a", metrics_a), ("b", metrics_b))}
+            rows.append({"benchmark": name, "metric": metric, **values, **asdict(found)})
+    for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+        row["p_holm"] = adjusted
+    return rows
+
+
+def _differs(a: dict, b: dict, key: str) -> bool:
+    # The sampling seed may differ: other draws of the same protocol are comparable.
+    return key != "seed" and a.get(key) != b.get(key)
+
+
+def _scores(outcomes: dict[str, dict[str, list[bool]]], metric: str) -> dict[str, float]:
+    if metric == "greedy":
+        return {problem: float(correct[0]) for problem, correct in outcomes["greedy"].items()}
+    k = int(metric.removeprefix("pass@"))
+    return {problem: pass_at_k(len(correct), sum(correct), k) for problem, correct in outcomes["sampled"].items()}

@@ -1,0 +1,185 @@
+"""vLLM in this process's service: one engine, whose weights are exchanged between checkpoints of one architecture."""
+
+import gc
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evaluation.generation.sampling import Request, Sample
+
+HEARTBEAT_SECONDS = 2.0
+# The files that vLLM reads besides the weights. Equal files: another checkpoint is only a reload away.
+MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine is started with. platform: `cpu` or `gpu`; dtype: of the weights; max_length: prompt and response
+    tokens; gpu_memory: share of the device's memory; tensor_parallel: devices it spans."""
+
+    platform: str
+    dtype: str
+    max_length: int
+    gpu_memory: float
+    tensor_parallel: int = 1
+    trust_remote_code: bool = False
+
+
+class VllmEngine:
+    """A vLLM engine that draws shards of requests.
+
+    On the CPU platform it runs in this process, with the prefix cache off and one shard at a time: the composition of
+    every batch is fixed, and with it every response, whatever ran before. On a GPU shards overlap, and responses repeat
+    exactly only with vLLM's batch invariance (VLLM_BATCH_INVARIANT=1); `reproducible` says so.
+    """
+
+    def __init__(self, model: pathlib.Path, options: EngineOptions):
+        on_cpu = options.platform == "cpu"
+        if on_cpu:
+            # An engine process would receive requests while it already computes, in batches that depend on timing.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            from verl_cpu.patches import alias_vllm_metadata
+
+            alias_vllm_metadata()
+        import vllm
+
+        self.model = pathlib.Path(model).resolve()
+        self.options = options
+        self.files = model_files_digest(self.model)
+        self.reproducible = on_cpu or os.environ.get("VLLM_BATCH_INVARIANT") == "1"
+        self.description = {"vllm": vllm.__version__, **asdict(options), "model": str(self.model)}
+        self._one_shard_at_a_time = on_cpu
+        platform_options: dict[str, Any] = (
+            {"enforce_eager": True, "enable_prefix_caching": False, "max_num_seqs": 128}
+            if on_cpu
+            else {"gpu_memory_utilization": options.gpu_memory, "tensor_parallel_size": options.tensor_parallel}
+        )
+        self._llm = vllm.LLM(
+            str(self.model),
+            dtype=options.dtype,  # type: ignore[arg-type]
+            max_model_len=options.max_length,
+            trust_remote_code=options.trust_remote_code,
+            seed=0,
+            worker_extension_cls="verl_cpu.vllm_reload.ReloadWorkerExtension",
+            **platform_options,
+        )
+
+    def load(self, model: pathlib.Path) -> None:
+        """Exchange the weights for those of another checkpoint of the same architecture and tokenizer.
+
+        Raises ValueError if any of the model's other files differs. The responses are those of a fresh engine.
+        """
+        model = pathlib.Path(model).resolve()
+        if model_files_digest(model) != self.files:
+            raise ValueError(f"{model}: its {', '.join(MODEL_FILES)} differ from those of {self.model}")
+        self._llm.collective_rpc("reload_weights_from_directory", args=(str(model),))
+        self._llm.reset_prefix_cache()
+        self.model = model
+        self.description["model"] = str(model)
+
+    def run(
+        self, shards: Sequence[tuple[int, Sequence[Request]]], heartbeat: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, list[Sample]]]:
+        """Yield (number, samples in request order) of each shard as it completes; see `sampling.Backend`."""
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._llm.llm_engine
+        waiting = list(reversed(shards))
+        open_shards: dict[int, list[Sample | None]] = {}
+        missing: dict[int, int] = {}
+        seeds: dict[str, int] = {}
+        beat = time.monotonic()
+        try:
+            while waiting or open_shards:
+                # Off the CPU the next shard enters while the last responses of this one are still being written.
+                limit = 0 if self._one_shard_at_a_time else len(waiting[-1][1]) if waiting else 0
+                while waiting and engine.get_num_unfinished_requests() <= limit:
+                    number, requests = waiting.pop()
+                    open_shards[number], missing[number] = [None] * len(requests), len(requests)
+                    for place, request in enumerate(requests):
+                        name = f"{number}-{place}"
+                        seeds[name] = request.seed
+                        parameters = SamplingParams(
+                            temperature=request.sampling.temperature,
+                            top_p=request.sampling.top_p,
+                            max_tokens=request.sampling.max_tokens,
+                            seed=None if request.sampling.temperature == 0 else request.seed,
+                            output_kind=RequestOutputKind.FINAL_ONLY,
+                        )
+                        engine.add_request(name, TokensPrompt(prompt_token_ids=list(request.prompt)), parameters)
+                for output in engine.step():
+                    if not output.finished:
+                        continue
+                    number, place = map(int, output.request_id.split("-")[:2])
+                    answer = output.outputs[0]  # type: ignore[union-attr]
+                    open_shards[number][place] = Sample(
+                        answer.text, str(answer.finish_reason), len(answer.token_ids), seeds.pop(f"{number}-{place}")
+                    )
+                    missing[number] -= 1
+                    if not missing[number]:
+                        yield number, open_shards.pop(number)  # type: ignore[misc]  # none is missing
+                if time.monotonic() - beat >= HEARTBEAT_SECONDS:
+                    heartbeat()
+                    beat = time.monotonic()
+        finally:
+            engine.abort_request(list(seeds))
+
+    def close(self) -> None:
+        """Free the engine's memory and processes."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+
+
+_engine: VllmEngine | None = None
+
+
+def close_engine() -> None:
+    """Free this process's engine, if it has one."""
+    global _engine
+    if _engine is not None:
+        _engine.close()
+        _engine = None
+
+
+def model_files_digest(model: pathlib.Path) -> str:
+    """Hash of the non-weight files that decide what an engine computes. Raises ValueError without a config.json."""
+    if not (model / "config.json").is_file():
+        raise ValueError(f"{model}: not a Hugging Face model directory, config.json is missing")
+    digest = hashlib.sha256()
+    for name in MODEL_FILES:
+        path = model / name
+        content: Any = json.loads(path.read_text()) if path.is_file() else None
+        if name == "config.json":
+            # Where a checkpoint was saved from, and by what, changes nothing.
+            content = {k: v for k, v in content.items() if k not in ("_name_or_path", "transformers_version")}
+        digest.update(json.dumps([name, content], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def engine_for(model: pathlib.Path, options: EngineOptions) -> VllmEngine:
+    """This process's engine, with the weights of `model`.
+
+    Kept between calls: importing vLLM takes many seconds and starting an engine seconds to minutes, a reload far less.
+    Replaced by a fresh engine where the options or any file of the model besides its weights differ.
+    """
+    global _engine
+    model = pathlib.Path(model).resolve()
+    if _engine is not None and (_engine.options != options or _engine.files != model_files_digest(model)):
+        close_engine()
+    if _engine is None:
+        _engine = VllmEngine(model, options)
+    elif _engine.model != model:
+        try:
+            _engine.load(model)
+        except BaseException:
+            # Half-loaded weights must never answer.
+            close_engine()
+            raise
+    return _engine

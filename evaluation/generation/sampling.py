@@ -1,0 +1,143 @@
+"""Which requests a set of prompts makes, their seeds, and the shards that let a killed run go on."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. temperature 0 is greedy decoding, of which more than one sample makes no sense."""
+
+    num_samples: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+    def __post_init__(self):
+        if self.num_samples < 1 or self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling: {self} needs num_samples, max_tokens >= 1, temperature >= 0, top_p in (0, 1]")
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(f"sampling: {self.num_samples} greedy samples are all equal; set num_samples to 1")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to draw: token ids of the prompt, the sample's seed and how to draw it."""
+
+    prompt: tuple[int, ...]
+    seed: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response. finish_reason: `stop` or `length`; tokens: its length with the end-of-turn token; seed: its own."""
+
+    text: str
+    finish_reason: str
+    tokens: int
+    seed: int
+
+
+class Backend(Protocol):
+    """What draws responses: one `VllmEngine`, or several."""
+
+    description: dict
+
+    def run(
+        self, shards: Sequence[tuple[int, Sequence[Request]]], heartbeat: Callable[[], None]
+    ) -> Iterator[tuple[int, list[Sample]]]:
+        """Yield (number, samples in request order) of each numbered shard, in any order."""
+        ...
+
+
+SCHEMA = pa.schema(
+    [("text", pa.string()), ("finish_reason", pa.string()), ("tokens", pa.int32()), ("seed", pa.int64())]
+)
+
+
+def sample_seed(seed: int, prompt: Sequence[int], index: int) -> int:
+    """Seed of the index-th sample of a prompt (token ids): 63 bits of a hash, so order and batching have no say."""
+    text = json.dumps([seed, list(prompt), index])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+def sample(
+    backend: Backend,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    directory: pathlib.Path,
+    batch_size: int,
+    progress: Callable[[int, int], None],
+    on_sample: Callable[[int, int, Sample], None] | None = None,
+) -> list[list[Sample]]:
+    """Draw `sampling.num_samples` responses to each prompt (token ids); returns them per prompt, in order.
+
+    Equal prompts are drawn once and share their responses. Requests are cut into fixed shards of `batch_size`; each
+    finished shard is a file in `directory`, found again by a run that starts over, so a kill loses only the shards in
+    flight. progress(done, total) counts requests and is called every few seconds at least. on_sample(prompt index,
+    sample index, sample) is called as responses arrive.
+    """
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(tuple(prompt), []).append(place)
+    requests: list[Request] = []
+    targets: list[tuple[tuple[int, ...], int]] = []
+    for prompt in places:
+        for index in range(sampling.num_samples):
+            requests.append(Request(prompt, sample_seed(seed, prompt, index), sampling))
+            targets.append((prompt, index))
+    shards = [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
+    directory = directory / _key(requests, batch_size, backend.description)
+    directory.mkdir(parents=True, exist_ok=True)
+    results: list[list[Sample | None]] = [[None] * sampling.num_samples for _ in prompts]
+    done = 0
+
+    def accept(number: int, samples: list[Sample]) -> None:
+        nonlocal done
+        for offset, drawn in enumerate(samples):
+            prompt, index = targets[number * batch_size + offset]
+            for place in places[prompt]:
+                results[place][index] = drawn
+                if on_sample is not None:
+                    on_sample(place, index, drawn)
+        done += len(samples)
+        progress(done, len(requests))
+
+    pending = []
+    for number, shard in enumerate(shards):
+        path = directory / f"{number:06d}.parquet"
+        if path.exists():
+            accept(number, [Sample(**row) for row in pq.read_table(path).to_pylist()])
+        else:
+            pending.append((number, shard))
+    for number, samples in backend.run(pending, lambda: progress(done, len(requests))) if pending else ():
+        write_table(
+            pa.Table.from_pylist([asdict(drawn) for drawn in samples], SCHEMA), directory / f"{number:06d}.parquet"
+        )
+        accept(number, samples)
+    return results  # type: ignore[return-value]  # every place is filled once all shards are accepted
+
+
+def write_table(table: pa.Table, path: pathlib.Path) -> None:
+    """Write a Parquet file that is either whole or absent under its name."""
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    pq.write_table(table, partial)
+    partial.replace(path)
+
+
+def _key(requests: Sequence[Request], batch_size: int, description: dict) -> str:
+    digest = hashlib.sha256(json.dumps([batch_size, description], sort_keys=True).encode())
+    for request in requests:
+        digest.update(json.dumps(asdict(request), sort_keys=True).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,111 @@
+"""What a model thinks of held-out chats that it did not write: token entropy, loss, KL from the base model.
+
+The text is fixed, so checkpoints are compared on equal terms, and a forward pass sees the whole vocabulary; the top
+log-probabilities that a sampler returns would truncate both figures.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from evaluation.generation.prompts import Prompter
+
+POSITIONS_PER_CHUNK = 1024
+ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, float("inf"))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Sums over the response tokens of each chat; every array is (chats,) float64, in nats.
+
+    entropy: of the student's next-token distribution. loss: -log p of the written token. kl: KL(base || student), or
+    None without a base. tokens: response tokens. histogram: tokens by entropy between `ENTROPY_EDGES`.
+    """
+
+    entropy: np.ndarray
+    loss: np.ndarray
+    kl: np.ndarray | None
+    tokens: np.ndarray
+    histogram: np.ndarray
+
+
+def encode(prompter: Prompter, messages: Sequence[dict], max_length: int) -> tuple[list[int], int] | None:
+    """Token ids of a chat and the place where its last message, the response, begins; None if over `max_length`.
+
+    Raises ValueError if the last message is not the assistant's or the template rewrites what came before it.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        raise ValueError("held-out chat: the last message is not the assistant's")
+    prompt = prompter.prompt(messages[:-1])
+    whole = prompter.tokenizer.apply_chat_template(list(messages), tokenize=False)
+    if not whole.startswith(prompt.text):
+        raise ValueError("held-out chat: the chat template does not extend the prompt by the response")
+    response = prompter.tokenizer(whole[len(prompt.text) :], add_special_tokens=False)["input_ids"]
+    ids = [*prompt.ids, *response]
+    return (ids, len(prompt.ids)) if len(ids) <= max_length else None
+
+
+def measure(
+    model: pathlib.Path,
+    base: pathlib.Path | None,
+    chats: Sequence[tuple[list[int], int]],
+    *,
+    dtype: str,
+    device: str,
+    progress: Callable[[int], None],
+    trust_remote_code: bool = False,
+) -> HeldOut:
+    """Forward passes of `model`, and of `base` if given, over encoded chats, one at a time.
+
+    dtype: of the weights (`float32`, `bfloat16`); distributions are always reduced in float32. device: `cpu` or `cuda`.
+    progress(done) is called after each chat. Raises ValueError if the two vocabularies differ in size.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def load(path: pathlib.Path):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+        if getattr(loaded.config, "final_logit_softcapping", None) or getattr(loaded.config, "logit_scale", None):
+            raise ValueError(f"{path}: models that transform their logits are not supported; set eval.held_out_chats=0")
+        loaded.eval().to(torch.device(device))  # type: ignore[arg-type]
+        return loaded.base_model, cast(torch.nn.Module, loaded.get_output_embeddings()), loaded.config.vocab_size
+
+    student_body, student_head, vocabulary = load(model)
+    reference_body, reference_head, reference_vocabulary = load(base) if base is not None else (None, None, vocabulary)
+    if reference_vocabulary != vocabulary:
+        raise ValueError(
+            f"{base}: vocabulary of {reference_vocabulary}, the student's has {vocabulary}; KL from base needs the same"
+        )
+    edges = torch.tensor(ENTROPY_EDGES[1:-1], dtype=torch.float32, device=device)
+    rows = {name: np.zeros(len(chats)) for name in ("entropy", "loss", "kl", "tokens")}
+    histogram = np.zeros(len(ENTROPY_EDGES) - 1, dtype=np.int64)
+    with torch.inference_mode():
+        for row, (ids, start) in enumerate(chats):
+            tokens = torch.tensor([ids], device=device)
+            # Position t predicts token t + 1; only the response is measured. Logits come chunk by chunk: a whole
+            # chat of a large vocabulary in float32 would not fit.
+            hidden = student_body(tokens).last_hidden_state[0, start - 1 : -1]
+            reference_hidden = None
+            if reference_body is not None:
+                reference_hidden = reference_body(tokens).last_hidden_state[0, start - 1 : -1]
+            labels = tokens[0, start:]
+            for begin in range(0, len(labels), POSITIONS_PER_CHUNK):
+                part = slice(begin, begin + POSITIONS_PER_CHUNK)
+                log_p = student_head(hidden[part]).float().log_softmax(-1)
+                entropy = -(log_p.exp() * log_p).sum(-1)
+                rows["entropy"][row] += entropy.sum(dtype=torch.float64).item()
+                rows["loss"][row] -= log_p.gather(1, labels[part, None]).sum(dtype=torch.float64).item()
+                counts = torch.bincount(torch.bucketize(entropy, edges, right=True), minlength=len(histogram))
+                histogram += counts.cpu().numpy()
+                if reference_head is not None and reference_hidden is not None:
+                    log_q = reference_head(reference_hidden[part]).float().log_softmax(-1)
+                    kl = (log_q.exp() * (log_q - log_p)).sum(-1)
+                    rows["kl"][row] += kl.sum(dtype=torch.float64).item()
+            rows["tokens"][row] = len(labels)
+            progress(row + 1)
+    return HeldOut(rows["entropy"], rows["loss"], rows["kl"] if base is not None else None, rows["tokens"], histogram)

@@ -1,0 +1,105 @@
+"""A tiny random character model, and prepared data for it."""
+
+import os
+import pathlib
+
+import pytest
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def write_model(directory: pathlib.Path, *, tied: bool, seed: int, hidden: int = 32) -> pathlib.Path:
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    characters = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "\n", *(chr(code) for code in range(32, 127))]
+    core = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token=characters[0]))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=characters[2],
+        pad_token=characters[0],
+        additional_special_tokens=[characters[1]],
+        model_max_length=256,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory):
+    """Factory model_directory(tied=..., seed=...) of Hugging Face directories."""
+    root = tmp_path_factory.mktemp("models")
+
+    def build(*, tied: bool, seed: int, hidden: int = 32) -> pathlib.Path:
+        path = root / f"{'tied' if tied else 'untied'}-{seed}-{hidden}"
+        return path if path.exists() else write_model(path, tied=tied, seed=seed, hidden=hidden)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def prepared_data(tmp_path_factory):
+    """A `prepare` artifact with benchmarks `digits` (12 problems, two of them asked alike), `letters`, and chats."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = tmp_path_factory.mktemp("data")
+    (root / "benchmarks").mkdir()
+    for name, count, grader in (("digits", 12, "math"), ("letters", 4, "exact")):
+        rows = [
+            {
+                "id": f"{name}-{i}",
+                "prompt": [{"role": "user", "content": f"{max(i, 1)}+1="}],
+                "answer": str(i),
+                "grader": grader,
+            }
+            for i in range(count)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), root / "benchmarks" / f"{name}.parquet")
+    chats = [
+        {
+            "id": str(i),
+            "messages": [
+                {"role": "user", "content": f"{i}+2="},
+                {"role": "assistant", "content": rf"It is \boxed{{{i + 2}}}."},
+            ],
+        }
+        for i in range(10)
+    ]
+    pq.write_table(pa.Table.from_pylist(chats), root / "sft_val.parquet")
+    return root

@@ -1,0 +1,40 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from evaluation.benchmarks import read_benchmark
+
+ROW = {"id": "a", "prompt": [{"role": "user", "content": "1+1="}], "answer": "2", "grader": "math"}
+
+
+def write(root, rows):
+    (root / "benchmarks").mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), root / "benchmarks" / "sums.parquet")
+
+
+def test_a_benchmark_is_read(tmp_path):
+    write(tmp_path, [ROW, {**ROW, "id": "b"}])
+    problems = read_benchmark(tmp_path, "sums")
+    assert [problem.id for problem in problems] == ["a", "b"]
+    assert problems[0].prompt == ROW["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([ROW, ROW], r"row 1 \(id 'a'\): the id occurs twice"),
+        ([{**ROW, "answer": ""}], "empty prompt or answer"),
+        ([{**ROW, "grader": "magic"}], "sums.parquet: row 0 .*magic"),
+        ([{key: ROW[key] for key in ("id", "prompt")}], "columns answer, grader are missing"),
+    ],
+)
+def test_bad_files_name_the_place(tmp_path, rows, message):
+    write(tmp_path, rows)
+    with pytest.raises(ValueError, match=message):
+        read_benchmark(tmp_path, "sums")
+
+
+def test_a_missing_benchmark_names_those_present(tmp_path):
+    write(tmp_path, [ROW])
+    with pytest.raises(ValueError, match="present: sums"):
+        read_benchmark(tmp_path, "products")
