@@ -149,6 +149,9 @@ def _call(request: dict[str, Any]) -> None:
     inputs = {name: Path(path) for name, path in request["inputs"].items()}
     report = Reporter(Path(request["logs"]) / "progress.json", request["attempt"])
     report(0, 1)
+    # the request names the environment's variables, their values came with the process
+    variables = request["settings"]["platform"]["env"]
+    variables.update({name: os.environ[name] for name in variables if name in os.environ})
     run(namespace(request["settings"]), inputs, Path(request["output"]), Path(request["scratch"]), report)
     check_rooms()
 
