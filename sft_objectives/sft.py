@@ -38,6 +38,7 @@ _NOT_IN_YAML = {
     "model.target_parameters": None,
     "checkpoint.save_lora_only": False,
     "data.references": {},
+    "data.columns": [],
 }
 _FREE = (
     "data.apply_chat_template_kwargs",
@@ -107,6 +108,7 @@ def verl_config(settings: SimpleNamespace, inputs: Mapping[str, Path], scratch: 
         "data.custom_cls.path": "pkg://data_prep.chat_dataset",
         "data.custom_cls.name": "ChatDataset",
         "data.references": cache_references(settings, inputs),
+        "data.columns": sorted(load_objective(settings).needs.columns),
         "trainer.default_local_dir": str(scratch / "checkpoints"),
         "trainer.project_name": "sft_then_rl",
         "trainer.experiment_name": settings.objective["name"],
@@ -186,8 +188,9 @@ def check(settings: SimpleNamespace) -> None:
             f"sft.tokens_per_micro_batch={sft.tokens_per_micro_batch} holds no chat of data.max_length="
             f"{settings.data.max_length}; raise it to at least that"
         )
-    if sft.sequence_parallel > 1 and not sft.packed:
-        raise ValueError("sft.sequence_parallel > 1 needs sft.packed=true")
+    if sft.sequence_parallel > 1 and not (sft.packed and settings.model.attention == "flash_attention_2"):
+        # verl spreads sequences over devices inside the flash attention call; another kernel would cut attention
+        raise ValueError("sft.sequence_parallel > 1 needs sft.packed=true and model.attention=flash_attention_2")
     if sft.fused == "on":
         raise ValueError("sft.fused=on: the fused path is not available; allowed: auto, off")
     if sft.lora and sft.regularizer.name == "l2_to_init":
@@ -419,6 +422,8 @@ def _train(settings: SimpleNamespace, inputs: Mapping[str, Path], scratch: Path,
     started = time.monotonic()
     for unused in ("vllm", "sklearn"):  # verl and transformers import them where installed, for several seconds
         sys.modules[unused] = None  # pyright: ignore[reportArgumentType]
+    if settings.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise ValueError("model.attention=flash_attention_2: flash-attn is not installed; install it, or set sdpa")
     if settings.platform.name == "cpu":
         from verl_cpu import plugin
 

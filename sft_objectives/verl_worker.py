@@ -102,9 +102,9 @@ class TokenLoss:
         self.collected: list[dict[str, Tensor]] = []
         self._next_row = 0
 
-    def __call__(self, model_output=None, data=None, dp_group=None, student_logits=None, data_format="thd"):
+    def __call__(self, model_output=None, data=None, dp_group=None, student_logits=None):
         """verl's two calls, see the module's docstring; `student_logits` is (1, N, V)."""
-        if student_logits is not None:
+        if model_output is None:
             return self.token_values(student_logits.squeeze(0), data)
         return self.reduced(model_output, data)
 
@@ -245,8 +245,8 @@ class ObjectiveEngine(FSDPEngineWithLMHead):
         self._refuse_dropout(needs)
         self._updates = 0
         self._penalty = 0.0
-        self._initial = self._copy_of_weights() if self.l2_to_init else None
-        self._shadow = self._copy_of_weights() if needs.state != "none" else None
+        self._initial = self._copy_of_weights() if self.l2_to_init else []
+        self._shadow = self._copy_of_weights() if needs.state != "none" else []
         self._frozen = {source: self._frozen_model(path) for source, path in self.live_models.items()}
 
     def _refuse_dropout(self, needs) -> None:
@@ -312,7 +312,7 @@ class ObjectiveEngine(FSDPEngineWithLMHead):
 
     def _live_logits(self, micro_batch: TensorDict) -> dict[str, Tensor]:
         logits = {source: self._logits(model, micro_batch) for source, model in self._frozen.items()}
-        if self._shadow is not None:
+        if self._shadow:
             with self._other_weights(self._shadow):
                 logits[STATE_SOURCES[self.token_loss.objective.needs.state]] = self._logits(self.module, micro_batch)
         return logits
@@ -386,15 +386,15 @@ class ObjectiveEngine(FSDPEngineWithLMHead):
 
     @torch.no_grad()
     def optimizer_step(self) -> float:
-        if self._initial is not None:
+        if self._initial:
             self._add_penalty_gradient()
         norm = super().optimizer_step()
         self._updates += 1
         needs = self.token_loss.objective.needs
-        if needs.state == "ema":
+        if needs.momentum is not None:
             for average, weight in zip(self._shadow, self._weights(), strict=True):
                 average.lerp_(weight.to(average.device), 1.0 - needs.momentum)
-        elif needs.state == "old_policy" and self._updates % needs.inner_updates == 0:
+        elif needs.inner_updates and self._updates % needs.inner_updates == 0:
             self._shadow = self._copy_of_weights()
         return norm
 
@@ -412,20 +412,20 @@ class ObjectiveEngine(FSDPEngineWithLMHead):
 
     def train_batch(self, data: TensorDict, loss_function: Callable):
         output = super().train_batch(data, loss_function)
-        if self._initial is not None:
+        if self._initial:
             output["metrics"]["penalty"] = self._penalty
         return output
 
     def save_checkpoint(self, local_path: str, *args, **kwargs) -> None:
         super().save_checkpoint(local_path, *args, **kwargs)
-        if self._shadow is not None:
+        if self._shadow:
             tensors = {str(index): tensor.cpu().contiguous() for index, tensor in enumerate(self._shadow)}
             save_file(tensors, self._shadow_path(local_path), metadata={"updates": str(self._updates)})
 
     def load_checkpoint(self, local_path: str, *args, **kwargs) -> None:
         super().load_checkpoint(local_path, *args, **kwargs)
         self._updates = extract_step(str(local_path)) or 0
-        if self._shadow is not None:
+        if self._shadow:
             tensors = load_file(self._shadow_path(local_path))
             for index, tensor in enumerate(self._shadow):
                 tensor.copy_(tensors[str(index)])
@@ -642,7 +642,7 @@ class ObjectiveTrainer(SFTTrainer):
         for step, batch in self._batches(self.resume_global_step):
             row = {"step": step, **self._train(batch)}
             is_last = step == self.total_training_steps
-            if self.val_dataset is not None and (is_last or (self.test_freq > 0 and step % self.test_freq == 0)):
+            if self.val_dataset and (is_last or (self.test_freq > 0 and step % self.test_freq == 0)):
                 row.update(self._validate())
             curve.append(row)
             if is_last or step in self.publish or step == curve.best_step():
@@ -816,7 +816,7 @@ def export_huggingface(
     _check_reloads(directory, row, dtype, trust)
 
 
-def end_tokens(tokenizer, declared: int | list[int] | None, row: Mapping[str, Tensor]) -> list[int]:
+def end_tokens(tokenizer, declared: Any, row: Mapping[str, Tensor]) -> list[int]:
     """Ids that end a response: the tokenizer's, the model's, and the special token that closes a supervised turn."""
     supervised = row["input_ids"][row["loss_mask"] > 0].tolist()
     closing = [token for token in supervised[-2:] if token in tokenizer.all_special_ids]

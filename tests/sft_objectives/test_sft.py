@@ -192,7 +192,10 @@ INPUTS = {"model": Path("model"), "data": Path("data")}
         ({"sft__dynamic_batch": False, "sft__micro_batch_size": 3}, r"sft\.micro_batch_size=3 does not divide the 8"),
         ({"sft__tokens_per_micro_batch": 95}, r"sft\.tokens_per_micro_batch=95 holds no chat of data\.max_length=96"),
         ({"sft__processes": 4, "sft__sequence_parallel": 3}, r"sft\.processes=4 is not a multiple"),
-        ({"sft__sequence_parallel": 2, "sft__processes": 2, "sft__packed": False}, r"sft\.packed=true"),
+        (
+            {"sft__sequence_parallel": 2, "sft__processes": 2, "sft__packed": False},
+            r"needs sft\.packed=true and model\.att",
+        ),
         ({"sft__fused": "on"}, r"sft\.fused=on"),
         ({"model__dtype": "bfloat16"}, r"model\.dtype=bfloat16"),
         ({"platform__name": "gpu", "sft__processes": 2}, r"sft\.processes=2 exceeds"),
