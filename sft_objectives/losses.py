@@ -54,6 +54,9 @@ def token_losses(
     references = resolve_references(objective, given, labels, vocab_size)
     columns = resolve_columns(objective, columns, rows, n)
     sequence = sequence_ids(objective, sequence_lengths, n, logits.device)
+    if not len(rows):  # no threshold or median of no positions is needed
+        wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
+        return torch.zeros(n, dtype=wide, device=logits.device).index_copy(0, rows, logits[rows, 0].to(wide))
     if constants is None and objective.needs.dataset:
         supervised = torch.ones(n, dtype=torch.bool, device=logits.device) if mask is None else mask != 0
         constants = dataset_constants(objective, reference, supervised, sequence)

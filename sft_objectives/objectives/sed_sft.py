@@ -39,7 +39,7 @@ class SedSft(Objective):
 
     def dataset_constants(self, cache_scalars):
         support, k = cache_scalars["support_logprobs"], self.threshold_top_k or self.top_k
-        if support.shape[-1] < k:
+        if support.shape[-1] < k and (support.double().exp().sum(-1) < 1 - 1e-6).any():  # else it is the vocabulary
             raise self.error(
                 f"the threshold needs {k} ids per position; cached: {support.shape[-1]}; cache more, or set threshold"
             )
