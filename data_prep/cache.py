@@ -29,7 +29,7 @@ from data_prep.reference_cache import SAMPLE_FILE, SUPERVISED, TOKEN_FIELDS, Lay
 
 STAGE_VERSION = 1
 WINDOW = 30  # most probable ids over which N1 and N2 are computed (LP-SFT C.1)
-LOGITS_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}  # fp32 logits alive at once; on a CPU they should stay in its cache
+LOGITS_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}  # fp32 logits alive at once; on a CPU they should stay in its cache
 MASKED_LOGIT = -1e30  # finite, so that 0 * logit is 0 in the entropy
 EXAMPLES_SHOWN = 3
 POLL_SECONDS = 2.0

@@ -184,27 +184,41 @@ class AlignedReference:
         if self.cache.sequences != sequences:
             raise ValueError(f"{reference['path']}: {self.cache.sequences} chats, the data set has {sequences}")
         self.cache.verify()
+        self.emitted = tuple(dict.fromkeys("words" if name in SUPPORT_FIELDS else name for name in self.fields))
+        self.names = (*self.emitted, "label_checksum")
 
     def rows(self, item: int, ids: np.ndarray, mask: np.ndarray) -> dict[str, torch.Tensor]:
         """Tensors of one chat; `ids` and `mask` (T,) are those of the data set's item."""
         labels = np.flatnonzero(mask)
-        stored = self.cache.read(item)
-        if len(stored["words"]) != len(labels) or stored["label_checksum"] != label_checksum(ids[labels]):
+        stored = self.cache.read(item, self.names)
+        checksum = label_checksum(ids[labels])
+        if stored["label_checksum"] != checksum:
             raise ValueError(
                 f"{self.cache.directory}: chat {item} was made from other tokens; run the cache stage again"
             )
         tensors = {}
-        for field in self.fields:
-            if field == "mean_loss":
-                tensors[self.prefix + field] = torch.full((len(ids),), float(stored[field]), dtype=torch.float32)
-                continue
-            name = "words" if field in SUPPORT_FIELDS else field
-            values = stored[name][:, : self.top_k] if name == "words" else stored[name]
-            dtype = values.dtype if name == "words" else EMITTED_DTYPES.get(field, np.float32)
-            spread = np.zeros((len(ids), *values.shape[1:]), dtype)
-            spread[labels - 1] = values
-            tensors[self.prefix + name] = torch.from_numpy(spread.reshape(-1))
+        for name in self.emitted:
+            if name == "mean_loss":
+                spread = np.full(len(ids), stored[name], np.float32)
+            elif name == "words":
+                spread = _spread(stored[name][:, : self.top_k], labels, len(ids), stored[name].dtype).reshape(-1)
+            else:
+                spread = _spread(stored[name], labels, len(ids), EMITTED_DTYPES.get(name, np.float32))
+            tensors[self.prefix + name] = torch.from_numpy(spread)
         return tensors
+
+
+def _spread(values: np.ndarray, labels: np.ndarray, length: int, dtype: Any) -> np.ndarray:
+    """(length, ...) zeros but for `values`, which go one position before their `labels` (n,)."""
+    shape = (length, *values.shape[1:])
+    if len(labels) and labels[-1] - labels[0] + 1 == len(labels):  # one answer: no index for each row
+        first, end = labels[0] - 1, labels[-1]
+        spread = np.empty(shape, dtype)
+        spread[:first], spread[first:end], spread[end:] = 0, values, 0
+        return spread
+    spread = np.zeros(shape, dtype)
+    spread[labels - 1] = values
+    return spread
 
 
 def _as_list(files: Any) -> list[str]:

@@ -463,19 +463,23 @@ class ReferenceCache:
         if bad:
             raise ValueError(f"{self.directory}: checksum differs in {', '.join(bad)}; {_REMEDY}")
 
-    def read(self, sequence: int) -> dict[str, np.ndarray]:
+    def read(self, sequence: int, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Views of the rows of one chat: `words` (n, top_k), token fields (n,), `mean_loss` and `label_checksum` ().
 
         Nothing is read from disk until an array is used.
+
+        Args:
+            names: the arrays wanted; None: all.
         """
         shard_index = bisect_right(self._first, sequence) - 1
         if sequence < 0 or shard_index >= len(self.shards):
             raise IndexError(f"{self.directory}: sequence {sequence} of {self.sequences}")
         shard = self._shard(shard_index)
         local = sequence - self._first[shard_index]
-        start, end = int(shard["offsets"][local]), int(shard["offsets"][local + 1])
-        rows = {name: shard[name][start:end] for name in ("words", *self.layout.fields)}
-        return rows | {name: shard[name][local] for name in SEQUENCE_FIELDS}
+        start, end = shard["offsets"][local : local + 2].tolist()
+        if names is None:
+            names = ("words", *self.layout.fields, *SEQUENCE_FIELDS)
+        return {name: shard[name][local] if name in SEQUENCE_FIELDS else shard[name][start:end] for name in names}
 
     def column(self, name: str) -> np.ndarray:
         """A token field (tokens,) or a sequence field (sequences,) of the whole cache as one new array."""
