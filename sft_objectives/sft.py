@@ -104,6 +104,7 @@ def verl_config(settings: SimpleNamespace, inputs: Mapping[str, Path], scratch: 
         "data.val_files": str(inputs["data"] / "sft_val.parquet"),
         "data.max_length": data.max_length,
         "data.truncation": _truncation(data.on_long_row),
+        "data.enable_thinking_default": None,  # verl's YAML says `none`, a string that its data set takes for true
         "data.num_workers": 0 if cpu else 4,
         "data.custom_cls.path": "pkg://data_prep.chat_dataset",
         "data.custom_cls.name": "ChatDataset",
