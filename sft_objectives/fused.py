@@ -1,0 +1,326 @@
+"""Output head, objective and gradient in one pass over chunks of rows: the (N, V) logits never exist as a whole.
+
+For each chunk of supervised rows: logits = hidden @ head_weight.T into one reused buffer, the objective's own `loss` on
+the statistics of that buffer (`ChunkStudent`), autograd from the loss to these statistics only, one generic
+vector-Jacobian product from there to the logits in place, and its two matrix products. The gradients are ready when
+`fused_loss` returns; `backward` only multiplies them by the upstream scalar.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .chunk_student import ChunkStudent
+from .contract import BatchConstants, Objective
+from .losses import (
+    Constants,
+    _check_rows,
+    _select,
+    dataset_constants,
+    resolve_columns,
+    resolve_references,
+    sequence_ids,
+)
+from .reference import Reference
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+WEIGHT_ROWS = 8192
+"""Words of the vocabulary whose gradient is formed at once, where it is accumulated in another dtype."""
+
+
+def fused_loss(
+    objective: Objective,
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    *,
+    mask: Tensor | None,
+    token_scale: Tensor | None = None,
+    sequence_lengths: Tensor | None = None,
+    reference: Reference | Mapping[str, Reference] | None = None,
+    columns: Mapping[str, Tensor] | None = None,
+    constants: Constants | None = None,
+    normalizer: float | Tensor | None,
+    chunk_size: int | None = None,
+    head_bias: Tensor | None = None,
+    return_statistics: bool = False,
+    accumulate_float32: bool = True,
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    """sum(mask * token_scale * loss) / normalizer over N positions, differentiable in hidden, head_weight, head_bias.
+
+    hidden (N, D), head_weight (V, D), head_bias (V,) or None: of one dtype, float64, float32 or bfloat16. labels (N,)
+    int64: row t predicts labels[t]. mask (N,), None for all: rows with 0 are dropped before the head. token_scale (N,)
+    multiplies the losses and carries no gradient. normalizer: None is that of the constants if they set one, else the
+    number of supervised rows. sequence_lengths, reference, columns, constants: as in `token_losses`. Batch-coupled
+    objectives make a first pass over the head without gradient, unless `constants` is a `BatchConstants`.
+
+    chunk_size: rows whose logits exist at a time; None chooses from D and the free memory. The size changes the order
+    of sums: for equal bits on a machine short of memory, name it. accumulate_float32: add the chunks' gradients of
+    head_weight in float32 where the model is bfloat16.
+
+    Returns a float32 scalar, float64 for float64. With return_statistics also a dict of detached (N,) tensors, 0 on
+    rows with mask 0: loss (without scale and normalizer), cross_entropy, entropy, and the objective's diagnostics as
+    diagnostic_<name>; they cost further passes.
+
+    The gradients exist once: a second backward raises RuntimeError. Raises ValueError for inputs that are missing or do
+    not fit.
+    """
+    _check(hidden, head_weight, head_bias, labels, mask, token_scale, chunk_size)
+    n, vocab_size = len(hidden), len(head_weight)
+    trained = [
+        torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
+        for tensor in (hidden, head_weight, head_bias)
+    ]
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        rows = torch.arange(n, device=hidden.device) if mask is None else mask.nonzero().squeeze(-1)
+        supervised = labels[rows]
+        if len(rows) and not 0 <= int(supervised.min()) <= int(supervised.max()) < vocab_size:
+            found = f"{int(supervised.min())} to {int(supervised.max())}"
+            raise ValueError(
+                f"labels of supervised positions are {found}; allowed: 0 to {vocab_size - 1}; mask the others"
+            )
+        sequence = sequence_ids(objective, sequence_lengths, n, hidden.device)
+        given = _select(reference, rows, n)
+        batch = _Batch(
+            objective=objective,
+            hidden=hidden.detach(),
+            head_weight=head_weight.detach(),
+            head_bias=None if head_bias is None else head_bias.detach(),
+            rows=rows,
+            labels=supervised,
+            reference=given,
+            columns=resolve_columns(objective, columns, rows, n),
+            constants=BatchConstants(),
+            chunk_size=chunk_size or default_chunk_size(objective, hidden, vocab_size, trained[1]),
+        )
+        if constants is None and objective.needs.dataset:
+            everywhere = torch.ones(n, dtype=torch.bool, device=hidden.device) if mask is None else mask != 0
+            constants = dataset_constants(objective, reference, everywhere, sequence)
+        if isinstance(constants, BatchConstants):
+            constants = constants.rows(rows)
+        else:
+            first_pass = batch.constants_of_batch(None if sequence is None else sequence[rows])
+            constants = first_pass.merged(constants or {})
+        batch = replace(batch, constants=constants)
+        if normalizer is None:
+            normalizer = max(len(rows), 1) if constants.normalizer is None else constants.normalizer
+        dtype = _statistics_dtype(hidden)
+        scale = torch.ones(len(rows), dtype=dtype, device=hidden.device)
+        for factor in (mask, token_scale):
+            if factor is not None:
+                scale *= factor.detach()[rows]
+        scale /= normalizer
+        statistics, gradients = batch.train(scale, trained, return_statistics, accumulate_float32)
+        value = (scale.double() * statistics["loss"]).sum().to(dtype)
+    if any(trained):
+        inputs = [hidden, head_weight, *([] if head_bias is None else [head_bias])]
+        value = _WithGradients.apply(value, gradients[: len(inputs)], *inputs)
+    if not return_statistics:
+        return value
+    spread = {name: values.new_zeros(n).index_copy(0, rows, values) for name, values in statistics.items()}
+    return value, spread
+
+
+def default_chunk_size(objective: Objective, hidden: Tensor, vocab_size: int, trains_head: bool) -> int:
+    """Rows of a chunk: a power of two near D / 2, at most what a quarter of the free memory holds.
+
+    From D / 2 rows on the products dominate the traffic of accumulating the (V, D) gradient; beyond 4096 nothing is
+    gained. The gradient itself is set aside before memory is counted.
+    """
+    width = hidden.shape[1]
+    size = min(max(2 ** math.ceil(math.log2(max(width, 2) / 2)), 256), 4096)
+    value_bytes = 8 if hidden.dtype == torch.float64 else 4
+    copies = 4 if "expected_log_p" in objective.needs.student else 1
+    row_bytes = vocab_size * (copies * value_bytes + (hidden.element_size() if hidden.dtype == torch.bfloat16 else 0))
+    free = _free_bytes(hidden.device) - (2 * vocab_size * width * value_bytes if trains_head else 0)
+    while size > 16 and size * row_bytes > free / 4:
+        size //= 2
+    return size
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def _statistics_dtype(hidden: Tensor) -> torch.dtype:
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """The n supervised rows of a call; hidden (N, D) keeps all rows, the other row-wise fields hold the n."""
+
+    objective: Objective
+    hidden: Tensor
+    head_weight: Tensor
+    head_bias: Tensor | None
+    rows: Tensor
+    labels: Tensor
+    reference: Reference | Mapping[str, Reference] | None
+    columns: dict[str, Tensor]
+    constants: BatchConstants
+    chunk_size: int
+
+    def constants_of_batch(self, sequence: Tensor | None) -> BatchConstants:
+        """Those of the objective if this call is the global batch; sequence (n,)."""
+        needs = self.objective.needs
+        if not needs.batch:
+            return BatchConstants()
+        parts = []
+        for chunk, references, columns in self._chunks():
+            student = None
+            if needs.batch_student:
+                student, _ = self._student(chunk, references, self._buffer(), differentiable=False)
+            parts.append(self.objective.token_scalars(student, references, columns))
+        scalars = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        scalars["mask"] = torch.ones_like(self.rows, dtype=torch.bool)
+        if sequence is not None:
+            scalars["sequence"] = sequence
+        return self.objective.batch_constants(scalars, lambda local: local)
+
+    def train(
+        self, scale: Tensor, trained: list[bool], with_statistics: bool, accumulate_float32: bool
+    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """(n,) statistics by name, and the gradients of sum(scale * loss) for hidden, head_weight and head_bias."""
+        objective, hidden = self.objective, self.hidden
+        buffer = self._buffer()
+        gradients = [torch.zeros_like(hidden) if trained[0] else None, None, None]
+        one_chunk = len(self.rows) <= self.chunk_size
+        if trained[1]:
+            accumulator = torch.float32 if hidden.dtype == torch.bfloat16 and accumulate_float32 else hidden.dtype
+            gradients[1] = torch.zeros_like(self.head_weight, dtype=hidden.dtype if one_chunk else accumulator)
+        if trained[2]:
+            gradients[2] = buffer.new_zeros(len(self.head_weight))
+        parts: list[dict[str, Tensor]] = []
+        for chunk, references, columns in self._chunks():
+            constants = self.constants.rows(chunk)
+            student, features = self._student(chunk, references, buffer, differentiable=any(trained))
+            with torch.set_grad_enabled(any(trained)):
+                losses = objective.loss(student, references, columns, constants)
+            found = {"loss": losses.detach()}
+            if with_statistics:
+                found |= {"cross_entropy": -student.log_p_label.detach(), "entropy": student.entropy}
+                diagnostics = objective.diagnostics(student, references, columns, constants)
+                found |= {f"diagnostic_{name}": value.detach() for name, value in diagnostics.items()}
+            parts.append(found)
+            if any(trained):
+                gradient = student.overwrite_with_gradient(losses, scale[chunk])
+                self._accumulate(gradients, gradient, features, self.rows[chunk])
+        if gradients[1] is not None:
+            gradients[1] = gradients[1].to(self.head_weight.dtype)
+        if gradients[2] is not None:
+            gradients[2] = gradients[2].to(self.head_weight.dtype)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, gradients
+
+    def _accumulate(self, gradients: list[Tensor | None], gradient: Tensor, features: Tensor, rows: Tensor) -> None:
+        for_hidden, for_weight, for_bias = gradients
+        if for_bias is not None:
+            for_bias += gradient.sum(0)
+        gradient = gradient.to(features.dtype)
+        if for_hidden is not None:
+            for_hidden.index_copy_(0, rows, gradient @ self.head_weight)
+        if for_weight is None:
+            return
+        if for_weight.dtype == gradient.dtype:
+            for_weight.addmm_(gradient.t(), features)
+            return
+        for start in range(0, len(for_weight), WEIGHT_ROWS):
+            words = slice(start, start + WEIGHT_ROWS)
+            for_weight[words] += gradient[:, words].t() @ features
+
+    def _buffer(self) -> Tensor:
+        rows = min(self.chunk_size, len(self.rows))
+        return self.hidden.new_empty(rows, len(self.head_weight), dtype=_statistics_dtype(self.hidden))
+
+    def _student(
+        self, chunk: slice, references: Mapping[str, Reference], buffer: Tensor, *, differentiable: bool
+    ) -> tuple[ChunkStudent, Tensor]:
+        features = self.hidden[self.rows[chunk]]
+        logits = buffer[: len(features)]
+        if logits.dtype == features.dtype and self.head_bias is None:
+            torch.mm(features, self.head_weight.t(), out=logits)
+        elif logits.dtype == features.dtype:
+            torch.addmm(self.head_bias, features, self.head_weight.t(), out=logits)
+        else:
+            logits.copy_(torch.nn.functional.linear(features, self.head_weight, self.head_bias))
+        live = any(reference.live is not None for reference in references.values())
+        student = ChunkStudent(logits, self.labels[chunk], whole=live, differentiable=differentiable)
+        return student, features
+
+    def _chunks(self) -> Iterator[tuple[slice, dict[str, Reference], dict[str, Tensor]]]:
+        n, vocab_size = len(self.rows), len(self.head_weight)
+        count = max(math.ceil(n / self.chunk_size), 1)
+        size = max(math.ceil(n / count), 1)
+        for start in range(0, max(n, 1), size):
+            chunk = slice(start, min(start + size, n))
+            references = resolve_references(
+                self.objective, _rows_of(self.reference, chunk), self.labels[chunk], vocab_size
+            )
+            yield chunk, references, {name: column[chunk] for name, column in self.columns.items()}
+
+
+def _rows_of(
+    reference: Reference | Mapping[str, Reference] | None, chunk: slice
+) -> Reference | Mapping[str, Reference] | None:
+    if isinstance(reference, Mapping):
+        return {source: item.rows(chunk) for source, item in reference.items()}
+    return None if reference is None else reference.rows(chunk)
+
+
+def _check(
+    hidden: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None,
+    labels: Tensor,
+    mask: Tensor | None,
+    token_scale: Tensor | None,
+    chunk_size: int | None,
+) -> None:
+    if hidden.ndim != 2 or head_weight.ndim != 2 or hidden.shape[1] != head_weight.shape[1]:
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)} and head_weight {tuple(head_weight.shape)}: allowed: (N, D) and (V, D); "
+            "flatten the batch"
+        )
+    if labels.shape != hidden.shape[:1]:
+        raise ValueError(f"labels {tuple(labels.shape)}: allowed: ({len(hidden)},), one per row of hidden; align them")
+    if head_bias is not None and head_bias.shape != head_weight.shape[:1]:
+        raise ValueError(f"head_bias {tuple(head_bias.shape)}: allowed: ({len(head_weight)},); pass the head's bias")
+    dtypes = [tensor.dtype for tensor in (hidden, head_weight, head_bias) if tensor is not None]
+    if len(set(dtypes)) > 1 or dtypes[0] not in DTYPES:
+        found = ", ".join(str(dtype) for dtype in dtypes)
+        raise ValueError(
+            f"dtypes of hidden and head are {found}; allowed: one of float64, float32, bfloat16 for all; cast them"
+        )
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size}; allowed: None or int >= 1; set chunk_size=None")
+    _check_rows("mask", mask, len(hidden))
+    _check_rows("token_scale", token_scale, len(hidden))
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients are already there."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *upstream: Tensor):
+        if ctx.gradients is None:
+            raise RuntimeError("fused_loss: backward was called twice; its gradients exist once, so call it again")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [None if gradient is None else gradient.mul_(upstream[0]) for gradient in gradients]
+        return None, None, *scaled
