@@ -9,7 +9,7 @@ import pytest
 from data_prep import microworld
 from data_prep.tokenizer import build_tokenizer
 
-MAX_TOKENS = 40
+MAX_TOKENS = 48
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ def test_every_equation_of_a_worked_solution_holds():
     rng = Random(1)
     checked = 0
     for problem in problems("arithmetic", 300):
-        for style in ("forward", "backward", "reference"):
+        for style in ("forward", "regrouped", "reference"):
             text, _ = microworld.solution(problem, rng, style)
-            for left, right in re.findall(r"(-?\d+[+-]\d+)=(-?\d+)", text):
+            for left, right in re.findall(r"(\d+[+-]\d+)=(\d+)", text):
                 assert sum(int(term) for term in re.findall(r"[+-]?\d+", left)) == int(right)
                 checked += 1
     assert checked > 1000
@@ -124,7 +124,7 @@ def test_text_round_trips_and_is_short(tokenizer):
             ids = tokenizer(question + text)["input_ids"]
             assert tokenizer.decode(ids) == question + text
             lengths.append(len(tokenizer(text)["input_ids"]) + 1)
-        assert sum(length <= MAX_TOKENS for length in lengths) >= 0.95 * len(lengths)
+        assert max(lengths) <= MAX_TOKENS
 
 
 def test_template_ends_a_turn_with_eos(tokenizer):
