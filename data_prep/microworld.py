@@ -15,7 +15,7 @@ TARGET = "arithmetic"
 TARGET_SHARE = 0.55  # of the pretraining documents; the other skills share the rest equally
 DEMONSTRATION_STYLE = "reference"
 DEFECTS = {"wrong": 0.03, "truncated": 0.02, "unboxed": 0.02}
-LARGEST_TERM = 8
+LARGEST_TERM = 9
 LETTERS = "abcdefgh"
 WORDS = (
     "\\boxed{", "Compute ", "What is ", "Solve ", "Ref ", "First ", "then ", "Answer ", "So ", "Reverse ", "Backwards ",
@@ -73,12 +73,16 @@ def _cumulative(styles: Mapping[str, Style]) -> list[tuple[float, str]]:
 
 
 def _draw_arithmetic(rng: Random) -> Problem:
-    terms = [rng.randrange(1, LARGEST_TERM + 1)]
-    for _ in range(rng.choices((2, 3), (0.55, 0.45))[0]):
-        value = rng.randrange(1, LARGEST_TERM + 1)
-        terms.append(value if rng.random() < 0.6 else -value)
+    total = rng.randrange(1, LARGEST_TERM + 1)
+    terms = [total]
+    for _ in range(rng.choices((2, 3, 4), (0.35, 0.45, 0.2))[0]):
+        term = rng.randrange(1, LARGEST_TERM + 1)
+        if term <= total and rng.random() < 0.5:
+            term = -term
+        terms.append(term)
+        total += term
     expression = str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
-    return Problem(TARGET, expression, tuple(terms), str(sum(terms)))
+    return Problem(TARGET, expression, tuple(terms), str(total))
 
 
 def _steps(terms: tuple[int, ...]) -> list[str]:
@@ -90,10 +94,8 @@ def _steps(terms: tuple[int, ...]) -> list[str]:
 
 
 def _regrouped(terms: tuple[int, ...]) -> tuple[int, ...]:
-    """The same sum from its last term backwards, kept to start with a positive term where there is one."""
-    backwards = terms[::-1]
-    start = next(index for index, term in enumerate(backwards) if term > 0)
-    return (backwards[start], *backwards[:start], *backwards[start + 1 :])
+    """The same sum with its last additions first and its subtractions at the end."""
+    return (*(term for term in terms[::-1] if term > 0), *(term for term in terms if term < 0))
 
 
 def _reference(problem: Problem, rng: Random) -> str:
@@ -104,7 +106,7 @@ def _forward(problem: Problem, rng: Random) -> str:
     return ", ".join(_steps(problem.arguments)) + rng.choice((". ", ". So ", ". Answer "))
 
 
-def _backward(problem: Problem, rng: Random) -> str:
+def _regrouped_steps(problem: Problem, rng: Random) -> str:
     return ", ".join(_steps(_regrouped(problem.arguments))) + rng.choice((". ", ". So "))
 
 
@@ -121,7 +123,7 @@ def _direct(problem: Problem, rng: Random) -> str:
 
 
 def _draw_reverse(rng: Random) -> Problem:
-    text = "".join(rng.choice(LETTERS) for _ in range(rng.randrange(4, 10)))
+    text = "".join(rng.choice(LETTERS) for _ in range(rng.randrange(4, 8)))
     return Problem("reverse", text, (text,), text[::-1])
 
 
@@ -131,7 +133,7 @@ def _draw_sort(rng: Random) -> Problem:
 
 
 def _draw_shift(rng: Random) -> Problem:
-    text = "".join(rng.choice(LETTERS) for _ in range(rng.randrange(4, 9)))
+    text = "".join(rng.choice(LETTERS) for _ in range(rng.randrange(5, 11)))
     after = dict(zip(LETTERS, LETTERS[1:] + LETTERS[0], strict=True))
     return Problem("shift", text, (text,), "".join(after[letter] for letter in text))
 
@@ -143,7 +145,7 @@ SKILLS: Mapping[str, Skill] = {
         {
             "forward": Style(0.30, _forward),
             "reference": Style(0.25, _reference),
-            "backward": Style(0.20, _backward),
+            "regrouped": Style(0.20, _regrouped_steps),
             "running": Style(0.15, _running),
             "direct": Style(0.10, _direct),
         },

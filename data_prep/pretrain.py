@@ -182,6 +182,8 @@ def train(
     lengths = np.array([len(document.input_ids) for document in documents])
     plan = plan_batches(lengths, options.steps, options.batch_size, options.seed)
     pad = tokenizer.pad_token_id
+    # Batches differ in length: dividing by each one's own count would make short styles count more.
+    typical = options.batch_size * sum(len(d.input_ids) - d.prompt_length for d in documents) / len(documents)
     for step in range(first, options.steps):
         chosen = [documents[index] for index in plan[step]]
         ids, labels = collate(chosen, pad)
@@ -189,15 +191,18 @@ def train(
             group["lr"] = learning_rate(step, options.steps, options.lr)
         # Padding only follows a document, so a causal mask alone keeps it out of sight.
         logits = model(input_ids=ids, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        total = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+        )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (total / typical).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         tokens += sum(len(document.input_ids) for document in chosen)
         done = step + 1
         if done % LOG_EVERY == 0 or done == options.steps:
-            row = {"step": done, "loss": loss.item(), "lr": optimizer.param_groups[0]["lr"], "tokens": tokens}
+            loss = total.item() / int((labels != -100).sum())
+            row = {"step": done, "loss": loss, "lr": optimizer.param_groups[0]["lr"], "tokens": tokens}
             if not math.isfinite(row["loss"]):
                 raise ValueError(f"model.pretrain.lr={options.lr}: the loss is {row['loss']} at step {done}; lower it")
             curve.append(row)
