@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="refresh until everything is done")
     status.add_argument("--json", action="store_true", help="machine-readable")
     command("stop", "ask the running driver of this recipe's stages to stop them and leave")
+    command("check", "preflight of the cluster: driver, kernels, versions, shared store, disk, models")
     report = command("report", "write report.html and report.md from the records that exist")
     report.add_argument("--json", action="store_true", help="print the table as JSON too")
     explain = commands.add_parser("explain", help="field by field, why two artifacts are not the same")
@@ -95,11 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {rest[0]}; see python -m launch {arguments.command} --help")
     if rest:
         arguments.overrides += rest
+    from launch.store import StoreError
+
     try:
         return _dispatch(arguments)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:
@@ -136,6 +142,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         from launch.status import show_status
 
         return show_status(plan, watch=arguments.watch, as_json=arguments.json)
+    if arguments.command == "check":
+        from launch.check import check
+
+        return check(plan)
     if arguments.command == "stop":
         from launch.run import stop
 
