@@ -223,8 +223,8 @@ def encode_chats(
     tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], prompt: bool = False
 ) -> list[list[int]]:
     """Token ids of each chat under the tokenizer's template, ending in the assistant's header when `prompt`."""
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt) for chat in chats]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    texts = [str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)) for chat in chats]
+    return tokenizer(texts, add_special_tokens=False).input_ids
 
 
 # one's own files

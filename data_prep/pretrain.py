@@ -122,6 +122,8 @@ def build_model(options: SimpleNamespace, tokenizer: PreTrainedTokenizerBase) ->
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
+    ids = tokenizer.get_vocab()
+    eos, pad = ids[str(tokenizer.eos_token)], ids[str(tokenizer.pad_token)]
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden,
@@ -132,18 +134,15 @@ def build_model(options: SimpleNamespace, tokenizer: PreTrainedTokenizerBase) ->
         max_position_embeddings=tokenizer.model_max_length,
         tie_word_embeddings=options.tied,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=eos,
+        pad_token_id=pad,
         initializer_range=INITIAL_DEVIATION,
         dtype="float32",
-        attn_implementation="sdpa",
         use_cache=True,
     )
     torch.manual_seed(options.seed)
-    model = Qwen2ForCausalLM(config).to(torch.float32)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, temperature=1.0
-    )
+    model = Qwen2ForCausalLM(config).float()
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad, do_sample=True, temperature=1.0)
     return model
 
 
@@ -181,7 +180,8 @@ def train(
     first, curve, tokens = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else (0, [], 0)
     lengths = np.array([len(document.input_ids) for document in documents])
     plan = plan_batches(lengths, options.steps, options.batch_size, options.seed)
-    pad = tokenizer.pad_token_id
+    pad = model.config.pad_token_id
+    assert pad is not None
     # Batches differ in length: dividing by each one's own count would make short styles count more.
     typical = options.batch_size * sum(len(d.input_ids) - d.prompt_length for d in documents) / len(documents)
     for step in range(first, options.steps):
