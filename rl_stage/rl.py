@@ -89,7 +89,8 @@ def prepare_environment(settings: SimpleNamespace) -> None:
         os.environ["VERL_USE_EXTERNAL_MODULES"] = "verl_cpu.plugin,rl_stage.lean"
         # vLLM's CPU backend insists on a worker process of its own otherwise, for thread settings made above.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["OMP_NUM_THREADS"] = "1"
+        # Generation and training take turns, so each may have all threads.
+        os.environ["OMP_NUM_THREADS"] = str(settings.platform.threads)
         # Ray numbers its logical devices in it and refuses an empty list; the CPU builds of torch and vLLM ignore it.
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         from verl_cpu.plugin import require_active
