@@ -205,9 +205,9 @@ class _Measured(_Trainer):
             mean, largest = (metrics[f"training/rollout_probs_diff_{name}"] for name in ("mean", "max"))
             if not (mean < MAX_MEAN_PROBABILITY_DIFFERENCE and largest < MAX_PROBABILITY_DIFFERENCE):
                 raise RuntimeError(
-                    f"weight sync: at step {self.global_steps} token probabilities of vLLM and of the trainer differ by "
-                    f"{mean:.2g} on average (limit {MAX_MEAN_PROBABILITY_DIFFERENCE}) and {largest:.2g} at most (limit "
-                    f"{MAX_PROBABILITY_DIFFERENCE}): vLLM does not serve the trained weights"
+                    f"weight sync: at step {self.global_steps} token probabilities of vLLM and of the trainer differ "
+                    f"by {mean:.2g} on average (limit {MAX_MEAN_PROBABILITY_DIFFERENCE}) and by {largest:.2g} at most "
+                    f"(limit {MAX_PROBABILITY_DIFFERENCE}): vLLM does not serve the trained weights"
                 )
         return batch
 
