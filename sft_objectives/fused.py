@@ -248,12 +248,12 @@ class _Batch:
     ) -> tuple[ChunkStudent, Tensor]:
         features = self.hidden[self.rows[chunk]]
         logits = buffer[: len(features)]
-        if logits.dtype == features.dtype and self.head_bias is None:
-            torch.mm(features, self.head_weight.t(), out=logits)
-        elif logits.dtype == features.dtype:
-            torch.addmm(self.head_bias, features, self.head_weight.t(), out=logits)
-        else:
+        if logits.dtype != features.dtype:
             logits.copy_(torch.nn.functional.linear(features, self.head_weight, self.head_bias))
+        elif self.head_bias is None:
+            torch.mm(features, self.head_weight.t(), out=logits)
+        else:
+            torch.addmm(self.head_bias, features, self.head_weight.t(), out=logits)
         live = any(reference.live is not None for reference in references.values())
         student = ChunkStudent(logits, self.labels[chunk], whole=live, differentiable=differentiable)
         return student, features

@@ -300,7 +300,11 @@ def test_the_chunk_shrinks_with_free_memory(monkeypatch):
 )
 def test_inputs_that_do_not_fit_are_refused(changes, message, problem):
     given = {
-        "hidden": problem.hidden, "head_weight": problem.head, "labels": problem.labels, "normalizer": 1, **problem.given,
-    }  # fmt: skip
+        "hidden": problem.hidden,
+        "head_weight": problem.head,
+        "labels": problem.labels,
+        "normalizer": 1,
+        **problem.given,
+    }
     with pytest.raises(ValueError, match=message):
         fused_loss(load("lp_sft"), **{**given, **changes})

@@ -1,0 +1,293 @@
+"""Time and memory of every objective on the output head: `python -m sft_objectives.bench [--json]`.
+
+Each figure is forward and backward of the head alone, from the last hidden states to the gradients of hidden states and
+head. `time_vs_X` and `memory_vs_X` divide the fused objective's figure by that of X, measured next to it in the same
+run (the median over repetitions of the ratios). X is
+
+    verl_plain      verl's own cross-entropy on whole logits (PyTorch's cross_entropy where verl is not installed)
+    verl_fused      verl's FusedLinearForPPO, torch backend
+    torch_fused     torch.nn.functional.linear_cross_entropy with chunks
+    liger           Liger-Kernel's fused linear cross-entropy (GPU)
+    cut             Apple's cut-cross-entropy (GPU)
+    naive           the same objective on whole logits, by `token_losses`
+
+and null where it is not installed, does not run on the device, or runs out of memory. Time is the processor's on a CPU,
+so that other processes do not count, and the device's on a GPU. Memory is the peak of what was allocated beyond the
+inputs. Needs torch only; on a CPU psutil too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import Objective, Reference, fused_loss, load, names, token_losses
+
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("sft_kl", {"estimator": "topk"}),
+    ("asft", {"estimator": "topk"}),
+    ("kd_decomposed", {"estimator": "topk"}),
+    ("gem", {"variant": "logsigmoid"}),
+)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sed_sft": {"threshold": 0.9},
+    "flow": {"temperature": 1.0, "mean_weight": 1.0},
+}
+"""Constants of a training set, which a benchmark does not have."""
+
+SEQUENCE = 256
+TOP_K = 64
+Step = Callable[[], Tensor]
+
+
+class Workload:
+    """Random hidden states, head and labels (most of them likely), and a reference near the student."""
+
+    def __init__(self, tokens: int, width: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, device=device, dtype=torch.float32)
+
+        self.hidden = normal(tokens, width).to(dtype).requires_grad_()
+        self.head = (normal(vocab_size, width) * 3.5 / width**0.5).to(dtype).requires_grad_()
+        other = (self.hidden.detach() + 0.1 * normal(tokens, width)).to(dtype)
+        live = (other, self.head.detach().clone(), None)
+        labels, parts = [], []
+        for start in range(0, tokens, SEQUENCE):
+            rows = slice(start, start + SEQUENCE)
+            logits = (self.hidden[rows] @ self.head.t()).detach()
+            rank = torch.randint(0, 5, (len(logits), 1), generator=generator, device=device)
+            likely = logits.topk(5, dim=-1).indices.gather(1, rank).squeeze(-1)
+            random = torch.randint(0, vocab_size, (len(logits),), generator=generator, device=device)
+            coin = torch.rand(len(logits), generator=generator, device=device)
+            labels.append(likely.where(coin < 0.8, random))
+            parts.append(
+                replace(Reference.from_logits(other[rows] @ live[1].t(), labels[-1], top_k=TOP_K), logits=None)
+            )
+        self.labels = torch.cat(labels)
+        fields = {name: torch.cat([part.get(name) for part in parts]) for name in sorted(parts[0].fields)}
+        self.cached = Reference(**fields)
+        self.live = replace(self.cached, live=live)
+        lengths = [min(SEQUENCE, tokens - start) for start in range(0, tokens, SEQUENCE)]
+        self.given = {
+            "mask": torch.ones(tokens, device=device),
+            "sequence_lengths": torch.tensor(lengths),
+            "columns": {"critical": (torch.arange(tokens, device=device) % 2).float()},
+        }
+
+    def reference(self, objective: Objective) -> Reference:
+        """Live if the objective reads the whole vocabulary of a reference, else cached."""
+        return self.live if any("logits" in fields for fields in objective.needs.references.values()) else self.cached
+
+    def fused(self, objective: Objective) -> Step:
+        return lambda: fused_loss(
+            objective,
+            self.hidden,
+            self.head,
+            self.labels,
+            reference=self.reference(objective),
+            normalizer=len(self.labels),
+            **self.given,
+        )  # pyright: ignore[reportReturnType]
+
+    def naive(self, objective: Objective) -> Step:
+        def step() -> Tensor:
+            logits = self.hidden @ self.head.t()
+            reference = self.reference(objective)
+            return token_losses(objective, logits, self.labels, reference=reference, **self.given).mean()
+
+        return step
+
+    def baselines(self) -> dict[str, Step]:
+        """The cross-entropies that are installed and run on this device, by name."""
+        found: dict[str, Step] = {}
+        hidden, head, labels = self.hidden, self.head, self.labels
+        verl = _module("verl.utils.torch_functional")
+        if verl is None:
+            found["verl_plain"] = lambda: torch.nn.functional.cross_entropy(hidden @ head.t(), labels)
+        else:
+            found["verl_plain"] = lambda: -verl.logprobs_from_logits(hidden @ head.t(), labels).mean()
+        if fused := _module("verl.utils.experimental.torch_functional"):
+            function = fused.FusedLinearForPPO(impl_backend="torch")
+            found["verl_fused"] = lambda: -function(hidden, head, labels)[0].mean()
+        functional = torch.nn.functional
+        if hasattr(functional, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions"):
+            options = torch.nn.LinearCrossEntropyOptions()
+            found["torch_fused"] = lambda: functional.linear_cross_entropy(hidden, head, labels, options=options)
+        if hidden.device.type == "cuda":
+            if liger := _module("liger_kernel.transformers"):
+                loss = liger.LigerFusedLinearCrossEntropyLoss()
+                found["liger"] = lambda: loss(head, hidden, labels)
+            if cut := _module("cut_cross_entropy"):
+                found["cut"] = lambda: cut.linear_cross_entropy(hidden, head, labels)
+        return found
+
+    def seconds(self, step: Step) -> float:
+        """Of one forward and backward."""
+        self._clear()
+        if self.hidden.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step().backward()
+            end.record()
+            torch.cuda.synchronize()
+            return start.elapsed_time(end) / 1000
+        started = time.process_time()
+        step().backward()
+        return time.process_time() - started
+
+    def peak_bytes(self, step: Step) -> int:
+        """Allocated at most beyond what is there before, gradients included."""
+        self._clear()
+        if self.hidden.device.type == "cuda":
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            step().backward()
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() - before
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            step().backward()
+        assert profile.profiler is not None and profile.profiler.kineto_results is not None
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        held = peak = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            peak = max(peak, held)
+        return peak
+
+    def _clear(self) -> None:
+        self.hidden.grad = self.head.grad = None
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def measure(
+    work: Workload, objectives: list[tuple[str, dict[str, Any]]], repeats: int, *, naive: bool
+) -> Iterator[dict[str, Any]]:
+    """One row for each objective, as soon as it is measured."""
+    baselines = work.baselines()
+    memory = {name: _within_memory(lambda step=step: work.peak_bytes(step)) for name, step in baselines.items()}
+    for name, settings in objectives:
+        objective = load(name, **{**SETTINGS.get(name, {}), **settings})
+        steps = {"fused": work.fused(objective), **baselines}
+        if naive:
+            steps["naive"] = work.naive(objective)
+        ratios: dict[str, list[float]] = {}
+        seconds: list[float] = []
+        for repeat in range(repeats + 1):  # the first one warms up
+            taken = {key: _within_memory(lambda step=step: work.seconds(step)) for key, step in steps.items()}
+            if repeat == 0:
+                steps = {key: step for key, step in steps.items() if taken[key] is not None}
+                continue
+            seconds.append(taken["fused"] or float("nan"))
+            for key in steps:
+                if key != "fused" and (other := taken[key]):
+                    ratios.setdefault(key, []).append(seconds[-1] / other)
+        peaks = {**memory, "fused": work.peak_bytes(steps["fused"])}
+        if "naive" in steps:
+            peaks["naive"] = _within_memory(lambda step=steps["naive"]: work.peak_bytes(step))
+        row: dict[str, Any] = {
+            "objective": name,
+            "settings": settings,
+            "passes": 2 if objective.needs.batch_student else 1,
+            "reference": "live" if work.reference(objective) is work.live else "cached",
+            "seconds": statistics.median(seconds),
+            "peak_bytes": peaks["fused"],
+        }
+        for key in ("verl_plain", "verl_fused", "torch_fused", "liger", "cut", "naive"):
+            row[f"time_vs_{key}"] = statistics.median(ratios[key]) if key in ratios else None
+            other = peaks.get(key)
+            row[f"memory_vs_{key}"] = peaks["fused"] / other if other else None
+        yield row
+
+
+def _within_memory(figure: Callable[[], Any]) -> Any:
+    """The figure, or None if the device's memory does not suffice."""
+    try:
+        return figure()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    large = device == "cuda"
+    parser.add_argument("--device", default=device, choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="bfloat16" if large else "float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--tokens", type=int, default=16384 if large else 2048)
+    parser.add_argument("--width", type=int, default=2560 if large else 512)
+    parser.add_argument("--vocab-size", type=int, default=151936 if large else 32000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
+    parser.add_argument("--objectives", default="", help="names, separated by commas; default: all and some variants")
+    parser.add_argument("--no-naive", action="store_true", help="leave out the form on whole logits")
+    parser.add_argument("--json", action="store_true", help="print one list of rows")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    wanted = args.objectives.split(",") if args.objectives else names()
+    objectives: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in wanted]
+    objectives += [(name, settings) for name, settings in VARIANTS if name in wanted]
+    work = Workload(args.tokens, args.width, args.vocab_size, getattr(torch, args.dtype), torch.device(args.device))
+    processor = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
+    run = {
+        "device": args.device,
+        "processor": processor,
+        "torch": torch.__version__,
+        "dtype": args.dtype,
+        "tokens": args.tokens,
+        "width": args.width,
+        "vocab_size": args.vocab_size,
+        "threads": args.threads,
+        "repeats": args.repeats,
+        "verl": _module("verl") is not None,
+    }
+    rows = []
+    if not args.json:
+        print(", ".join(f"{key} {value}" for key, value in run.items()))
+        print(f"{'time, memory relative to':34}", *(f"{title:>13}" for title in TITLES.values()), flush=True)
+    for row in measure(work, objectives, args.repeats, naive=not args.no_naive):
+        rows.append({**row, **run})
+        if not args.json:
+            label = " ".join([row["objective"], *map(str, row["settings"].values())])
+            print(f"{label:34}", *(f"{_pair(row, key):>13}" for key in TITLES), flush=True)
+    if args.json:
+        print(json.dumps(rows, indent=1))
+
+
+TITLES = {
+    "verl_plain": "verl plain",
+    "verl_fused": "verl fused",
+    "torch_fused": "torch fused",
+    "liger": "Liger",
+    "cut": "cut",
+    "naive": "naive",
+}
+
+
+def _pair(row: dict[str, Any], key: str) -> str:
+    pair = row[f"time_vs_{key}"], row[f"memory_vs_{key}"]
+    return "-" if None in pair else "{:.2f} {:.2f}".format(*pair)
+
+
+if __name__ == "__main__":
+    main()
