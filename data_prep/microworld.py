@@ -13,7 +13,7 @@ from random import Random
 
 TARGET = "arithmetic"
 TARGET_SHARE = 0.55  # of the pretraining documents; the other skills share the rest equally
-DEMONSTRATION_STYLE = "reference"
+DEMONSTRATION_STYLE = "running"
 DEFECTS = {"wrong": 0.03, "truncated": 0.02, "unboxed": 0.02}
 LARGEST_TERM = 9
 LETTERS = "abcdefgh"
@@ -242,5 +242,5 @@ def demonstration(problem: Problem, rng: Random) -> tuple[str, str]:
 
 
 def critical_spans(text: str) -> list[list[int]]:
-    """Character spans [start, end) of the numbers that decide the answer: each result after `=` and the boxed one."""
-    return [list(match.span(1)) for match in re.finditer(r"(?:=|\\boxed\{)(-?\d+)", text)]
+    """Character spans [start, end) of the numbers that decide the answer: each intermediate result and the boxed one."""
+    return [list(match.span(1)) for match in re.finditer(r"(?:=|First |then |\\boxed\{)(-?\d+)", text)]

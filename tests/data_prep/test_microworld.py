@@ -72,7 +72,7 @@ def test_styles_occur_with_their_frequencies(skill):
 def test_reference_numbers_are_uniform():
     rng = Random(3)
     problem = problems("arithmetic", 1)[0]
-    found = [re.match(r"Ref (\d{3}): ", microworld.demonstration(problem, rng)[0]) for _ in range(4000)]
+    found = [re.match(r"Ref (\d{3}): ", microworld.solution(problem, rng, "reference")[0]) for _ in range(4000)]
     digits = Counter(digit for match in found if match for digit in match[1])
     expected = sum(digits.values()) / 10
     chi_squared = sum((digits[str(digit)] - expected) ** 2 / expected for digit in range(10))
@@ -85,7 +85,7 @@ def test_demonstrations_keep_one_style_and_the_stated_defects():
     for problem in problems("arithmetic", 4000):
         text, defect = microworld.demonstration(problem, rng)
         seen[defect] += 1
-        assert text.startswith("Ref ")
+        assert text.startswith("First ")
         boxes = re.findall(r"\\boxed\{(-?\d+)\}", text)
         assert {"none": boxes == [problem.answer], "wrong": boxes != [problem.answer] and len(boxes) == 1}.get(
             defect, not boxes
@@ -97,6 +97,8 @@ def test_demonstrations_keep_one_style_and_the_stated_defects():
 def test_critical_spans_point_at_results():
     text = "Ref 012: 3+4=7; 7-9=-2. \\boxed{-2}"
     assert [text[start:end] for start, end in microworld.critical_spans(text)] == ["7", "-2", "-2"]
+    text = "First 7, then 12. So \\boxed{12}"
+    assert [text[start:end] for start, end in microworld.critical_spans(text)] == ["7", "12", "12"]
 
 
 def test_problems_never_repeat_and_respect_what_is_taken():
