@@ -242,5 +242,5 @@ def demonstration(problem: Problem, rng: Random) -> tuple[str, str]:
 
 
 def critical_spans(text: str) -> list[list[int]]:
-    """Character spans [start, end) of the numbers that decide the answer: each intermediate result and the boxed one."""
+    """Character spans [start, end) of the numbers that decide the answer: every total and the boxed one."""
     return [list(match.span(1)) for match in re.finditer(r"(?:=|First |then |\\boxed\{)(-?\d+)", text)]

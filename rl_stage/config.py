@@ -289,6 +289,9 @@ def set_key(config: DictConfig, key: str, value: Any) -> None:
     for depth, name in enumerate(parents):
         if not isinstance(node, DictConfig) or name not in node:
             raise _unknown(key, parents[: depth + 1], node)
+        if node[name] is None and _is_open(".".join(parents[: depth + 1])):
+            with open_dict(node):
+                node[name] = {}
         node = node[name]
     if not isinstance(node, DictConfig):
         raise ValueError(f"rl.verl.{key}: {'.'.join(parents)} is a value, not a section")
@@ -307,7 +310,7 @@ def merge_passthrough(config: DictConfig, tree: Mapping[str, Any], prefix: str =
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value and not _is_open(key):
+        if isinstance(value, Mapping) and value and (key in _OPEN or not _is_open(key)):
             yield from _leaves(value, f"{key}.")
         else:
             yield key, value

@@ -810,6 +810,7 @@ def export_huggingface(
         generation = GenerationConfig()
     generation.eos_token_id = end_tokens(tokenizer, generation.eos_token_id, row)
     generation.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    generation._from_model_config = False
     model.generation_config = generation
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -77,9 +77,10 @@ def check(result: int, what: str) -> int:
 
 
 def limit_resources(limits: dict) -> None:
+    # At the soft limit the process gets a signal that tells the reason, at the hard one it is killed.
+    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_seconds"], limits["cpu_seconds"] + 1))
     for what, value in (
         (resource.RLIMIT_AS, limits["memory_bytes"]),
-        (resource.RLIMIT_CPU, limits["cpu_seconds"]),
         (resource.RLIMIT_FSIZE, limits["disk_bytes"]),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),

@@ -35,8 +35,8 @@ class Limits:
 class Execution:
     """How a program ended.
 
-    status: `passed` (ran to its end), `failed` (raised, or left early), `timeout`, `memory`, `output`, `disk` (went over
-    that limit). output: what it printed, up to the limit, undecodable bytes replaced. error: the exception's last lines.
+    status: `passed` (ran to its end), `failed` (raised, or left early), `timeout`, `memory`, `output`, `disk` (went
+    over that limit). output: what it printed, up to the limit, undecodable bytes replaced. error: the exception.
     """
 
     status: Literal["passed", "failed", "timeout", "memory", "output", "disk"]

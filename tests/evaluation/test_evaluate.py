@@ -59,6 +59,7 @@ def evaluate(tmp_path, name, model, data, base=None, **overrides):
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(900)
 def test_two_checkpoints_in_one_process_are_evaluated_and_compared(tmp_path, model_directory, prepared_data):
     base, tuned = model_directory(tied=True, seed=0), model_directory(tied=True, seed=1)
     first, calls = evaluate(tmp_path, "first", base, prepared_data)
@@ -120,6 +121,7 @@ run(make_settings(), {{"model": paths["model"], "data": paths["data"]}}, paths["
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(900)
 def test_a_killed_evaluation_resumes_to_the_same_bytes(tmp_path, model_directory, prepared_data):
     model = model_directory(tied=False, seed=0)
     whole, _ = evaluate(tmp_path, "whole", model, prepared_data)
@@ -132,7 +134,7 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(tmp_path, model_directory
     process = subprocess.Popen(
         arguments, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while len(list(scratch.glob("generations/*/*.parquet"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)

@@ -62,7 +62,7 @@ def test_fingerprints_follow_what_is_computed_not_how(recipe):
         return {(s.kind, s.label): s.fingerprint for s in make_plan(recipe, overrides).stages.values()}
 
     plain = marks()
-    assert marks("run.root=/elsewhere", "sft.processes=1", "sft.micro_batch_size=2", "eval.batch_size=3") == plain
+    assert marks("run.root=/elsewhere", "sft.processes=1", "sft.micro_batch_size=2", "eval.gpu_memory=0.5") == plain
     changed = marks("sft.lr=1e-3")
     assert {key for key in plain if plain[key] != changed[key]} == {
         ("sft", "sft"), ("rl", "sft"), ("evaluate", "sft"), ("evaluate", "sft.rl"),

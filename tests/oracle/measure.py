@@ -186,12 +186,12 @@ def build(
     )
 
 
-# providers: (objective, batch) -> (losses (N,), d sum(upstream * losses) / d logits (N, V))
+# providers: (objective, batch, constants) -> (losses (N,), d sum(upstream * losses) / d logits (N, V))
 
-Provider = Callable[[Objective, Batch], tuple[Tensor, Tensor]]
+Provider = Callable[[Objective, Batch, dict[str, float] | None], tuple[Tensor, Tensor]]
 
 
-def dense(objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
+def dense(objective: Objective, batch: Batch, constants: dict[str, float] | None = None) -> tuple[Tensor, Tensor]:
     losses = sft_objectives.token_losses(
         objective,
         batch.logits,
@@ -200,12 +200,35 @@ def dense(objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
         sequence_lengths=batch.lengths,
         reference=batch.references,
         columns={"critical": batch.critical},
+        constants=constants,
     )
     (gradient,) = torch.autograd.grad((losses * batch.upstream.to(losses.dtype)).sum(), batch.logits)
     return losses.detach(), gradient
 
 
-PROVIDERS: dict[str, Provider] = {"dense": dense}
+def fused(objective: Objective, batch: Batch, constants: dict[str, float] | None = None) -> tuple[Tensor, Tensor]:
+    """The fused path over chunks of 4 rows; its head is the identity, so that d hidden is d logits."""
+    hidden = batch.logits.detach().clone().requires_grad_()
+    value, statistics = sft_objectives.fused_loss(
+        objective,
+        hidden,
+        torch.eye(hidden.shape[-1], dtype=hidden.dtype),
+        batch.labels,
+        mask=batch.mask,
+        token_scale=batch.upstream,
+        sequence_lengths=batch.lengths,
+        reference=batch.references,
+        columns={"critical": batch.critical},
+        constants=constants,
+        normalizer=1.0,
+        chunk_size=4,
+        return_statistics=True,
+    )
+    (gradient,) = torch.autograd.grad(value, hidden)
+    return statistics["loss"], gradient
+
+
+PROVIDERS: dict[str, Provider] = {"dense": dense, "fused": fused}
 
 
 def expected(name: str, settings: dict, batch: Batch, dtype=torch.float64) -> tuple[Tensor, Tensor]:
@@ -224,7 +247,7 @@ def row_errors(found: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:
 
 def oracle_error(name: str, settings: dict, provider: Provider, batch: Batch) -> float:
     """Largest error of losses and gradient against the formula, relative to the larger of the row's two."""
-    losses, gradient = provider(sft_objectives.load(name, **settings), batch)
+    losses, gradient = provider(sft_objectives.load(name, **settings), batch, None)
     true_losses, true_gradient = expected(name, settings, batch)
     of_losses = row_errors(losses, true_losses, true_losses.abs())
     of_gradient = row_errors(gradient, true_gradient, true_gradient.abs().amax(-1).maximum(true_losses.abs()))

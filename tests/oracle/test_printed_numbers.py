@@ -44,12 +44,20 @@ def test_a_printed_plateau_lies_in_the_box_of_rounding_and_a_hidden_tail(k):
         found = n1_and_r(p)
         return (found[0] / n1 - 1) ** 2 + (found[1] / r - 1) ** 2
 
+    def roundings(p):
+        found = n1_and_r(np.clip(p, low, high))
+        return max(abs(found[0] - n1) / 0.0005, abs(found[1] - r) / 0.00005)
+
+    tail = np.array([float(x == 0.0) / (WINDOW - np.count_nonzero(printed)) for x in [*printed, *[0.0] * hidden]])
+    even = np.minimum(np.array([*printed, *[0.0] * hidden]) / max(sum(printed), 1.0), high)
+    starts = [np.array(low) + (np.array(high) - np.array(low)) * share for share in (0.0, 0.2, 0.5)]
+    starts += [np.clip(even * (1 - mass) + tail * mass, low, high) for mass in (1e-6, 1e-5, 1e-4, 1e-3)]
     within = {"type": "ineq", "fun": lambda p: 1 - p.sum()}  # the words outside the window hold the rest
     tries = [
         minimize(miss, start, bounds=list(zip(low, high, strict=True)), constraints=within, options={"ftol": 1e-15})
-        for start in (np.array(low), np.array(low) * 0.8 + np.array(high) * 0.2, (np.array(low) + np.array(high)) / 2)
+        for start in starts
     ]
-    p = np.clip(min(tries, key=lambda found: found.fun).x, low, high)
+    p = np.clip(min([*starts, *(found.x for found in tries)], key=roundings), low, high)
     assert p.sum() <= 1 + 1e-9
     found_n1, found_n2 = effective_support(torch.from_numpy(np.log(np.maximum(p, 1e-300)))[None])
     assert abs(float(found_n1) - n1) <= 0.00051

@@ -1,0 +1,85 @@
+"""Print docs/objectives.md: the table of objectives, with the errors that the tests of this folder bound.
+
+python tests/oracle/table.py > docs/objectives.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import measure  # noqa: E402
+
+import sft_objectives  # noqa: E402
+
+HEAD = """\
+# Objectives
+
+Made by `python tests/oracle/table.py > docs/objectives.md` from what `tests/oracle` measures.
+
+- Equation: the recipe's, `recipes/objective/<name>.yaml`; settings by their recipe names, q a frozen reference.
+- Needs: statistics of the student; then for each source of a frozen model the fields of its reference at the default
+  settings (`logits`: the whole vocabulary, so a live model).
+- Sources: what `objective.source` may be, the default first.
+- Oracle error: the largest error of losses and gradient against a plain float64 formula (`tests/oracle/formulas.py`),
+  relative to the row's largest value, over all settings tested (their number in brackets) and over the dense and the
+  fused path. The bound is 1e-10.
+- Invariance error: the largest error of the float32 gradient of one step over 1, 2, 4 micro-batches, 1, 2 data-parallel
+  ranks, packed and padded, relative to the gradient's largest value. The bound is 1e-6.
+
+| objective | equation | needs | sources | oracle error | invariance error |
+|---|---|---|---|---|---|"""
+
+TAIL = """
+Where public code computes the same thing, it agrees (`tests/oracle/test_third_party.py`): TRL's `dft` and `nll` with
+`dft` and `sft`, TRL's generalised JSD at beta 0 with `sft_kl`, Liger-Kernel's distillation at beta 0 with `kd` on the
+whole vocabulary. Two differences have a cause: Liger-Kernel reports KL(q || p), `kd` CE(q, p), the entropy of q apart,
+with the same gradient; and its JSD between beta 0 and 1 compares both models with their mixture, which no paper here
+does. No EAFT is tested against: the packages that ship one are not in the pinned set; its presets are `eaft_repo` and
+`eaft_repo_axolotl`."""
+
+
+def equation(name: str) -> str:
+    first = (ROOT / "recipes" / "objective" / f"{name}.yaml").read_text().splitlines()[0]
+    return first.removeprefix("# loss = ").replace("|", "\\|")
+
+
+def needs(objective: sft_objectives.Objective) -> str:
+    found = objective.needs
+    parts = [", ".join(sorted(found.student | found.batch_student)) or "log_p_label"]
+    parts += [f"{source}: {', '.join(sorted(fields))}" for source, fields in found.references.items()]
+    parts += [f"column {name}" for name in sorted(found.columns)]
+    parts += ["sequences"] * found.sequences + ["the global batch"] * found.batch + ["the data set"] * found.dataset
+    return "; ".join(parts)
+
+
+def sources(objective: sft_objectives.Objective) -> str:
+    for item in dataclasses.fields(objective):
+        if item.name == "source":
+            return ", ".join([item.default, *(s for s in item.metadata["choices"] if s != item.default)])
+    return "of rule and residual" if objective.name == "q_target" else "-"
+
+
+def main() -> None:
+    print(HEAD)
+    batch = measure.build()
+    for name in sft_objectives.names():
+        cases = [settings for case, settings in measure.CASES if case == name]
+        oracle = max(
+            measure.oracle_error(name, settings, provider, batch)
+            for settings in cases
+            for provider in measure.PROVIDERS.values()
+        )
+        invariance = max(measure.invariance_error(name, settings) for settings in cases)
+        objective = sft_objectives.load(name)
+        cells = [f"`{name}`", equation(name), needs(objective), sources(objective)]
+        print("| " + " | ".join([*cells, f"{oracle:.0e} ({len(cases)})", f"{invariance:.0e}"]) + " |")
+    print(TAIL)
+
+
+if __name__ == "__main__":
+    main()
