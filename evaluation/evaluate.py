@@ -47,6 +47,8 @@ def run(
     evaluation, model = settings.eval, settings.model
     if not evaluation.benchmarks:
         raise ValueError("eval.benchmarks: nothing to evaluate; list at least one benchmark or set eval.enabled=false")
+    if evaluation.replicas != 1:
+        raise ValueError(f"eval.replicas={evaluation.replicas}: this stage runs one engine; set eval.replicas=1")
     names = [benchmark.name for benchmark in evaluation.benchmarks]
     if len(set(names)) < len(names):
         raise ValueError(f"eval.benchmarks: a name occurs twice in {', '.join(names)}")

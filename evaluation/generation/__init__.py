@@ -12,7 +12,6 @@ _HOMES = {
     "EngineOptions": "evaluation.generation.engine",
     "close_engine": "evaluation.generation.engine",
     "engine_for": "evaluation.generation.engine",
-    "Replicas": "evaluation.generation.replicas",
 }
 
 __all__ = sorted(_HOMES)

@@ -48,7 +48,7 @@ class Sample:
 
 
 class Backend(Protocol):
-    """What draws responses: one `VllmEngine`, or several."""
+    """What draws responses: a `VllmEngine`."""
 
     description: dict
 
