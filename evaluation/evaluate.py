@@ -1,6 +1,5 @@
 """The `evaluate` stage: generate, grade, measure; see `run`."""
 
-import contextlib
 import json
 import pathlib
 import time
@@ -41,7 +40,6 @@ def run(
     """
     from evaluation.generation.engine import EngineOptions, engine_for
     from evaluation.generation.prompts import Prompter
-    from evaluation.generation.replicas import Replicas
     from evaluation.generation.sampling import Sampling
 
     evaluation, model = settings.eval, settings.model
@@ -85,47 +83,42 @@ def run(
         gpu_memory=evaluation.gpu_memory,
         trust_remote_code=model.trust_remote_code,
     )
-    with contextlib.ExitStack() as stack:
-        if evaluation.replicas == 1:
-            engine: Any = engine_for(inputs["model"], options)
-        else:
-            engine = stack.enter_context(Replicas(inputs["model"], options, evaluation.replicas))
-        timings.append({"what": "engine", "seconds": time.monotonic() - started})
-        pool = default_pool()
-        total = sum(
-            len(problems) * sampling.num_samples for _, problems, _, modes in work for sampling in modes.values()
-        )
-        progress = _Progress(report, total)
-        (output / "generations").mkdir()
-        benchmarks = {}
-        for benchmark, problems, prompts, modes in work:
-            started = time.monotonic()
-            drawn: dict[str, list[list[Any]]] = {}
-            grades: dict[str, list[list[Any]]] = {}
-            for mode, sampling in modes.items():
-                drawn[mode], futures = _generate(
-                    engine,
-                    problems,
-                    [prompt.ids for prompt in prompts],
-                    sampling,
-                    seed=evaluation.seed,
-                    directory=scratch / "generations",
-                    batch_size=evaluation.batch_size,
-                    progress=progress,
-                    pool=pool,
-                )
-                grades[mode] = _verdicts(problems, futures, progress.beat)
-            generated = time.monotonic()
-            metrics, grading = _metrics(benchmark, drawn, grades, evaluation, pool, progress.beat)
-            benchmarks[benchmark.name] = {
-                "protocol": {**vars(benchmark), "seed": evaluation.seed},
-                "problems": len(problems),
-                "grading": grading,
-                "metrics": metrics,
-            }
-            _write_generations(output, benchmark.name, problems, prompts, drawn, grades)
-            finished = time.monotonic()
-            timings.append({"what": benchmark.name, "generate": generated - started, "measure": finished - generated})
+    engine = engine_for(inputs["model"], options)
+    timings.append({"what": "engine", "seconds": time.monotonic() - started})
+
+    pool = default_pool()
+    total = sum(len(problems) * s.num_samples for _, problems, _, modes in work for s in modes.values())
+    progress = _Progress(report, total)
+    (output / "generations").mkdir()
+    benchmarks = {}
+    for benchmark, problems, prompts, modes in work:
+        started = time.monotonic()
+        drawn: dict[str, list[list[Any]]] = {}
+        grades: dict[str, list[list[Any]]] = {}
+        for mode, sampling in modes.items():
+            drawn[mode], futures = _generate(
+                engine,
+                problems,
+                [prompt.ids for prompt in prompts],
+                sampling,
+                seed=evaluation.seed,
+                directory=scratch / "generations",
+                batch_size=evaluation.batch_size,
+                progress=progress,
+                pool=pool,
+            )
+            grades[mode] = _verdicts(problems, futures, progress.beat)
+        generated = time.monotonic()
+        metrics, grading = _metrics(benchmark, drawn, grades, evaluation, pool, progress.beat)
+        benchmarks[benchmark.name] = {
+            "protocol": {**vars(benchmark), "seed": evaluation.seed},
+            "problems": len(problems),
+            "grading": grading,
+            "metrics": metrics,
+        }
+        _write_generations(output, benchmark.name, problems, prompts, drawn, grades)
+        finished = time.monotonic()
+        timings.append({"what": benchmark.name, "generate": generated - started, "measure": finished - generated})
     engine_facts = {
         "vllm": engine.description["vllm"],
         "dtype": evaluation.dtype,
