@@ -212,6 +212,7 @@ class _Driver:
             if record is not None:
                 progress.state = "cached"
                 progress.seconds, progress.peak_memory_bytes = record.seconds, record.peak_memory_bytes
+                self.store.forget_dead_owner(progress.stage)
         missing = [p for p in self.progress.values() if p.state != "cached"]
         if missing:
             temporary = tempfile.mkdtemp(prefix="run-", dir="/tmp")  # Ray's sockets need a short path

@@ -407,6 +407,13 @@ class Store:
             if self.owner(stage) == run:
                 self._lease(stage).unlink(missing_ok=True)
 
+    def forget_dead_owner(self, stage: Stage) -> None:
+        """Drop the lease, and end the processes, of a driver that died after publishing and before giving back."""
+        owner = self.owner(stage)
+        if owner is not None and not self.alive(owner):
+            end_processes(owner)
+            self.release(stage, owner)
+
     # --- attempts
 
     def begin(self, stage: Stage) -> int:
