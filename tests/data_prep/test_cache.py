@@ -128,6 +128,7 @@ cache.run(settings, {"model": model, "data": data}, root / "output", root / "scr
 """
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_killed_run_resumes_and_ends_with_equal_bytes(world, tmp_path):
     (tmp_path / "killed" / "output").mkdir(parents=True)
@@ -253,6 +254,7 @@ def test_shards_hold_whole_chats_up_to_the_limit():
     assert [job.file for job in jobs] == [f"shard_{index:05d}.bin" for index in range(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_ray_workers_give_the_same_bytes(world, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -267,6 +269,7 @@ def test_vllm_cannot_leave_out_ids(world):
         cache.VllmProducer(world.model, world.settings(producer="vllm"), np.ones(5, dtype=bool))
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_vllm_agrees_with_the_forward_pass(world, produced, tmp_path, monkeypatch):
     monkeypatch.setenv("VERL_PLATFORM", "cpu")

@@ -33,7 +33,7 @@ SMALL = [
     "rl.probe.samples=2",
     "run.backoff=0.5",
 ]
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def command(root, *overrides):

@@ -288,6 +288,7 @@ def _trial(tmp_path, seed, victims):
     assert values == _expected(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_no_process_and_its_work_is_finished_byte_for_byte(tmp_path):
     _trial(tmp_path, 0, ["driver"])
 

@@ -68,6 +68,7 @@ def run(command: list[str], directory: pathlib.Path, name: str, seconds: float) 
     return code, log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(20 * MINUTES)
 def test_grpo_survives_a_kill_and_a_broken_reward(tiny_model, write_prompts, stage_command, tmp_path):
@@ -126,6 +127,7 @@ def test_grpo_survives_a_kill_and_a_broken_reward(tiny_model, write_prompts, sta
     assert any((before[name] != after[name]).any() for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.timeout(15 * MINUTES)

@@ -105,6 +105,7 @@ def _overrides(model, data, reward, output, run):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("architecture", "tied"), [("qwen2", True), ("qwen3", False)])
