@@ -66,8 +66,10 @@ def run(
     curve.forget_after(resumed)
     exports = Exports(scratch, settings, curve)
     exports.keep(resumed)
-    if resumed < rl.steps or not exports.path(rl.steps).exists():
-        config.trainer.val_before_train = 0 not in curve.rows
+    # A kill between the last checkpoint and its validation leaves only the validation to do.
+    validated = "validation_pass_rate" in curve.rows.get(rl.steps, {})
+    if resumed < rl.steps or not exports.path(rl.steps).exists() or not validated:
+        config.trainer.val_before_train = 0 not in curve.rows or resumed == rl.steps
         with ray_session(settings), time_limit(rl.step_timeout) as begin_phase:
             exports.timing(step=resumed, start_seconds=time.monotonic() - began)
             train(config, settings, curve, exports, report, begin_phase)
@@ -246,6 +248,8 @@ def publish(settings, inputs, output, scratch, curve, exports) -> None:
     listing = {"final": settings.rl.steps, "best": best, "steps": steps}
     (output / "checkpoints.json").write_text(json.dumps(listing, indent=1) + "\n")
     last = curve.rows[settings.rl.steps]
+    if "validation_pass_rate" not in last:
+        raise RuntimeError(f"{inputs['data'] / 'rl_val.parquet'}: no response to it was scored after training")
     metrics = {name: value for name, value in last.items() if name != "step"}
     start = curve.rows.get(0, {}).get("validation_pass_rate")
     if start is not None:

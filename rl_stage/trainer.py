@@ -252,6 +252,8 @@ class _Measured(_Trainer):
     def _checkpoint_now(self) -> None:
         if self.saved_step != self.global_steps:
             self._save_checkpoint()
+        else:
+            self.exports.keep(self.global_steps)  # not wanted when it was saved, before its validation
 
     def _save_checkpoint(self) -> None:
         self.begin_phase(f"checkpoint at step {self.global_steps}")

@@ -81,6 +81,16 @@ def test_exports_follow_the_best_and_outlive_rotation(tmp_path, curve, cpu_setti
     assert (exports.path(4) / "model.safetensors").read_text() == "4"
 
 
+def test_a_step_that_turns_out_best_after_its_checkpoint_is_kept(tmp_path, curve, cpu_settings):
+    exports = exports_of(tmp_path, curve, cpu_settings(steps=6))
+    checkpoint(tmp_path / "checkpoints", 4)
+    exports.keep(4)
+    assert not exports.path(4).exists()
+    curve.add(4, {"validation_pass_rate": 0.7})
+    exports.keep(4)
+    assert exports.path(4).exists()
+
+
 def test_a_phase_that_hangs_ends_and_is_named():
     from rl_stage.trainer import time_limit
 
