@@ -58,6 +58,7 @@ def evaluate(tmp_path, name, model, data, base=None, **overrides):
     return output, calls
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_two_checkpoints_in_one_process_are_evaluated_and_compared(tmp_path, model_directory, prepared_data):
@@ -120,6 +121,7 @@ run(make_settings(), {{"model": paths["model"], "data": paths["data"]}}, paths["
 """
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_a_killed_evaluation_resumes_to_the_same_bytes(tmp_path, model_directory, prepared_data):
