@@ -280,7 +280,7 @@ class Eval(Section):
     max_length: int = setting(4096, "prompt and response tokens", gt=0)
     held_out_chats: int = setting(256, "held-out chats for token entropy and KL from the base; 0: none", ge=0)
     batch_size: int = setting(256, "requests in one saved shard; sums of a batch depend on its size", gt=0)
-    replicas: int = runtime(1, "vLLM engines", gt=0)
+    replicas: int = runtime(1, "vLLM engines; only one is supported so far", ge=1, le=1)
     gpu_memory: float = runtime(0.6, "share of a device's memory for vLLM; held-out passes need the rest", gt=0, le=1)
 
 
