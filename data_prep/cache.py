@@ -237,7 +237,6 @@ class Producer(Protocol):
     """Computes the rows of given positions of given chats."""
 
     vocab_size: int
-    fields: tuple[str, ...]
 
     def rows(
         self, chats: Sequence[np.ndarray], positions: Sequence[np.ndarray], top_k: int, heartbeat: Heartbeat
@@ -260,8 +259,6 @@ class ForwardProducer:
     Raises:
         ValueError: the model changes its logits after the head (soft-cap, scaling), which this pass would miss.
     """
-
-    fields = tuple(TOKEN_FIELDS)
 
     def __init__(self, directory: Path, cache: SimpleNamespace, model: SimpleNamespace, allowed: np.ndarray | None):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -326,7 +323,6 @@ class VllmProducer:
         ValueError: some ids must be left out (`allowed`), which log-probabilities of the whole vocabulary cannot do.
     """
 
-    fields = reference_cache.VLLM_FIELDS
     chats_per_call = 64
 
     def __init__(self, directory: Path, settings: SimpleNamespace, allowed: np.ndarray | None):
@@ -354,6 +350,7 @@ class VllmProducer:
             tensor_parallel_size=settings.cache.tensor_parallel,
             trust_remote_code=settings.model.trust_remote_code,
             enable_prefix_caching=False,
+            enforce_eager=settings.platform.name == "cpu",  # compiling costs more than it saves there
             seed=0,
         )
 
@@ -560,8 +557,7 @@ def _layout(settings: SimpleNamespace, model: Path) -> Layout:
     if cache.top_k > vocab_size:
         raise ValueError(f"cache.top_k={cache.top_k}: the model has {vocab_size} ids; choose at most that many")
     bits = 32 if cache.encoding == "lossless" else reference_cache.id_bits(vocab_size)
-    fields = tuple(TOKEN_FIELDS) if cache.producer == "forward" else reference_cache.VLLM_FIELDS
-    return Layout(cache.encoding, cache.top_k, bits, vocab_size, fields)
+    return Layout(cache.encoding, cache.top_k, bits, vocab_size, reference_cache.PRODUCER_FIELDS[cache.producer])
 
 
 def _vocab_size(model: Path) -> int:

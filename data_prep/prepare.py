@@ -209,7 +209,14 @@ def prepare_microworld(data: SimpleNamespace, output: Path, report) -> dict[str,
                 seen.update(names)
         counts[f"pretrain/{skill}"] = writer.rows
         styles[skill] = dict(seen)
-    return {"counts": counts, "defects": dict(noise), "dropped": {}, "source": "microworld", "styles": styles}
+    return {
+        "counts": counts,
+        "defects": dict(noise),
+        "dropped": {},
+        "source": "microworld",
+        "styles": styles,
+        "tokens": count_splits(tokenizer, output, data, lambda: report(total, total)),
+    }
 
 
 def batched(rows: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -225,6 +232,40 @@ def encode_chats(
     """Token ids of each chat under the tokenizer's template, ending in the assistant's header when `prompt`."""
     texts = [str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)) for chat in chats]
     return tokenizer(texts, add_special_tokens=False).input_ids
+
+
+def count_splits(
+    tokenizer: PreTrainedTokenizerBase, output: Path, data: SimpleNamespace, beat: Callable[[], None]
+) -> dict[str, dict[str, int]]:
+    """For sft_train and sft_val: `chats`, their `tokens` after truncation, and of these the `response_tokens`.
+
+    Response tokens are what training supervises: every token of an assistant turn after its header.
+    """
+    splits = {}
+    for split in ("sft_train", "sft_val"):
+        counts: Counter[str] = Counter()
+        for batch in pq.ParquetFile(output / f"{split}.parquet").iter_batches(BATCH_ROWS, columns=["messages"]):
+            counts.update(count_tokens(tokenizer, batch.column("messages").to_pylist(), data))
+            beat()
+        splits[split] = dict(counts)
+    return splits
+
+
+def count_tokens(
+    tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], data: SimpleNamespace
+) -> dict[str, int]:
+    """`chats`, `tokens` and `response_tokens` of some chats; see `count_splits`."""
+    turns = [(row, at) for row, chat in enumerate(chats) for at, turn in enumerate(chat) if turn["role"] == "assistant"]
+    headers = encode_chats(tokenizer, [chats[row][:at] for row, at in turns], prompt=True)
+    answers = encode_chats(tokenizer, [chats[row][: at + 1] for row, at in turns])
+    lengths = {row: len(ids) for (row, _), ids in zip(turns, answers, strict=True)}  # the last turn is an answer
+    responses = 0
+    for (row, _), header, answer in zip(turns, headers, answers, strict=True):
+        first = max(0, lengths[row] - data.max_length) if data.on_long_row == "truncate_left" else 0
+        start, end = max(len(header), first + 1), min(len(answer), first + data.max_length)  # never token 0
+        responses += max(0, end - start)
+    tokens = sum(min(length, data.max_length) for length in lengths.values())
+    return {"chats": len(chats), "tokens": tokens, "response_tokens": responses}
 
 
 # one's own files
@@ -551,4 +592,10 @@ def prepare_files(data: SimpleNamespace, inputs: dict[str, Path], output: Path, 
     if "rl_train" in inputs:
         write_split("rl", reader.parse_prompt, PROMPT_SCHEMA, {*held_out, "sft_train", "sft_val"}, shape_prompt)
     dropped = {name: dict(reasons) for name, reasons in reader.dropped.items() if reasons}
-    return {"counts": counts, "dropped": dropped, "source": "files", "truncated": dict(reader.truncated)}
+    return {
+        "counts": counts,
+        "dropped": dropped,
+        "source": "files",
+        "tokens": count_splits(tokenizer, output, data, lambda: report(reader.total, reader.total)),
+        "truncated": dict(reader.truncated),
+    }

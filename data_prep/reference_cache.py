@@ -54,6 +54,7 @@ _COLUMNS = {**TOKEN_FIELDS, SUPERVISED: ("|u1", "|u1")}
 SUPPORT_FIELDS = ("support_ids", "support_logprobs")  # both packed into `words`
 SEQUENCE_FIELDS: dict[str, str] = {"mean_loss": "<f4", "label_checksum": "<u4"}
 VLLM_FIELDS = ("label_logprob", "n1", "n2", "ceil_n1", "ceil_n2")  # all that prompt log-probabilities give
+PRODUCER_FIELDS: dict[str, tuple[str, ...]] = {"forward": tuple(TOKEN_FIELDS), "vllm": VLLM_FIELDS}
 
 
 def id_bits(vocab_size: int) -> int:
@@ -187,6 +188,27 @@ def predicted_bytes(
     offsets = 4 * (shards - 1)
     sample = layout.sample().nbytes(sample_tokens, sample_sequences) if sample_sequences else 0
     return layout.nbytes(tokens, sequences) + offsets + sample + header
+
+
+def predict_bytes(summary: Mapping[str, Any], cache: Mapping[str, Any]) -> int:
+    """Bytes of the cache that stage `cache` will make of prepared data, within 2%.
+
+    Args:
+        summary: `summary.json` of the data's `prepare` artifact.
+        cache: the recipe's `cache` section as a mapping.
+    """
+    counts = summary["tokens"]["sft_train"]
+    sampled = min(cache["sample_sequences"], counts["chats"])
+    return predicted_bytes(
+        counts["response_tokens"],
+        cache["top_k"],
+        sequences=counts["chats"],
+        sample_tokens=round(sampled * (counts["tokens"] / counts["chats"] - 1)),  # the first token is predicted by none
+        sample_sequences=sampled,
+        encoding=cache["encoding"],
+        fields=PRODUCER_FIELDS[cache["producer"]],
+        tokens_per_shard=cache["tokens_per_shard"],
+    )
 
 
 def label_checksum(labels: np.ndarray) -> int:

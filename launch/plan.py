@@ -17,7 +17,7 @@ from launch.schema import Pretrain, Recipe, Section, identity
 
 # Bump a version when a stage's code computes something else from the same settings.
 STAGES: dict[str, tuple[str, int]] = {
-    "prepare": ("data_prep.prepare:run", 1),
+    "prepare": ("data_prep.prepare:run", 2),
     "pretrain": ("data_prep.pretrain:run", 1),
     "cache": ("data_prep.cache:run", 1),
     "filter": ("rl_stage.filter:run", 1),
@@ -31,7 +31,7 @@ _SUPPORT = frozenset({"support_ids", "support_logprobs", "label_logprob"})
 # What a reference cache holds, by producer; "logits" (the whole vocabulary) only comes from a live model.
 CACHE_FIELDS = {
     "forward": _SUPPORT | {"label_mass", "logsumexp", "entropy", "n1", "n2", "ceil_n1", "ceil_n2"},
-    "vllm": _SUPPORT,
+    "vllm": _SUPPORT | {"n1", "n2", "ceil_n1", "ceil_n2"},
 }
 
 

@@ -188,6 +188,20 @@ def test_truncated_chats_keep_only_their_tokens(world, tmp_path):
         ]
 
 
+@pytest.mark.parametrize(("on_long_row", "max_length"), [("error", 128), ("truncate_left", 30), ("truncate_right", 30)])
+def test_counts_of_the_prepared_data_predict_tokens_and_bytes(world, tmp_path, on_long_row, max_length):
+    from data_prep.prepare import count_tokens
+
+    settings = world.settings(on_long_row=on_long_row, max_length=max_length, sample_sequences=32)
+    found = world.produce(tmp_path, on_long_row=on_long_row, max_length=max_length, sample_sequences=32)
+    counts = count_tokens(world.tokenizer, world.chats, settings.data)
+    assert counts["response_tokens"] == found.tokens
+    assert counts["chats"] == len(found)
+    predicted = reference_cache.predict_bytes({"tokens": {"sft_train": counts}}, vars(settings.cache))
+    size = sum(path.stat().st_size for path in found.directory.iterdir() if path.name != "header.json")
+    assert predicted - 1600 - 150 * len(found.shards) == pytest.approx(size, rel=0.02)  # its header would be most of it
+
+
 def test_teacher_with_the_same_tokenizer_is_a_base(world, produced, tmp_path):
     teacher = world.produce(tmp_path, role="teacher", encoding="lossless")
     np.testing.assert_array_equal(teacher.column("words"), produced.column("words"))

@@ -23,7 +23,8 @@ SIZES = {
 
 def world(seed=0, **sizes):
     options = SimpleNamespace(**SIZES | sizes)
-    return SimpleNamespace(data=SimpleNamespace(source="microworld", seed=seed, system_prompt=None, microworld=options))
+    data = {"source": "microworld", "seed": seed, "system_prompt": None, "max_length": 128, "on_long_row": "error"}
+    return SimpleNamespace(data=SimpleNamespace(**data, microworld=options))
 
 
 def build(settings, folder, inputs=None, reports=None):

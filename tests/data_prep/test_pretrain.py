@@ -21,7 +21,8 @@ SIZES = {"pretrain_examples": 400, "sft_examples": 8, "sft_val_examples": 4, "rl
 
 def data_settings():
     sizes = SimpleNamespace(**SIZES, target_problems=4, skill_problems=4)
-    return SimpleNamespace(data=SimpleNamespace(source="microworld", seed=0, system_prompt=None, microworld=sizes))
+    data = {"source": "microworld", "seed": 0, "system_prompt": None, "max_length": 128, "on_long_row": "error"}
+    return SimpleNamespace(data=SimpleNamespace(**data, microworld=sizes))
 
 
 def settings(**changes):
