@@ -9,7 +9,7 @@ vector-Jacobian product from there to the logits in place, and its two matrix pr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +28,9 @@ from .losses import (
     sequence_ids,
 )
 from .reference import Reference
+from .student import Student
 
+Measure = Callable[[Student, Mapping[str, Reference]], dict[str, Tensor]]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 WEIGHT_ROWS = 8192
 """Words of the vocabulary whose gradient is formed at once, where it is accumulated in another dtype."""
@@ -87,6 +89,11 @@ def fused_loss(
             )
         sequence = sequence_ids(objective, sequence_lengths, n, hidden.device)
         given = _select(reference, rows, n)
+        if not len(rows):
+            constants = _OfNoRows()
+        elif constants is None and objective.needs.dataset:
+            everywhere = torch.ones(n, dtype=torch.bool, device=hidden.device) if mask is None else mask != 0
+            constants = dataset_constants(objective, reference, everywhere, sequence)
         batch = _Batch(
             objective=objective,
             hidden=hidden.detach(),
@@ -99,9 +106,6 @@ def fused_loss(
             constants=BatchConstants(),
             chunk_size=chunk_size or default_chunk_size(objective, hidden, vocab_size, trained[1]),
         )
-        if constants is None and objective.needs.dataset:
-            everywhere = torch.ones(n, dtype=torch.bool, device=hidden.device) if mask is None else mask != 0
-            constants = dataset_constants(objective, reference, everywhere, sequence)
         if isinstance(constants, BatchConstants):
             constants = constants.rows(rows)
         else:
@@ -127,6 +131,83 @@ def fused_loss(
     return value, spread
 
 
+class HeadRows:
+    """The supervised rows of one call of the output head, for a caller that knows what belongs to its global batch.
+
+    hidden (N, D), head_weight (V, D), head_bias (V,) or None, as in `fused_loss`; rows (n,) int64 places in hidden.
+    labels (n,), reference (n rows), columns (n,) and constants (n rows) are given for these rows alone. Sources of a
+    `reference` mapping that the objective does not need are handed to `measure` too. Raises ValueError as `fused_loss`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        hidden: Tensor,
+        head_weight: Tensor,
+        labels: Tensor,
+        *,
+        rows: Tensor,
+        reference: Mapping[str, Reference],
+        columns: Mapping[str, Tensor],
+        constants: BatchConstants,
+        chunk_size: int,
+        head_bias: Tensor | None,
+    ) -> None:
+        _check(hidden, head_weight, head_bias, labels, None, None, chunk_size, rows=len(rows))
+        self._inputs = [hidden, head_weight, *([] if head_bias is None else [head_bias])]
+        self._batch = _Batch(
+            objective=objective,
+            hidden=hidden.detach(),
+            head_weight=head_weight.detach(),
+            head_bias=None if head_bias is None else head_bias.detach(),
+            rows=rows,
+            labels=labels,
+            reference=reference,
+            columns=dict(columns),
+            constants=constants if len(rows) else _OfNoRows(),
+            chunk_size=chunk_size,
+        )
+
+    @torch.no_grad()
+    def token_scalars(self) -> dict[str, Tensor]:
+        """(n,) detached scalars of the objective's first pass, by name."""
+        with torch.autocast(self._batch.hidden.device.type, enabled=False):
+            return self._batch.token_scalars()
+
+    def values(self, normalizer: float, measure: Measure | None = None) -> dict[str, Tensor]:
+        """(n,) float32 or float64 tensors by name: `loss`, and what `fused_loss` returns as statistics.
+
+        `loss` is differentiable in the inputs for an upstream gradient that is the same on every row, as that of a sum
+        is, else backward raises RuntimeError. normalizer: the sum will be divided by it; this only sets where bfloat16
+        rounds. measure: gives further (n,) tensors by name, from the student and the references of a chunk.
+        """
+        batch = replace(self._batch, measure=measure)
+        trained = [
+            torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
+            for tensor in (*self._inputs, *[None] * (3 - len(self._inputs)))
+        ]
+        with torch.no_grad(), torch.autocast(batch.hidden.device.type, enabled=False):
+            dtype = _statistics_dtype(batch.hidden)
+            scale = torch.full((len(batch.rows),), 1 / normalizer, dtype=dtype, device=batch.hidden.device)
+            statistics, gradients = batch.train(scale, trained, True, True)
+        if any(trained):
+            gradients = gradients[: len(self._inputs)]
+            statistics["loss"] = _RowsWithGradients.apply(statistics["loss"], normalizer, gradients, *self._inputs)
+        return statistics
+
+
+def chunk_size_of(width: int, vocab_size: int, total_bytes: int) -> int:
+    """Rows of a chunk on a device with this memory: as `default_chunk_size`, but the same in every call of a run."""
+    size = _preferred_chunk_size(width)
+    while size > 16 and size * vocab_size * 4 > total_bytes / 16:
+        size //= 2
+    return size
+
+
+def _preferred_chunk_size(width: int) -> int:
+    return min(max(2 ** math.ceil(math.log2(max(width, 2) / 2)), 256), 4096)
+
+
 def default_chunk_size(objective: Objective, hidden: Tensor, vocab_size: int, trains_head: bool) -> int:
     """Rows of a chunk: a power of two near D / 2, at most what a quarter of the free memory holds.
 
@@ -134,7 +215,7 @@ def default_chunk_size(objective: Objective, hidden: Tensor, vocab_size: int, tr
     gained. The gradient itself is set aside before memory is counted.
     """
     width = hidden.shape[1]
-    size = min(max(2 ** math.ceil(math.log2(max(width, 2) / 2)), 256), 4096)
+    size = _preferred_chunk_size(width)
     value_bytes = 8 if hidden.dtype == torch.float64 else 4
     copies = 4 if "expected_log_p" in objective.needs.student else 1
     row_bytes = vocab_size * (copies * value_bytes + (hidden.element_size() if hidden.dtype == torch.bfloat16 else 0))
@@ -171,19 +252,23 @@ class _Batch:
     columns: dict[str, Tensor]
     constants: BatchConstants
     chunk_size: int
+    measure: Measure | None = None
 
-    def constants_of_batch(self, sequence: Tensor | None) -> BatchConstants:
-        """Those of the objective if this call is the global batch; sequence (n,)."""
-        needs = self.objective.needs
-        if not needs.batch:
-            return BatchConstants()
-        parts = []
+    def token_scalars(self) -> dict[str, Tensor]:
+        """What the objective reads in the first pass, (n,) by name."""
+        needs, parts = self.objective.needs, []
         for chunk, references, columns in self._chunks():
             student = None
             if needs.batch_student:
                 student, _ = self._student(chunk, references, self._buffer(), differentiable=False)
             parts.append(self.objective.token_scalars(student, references, columns))
-        scalars = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def constants_of_batch(self, sequence: Tensor | None) -> BatchConstants:
+        """Those of the objective if this call is the global batch; sequence (n,)."""
+        if not self.objective.needs.batch:
+            return BatchConstants()
+        scalars = self.token_scalars()
         scalars["mask"] = torch.ones_like(self.rows, dtype=torch.bool)
         if sequence is not None:
             scalars["sequence"] = sequence
@@ -210,9 +295,12 @@ class _Batch:
                 losses = objective.loss(student, references, columns, constants)
             found = {"loss": losses.detach()}
             if with_statistics:
-                found |= {"cross_entropy": -student.log_p_label.detach(), "entropy": student.entropy}
-                diagnostics = objective.diagnostics(student, references, columns, constants)
-                found |= {f"diagnostic_{name}": value.detach() for name, value in diagnostics.items()}
+                with torch.no_grad():
+                    found |= {"cross_entropy": -student.log_p_label.detach(), "entropy": student.entropy}
+                    diagnostics = objective.diagnostics(student, references, columns, constants)
+                    found |= {f"diagnostic_{name}": value.detach() for name, value in diagnostics.items()}
+                    if self.measure is not None:
+                        found |= self.measure(student, references)
             parts.append(found)
             if any(trained):
                 gradient = student.overwrite_with_gradient(losses, scale[chunk])
@@ -264,9 +352,10 @@ class _Batch:
         size = max(math.ceil(n / count), 1)
         for start in range(0, max(n, 1), size):
             chunk = slice(start, min(start + size, n))
-            references = resolve_references(
-                self.objective, _rows_of(self.reference, chunk), self.labels[chunk], vocab_size
-            )
+            given = _rows_of(self.reference, chunk)
+            references = resolve_references(self.objective, given, self.labels[chunk], vocab_size)
+            if isinstance(given, Mapping):
+                references = {**given, **references}  # `measure` may read a source that the objective does not
             yield chunk, references, {name: column[chunk] for name, column in self.columns.items()}
 
 
@@ -286,14 +375,16 @@ def _check(
     mask: Tensor | None,
     token_scale: Tensor | None,
     chunk_size: int | None,
+    rows: int | None = None,
 ) -> None:
     if hidden.ndim != 2 or head_weight.ndim != 2 or hidden.shape[1] != head_weight.shape[1]:
         raise ValueError(
             f"hidden {tuple(hidden.shape)} and head_weight {tuple(head_weight.shape)}: allowed: (N, D) and (V, D); "
             "flatten the batch"
         )
-    if labels.shape != hidden.shape[:1]:
-        raise ValueError(f"labels {tuple(labels.shape)}: allowed: ({len(hidden)},), one per row of hidden; align them")
+    count = len(hidden) if rows is None else rows
+    if labels.shape != (count,):
+        raise ValueError(f"labels {tuple(labels.shape)}: allowed: ({count},), one per row of hidden; align them")
     if head_bias is not None and head_bias.shape != head_weight.shape[:1]:
         raise ValueError(f"head_bias {tuple(head_bias.shape)}: allowed: ({len(head_weight)},); pass the head's bias")
     dtypes = [tensor.dtype for tensor in (hidden, head_weight, head_bias) if tensor is not None]
@@ -324,3 +415,39 @@ class _WithGradients(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if gradient is None else gradient.mul_(upstream[0]) for gradient in gradients]
         return None, None, *scaled
+
+
+class _RowsWithGradients(torch.autograd.Function):
+    """Losses of rows; the gradients of their sum divided by the normalizer are already there."""
+
+    @staticmethod
+    def forward(ctx, losses: Tensor, normalizer: float, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
+        ctx.normalizer, ctx.gradients = normalizer, gradients
+        return losses.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *upstream: Tensor):
+        if ctx.gradients is None:
+            raise RuntimeError("fused losses: backward was called twice; their gradients exist once")
+        gradients, ctx.gradients = ctx.gradients, None
+        if len(upstream[0]):
+            factor = upstream[0][0]
+            if not bool((upstream[0] == factor).all()):
+                raise RuntimeError("fused losses: upstream gradients differ between rows; only their sum has a gradient")
+            factor = factor * ctx.normalizer
+            gradients = [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
+        return None, None, None, *gradients
+
+
+class _OfNoRows(BatchConstants):
+    """Constants of no rows, for which every number does."""
+
+    def value(self, name: str) -> float:
+        return 1.0
+
+    def token(self, name: str) -> Tensor:
+        return torch.zeros(0)
+
+    def rows(self, index: slice | Tensor) -> BatchConstants:
+        return self
