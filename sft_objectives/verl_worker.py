@@ -25,7 +25,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,6 @@ from tensordict.tensorclass import NonTensorData
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from verl.single_controller.base.decorator import Dispatch, register
 from verl.trainer.sft_trainer import SFTTrainer
 from verl.utils import tensordict_utils as tu
 from verl.utils.checkpoint import CheckpointHandler
@@ -43,14 +42,29 @@ from verl.utils.checkpoint.checkpoint_handler import extract_step
 from verl.utils.device import get_device_id, get_device_name
 from verl.utils.fsdp_utils import apply_fsdp2, get_fsdp_full_state_dict
 from verl.utils.ulysses import slice_input_tensor
+from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import prepare_micro_batches
-from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
+from verl.workers.engine_workers import TrainingWorker
 
 from .contract import BatchConstants, Objective
+from .fused import HeadRows, fixed_chunk_size
+from .fused_engine import FusedHead, Read, choose
 from .reference import Reference
-from .student import DenseStudent
+from .registry import load
+from .student import DenseStudent, Student
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+
+    class Engine(FSDPEngine):
+        """verl's engine of a language model; the decorator that registers it hides its type."""
+
+        def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]: ...
+else:
+    Engine = FSDPEngineWithLMHead
 
 SUM = "sum/"  # prefix of metrics that are added over micro-batches and ranks
 STATE_SOURCES = {"old_policy": "old", "ema": "ema"}
@@ -63,11 +77,15 @@ def next_token_rows(micro_batch: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
     Position t predicts token t + 1 of its own chat: the last position of a chat has mask 0, whatever the next chat of
     the batch supervises. `sequence` is the row's `sequence` in the global batch.
     """
-    offsets = micro_batch["input_ids"].offsets()
-    labels = micro_batch["input_ids"].values().roll(-1)
-    mask = micro_batch["loss_mask"].values().roll(-1).float()
+    ids, offsets = _packed(micro_batch["input_ids"])
+    mask = _packed(micro_batch["loss_mask"])[0].roll(-1).float()
     mask[offsets[1:] - 1] = 0.0
-    return labels, mask, micro_batch["sequence"].repeat_interleave(offsets.diff())
+    return ids.roll(-1), mask, torch.repeat_interleave(micro_batch["sequence"], offsets.diff())
+
+
+def _packed(jagged: Any) -> tuple[Tensor, Tensor]:
+    """The (N,) values of a jagged tensor of B rows and their (B + 1,) offsets."""
+    return jagged.values(), jagged.offsets()
 
 
 class TokenLoss:
@@ -98,14 +116,23 @@ class TokenLoss:
         self.constants = BatchConstants()
         self.normalizer = 1.0
         self.sequence_parallel = False
-        self.live_logits: dict[str, Tensor] = {}
+        self.live: dict[str, Reference] = {}
+        self.read_head: Read | None = None
         self.collected: list[dict[str, Tensor]] = []
         self._next_row = 0
 
-    def __call__(self, model_output=None, data=None, dp_group=None, student_logits=None):
+    def __call__(
+        self,
+        *,
+        data: TensorDict,
+        model_output: Mapping[str, Tensor] | None = None,
+        student_logits: Tensor | None = None,
+        dp_group: Any = None,
+    ) -> dict[str, Tensor] | tuple[Tensor, dict[str, float]]:
         """verl's two calls, see the module's docstring; `student_logits` is (1, N, V)."""
-        if model_output is None:
+        if student_logits is not None:
             return self.token_values(student_logits.squeeze(0), data)
+        assert model_output is not None
         return self.reduced(model_output, data)
 
     def start(self, mode: str, constants: BatchConstants, normalizer: float) -> None:
@@ -118,6 +145,8 @@ class TokenLoss:
 
         Under sequence parallelism N is this rank's share of the packed micro-batch, padded at its end.
         """
+        if self.read_head is not None:
+            return self.read_head(logits)
         labels, mask, sequence = (self._share(rows) for rows in next_token_rows(data))
         rows = mask.nonzero().squeeze(-1)
         student = DenseStudent(logits[rows], labels[rows])
@@ -127,7 +156,7 @@ class TokenLoss:
             references = self._references(data, labels, rows)
             columns = self._columns(data, rows)
             if self.mode == "collect":
-                self._collect(student, references, columns, sequence[rows])
+                self._collect(self.objective.token_scalars(student, references, columns), sequence[rows])
                 values = {"loss": torch.zeros_like(student.log_p_label)}
             else:
                 values = self._objective_values(student, references, columns)
@@ -138,19 +167,55 @@ class TokenLoss:
         """The first pass over one micro-batch where the objective's token scalars need no forward pass."""
         labels, mask, sequence = (self._share(rows) for rows in next_token_rows(data))
         rows = mask.nonzero().squeeze(-1)
-        self._collect(None, self._references(data, labels, rows), self._columns(data, rows), sequence[rows])
+        references, columns = self._references(data, labels, rows), self._columns(data, rows)
+        self._collect(self.objective.token_scalars(None, references, columns), sequence[rows])
 
-    def _collect(self, student, references, columns, sequence: Tensor) -> None:
-        scalars = self.objective.token_scalars(student, references, columns)
+    def head_values(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, places: Tensor, data: TensorDict
+    ) -> dict[str, Tensor]:
+        """As `token_values`, (N,) each, from hidden (M, D) and the output head; token t is row places[t] of hidden."""
+        labels, mask, sequence = (self._share(rows) for rows in next_token_rows(data))
+        rows = mask.nonzero().squeeze(-1)
+        validates = self.mode == "validate"
+        head = HeadRows(
+            load("sft") if validates else self.objective,
+            hidden,
+            weight,
+            labels[rows],
+            rows=places[rows],
+            reference={} if validates else self._references(data, labels, rows, fill=False),
+            columns={} if validates else self._columns(data, rows),
+            constants=self._next_constants(len(rows)) if self.mode == "train" else BatchConstants(),
+            chunk_size=fixed_chunk_size(weight),
+            head_bias=bias,
+        )
+        if self.mode == "collect":
+            self._collect(head.token_scalars(), sequence[rows])
+            values = {"loss": torch.zeros(len(rows), device=hidden.device)}
+        elif validates:
+            values = head.values(self.normalizer)
+            values = {name: values[name] for name in ("loss", "entropy")}
+        else:
+            values = head.values(self.normalizer / data["dp_size"], self._kl_from_base if self.kl_from_base else None)
+        spread = {name: hidden.new_zeros(len(mask), dtype=torch.float32) for name in values}
+        return {name: spread[name].index_copy(0, rows, value.float()) for name, value in values.items()}
+
+    def _next_constants(self, count: int) -> BatchConstants:
+        constants = self.constants.rows(slice(self._next_row, self._next_row + count))
+        self._next_row += count
+        return constants
+
+    def _kl_from_base(self, student: Student, references: Mapping[str, Reference]) -> dict[str, Tensor]:
+        return {"kl_from_base": topk_kl(student, references["base"])}
+
+    def _collect(self, scalars: dict[str, Tensor], sequence: Tensor) -> None:
         scalars["mask"] = torch.ones(len(sequence), device=sequence.device)
         if self.objective.needs.sequences:
             scalars["sequence"] = sequence
         self.collected.append({name: value.detach() for name, value in scalars.items()})
 
     def _objective_values(self, student: DenseStudent, references, columns) -> dict[str, Tensor]:
-        count = len(student.labels)
-        constants = self.constants.rows(slice(self._next_row, self._next_row + count))
-        self._next_row += count
+        constants = self._next_constants(len(student.labels))
         values = {
             "loss": self.objective.loss(student, references, columns, constants),
             "cross_entropy": -student.log_p_label.detach(),
@@ -160,36 +225,39 @@ class TokenLoss:
             diagnostics = self.objective.diagnostics(student, references, columns, constants)
             values |= {f"diagnostic_{name}": value.detach() for name, value in diagnostics.items()}
             if self.kl_from_base:
-                values["kl_from_base"] = topk_kl(student, references["base"])
+                values |= self._kl_from_base(student, references)
         return values
 
-    def _references(self, data: TensorDict, labels: Tensor, rows: Tensor) -> dict[str, Reference]:
+    def _references(
+        self, data: TensorDict, labels: Tensor, rows: Tensor, *, fill: bool = True
+    ) -> dict[str, Reference]:
+        """References of some rows, by source. fill: compute now what is needed of a live one, else its user does."""
         needs = self.objective.needs
         references = {}
         for source in {*needs.references, *self.layouts}:
             prefix, fields = f"reference_{source}_", {}
-            for key in data.keys():  # noqa: SIM118  (a TensorDict iterates over rows)
+            for key in map(str, data.keys()):
                 if key == f"{prefix}words":
                     from data_prep.reference_cache import decode
 
                     top_k, id_bits = self.layouts[source]
-                    words = self._share(data[key].values().view(-1, top_k))[rows]
+                    words = self._share(_packed(data[key])[0].view(-1, top_k))[rows]
                     fields["support_ids"], fields["support_logprobs"] = decode(words.flatten(), top_k, id_bits)
                 elif key.startswith(prefix):
-                    fields[key.removeprefix(prefix)] = self._share(data[key].values())[rows]
+                    fields[key.removeprefix(prefix)] = self._share(_packed(data[key])[0])[rows]
             cached = Reference(**fields)
-            if source in self.live_logits:
-                live = Reference(logits=self.live_logits[source][rows])
+            if source in self.live:
+                live = self.live[source].rows(rows)
                 wanted = needs.references.get(source, frozenset())
-                references[source] = (
-                    live if wanted == {"logits"} else live.filled(labels[rows], top_k=needs.support.get(source, 1))
-                )
+                if fill and wanted != {"logits"}:
+                    live = live.filled(labels[rows], top_k=needs.support.get(source, 1))
+                references[source] = live
             else:
                 references[source] = cached
         return references
 
     def _columns(self, data: TensorDict, rows: Tensor) -> dict[str, Tensor]:
-        return {name: self._share(data[f"column_{name}"].values())[rows] for name in self.objective.needs.columns}
+        return {name: self._share(_packed(data[f"column_{name}"])[0])[rows] for name in self.objective.needs.columns}
 
     def _share(self, rows: Tensor) -> Tensor:
         return slice_input_tensor(rows, dim=0) if self.sequence_parallel else rows
@@ -211,7 +279,7 @@ class TokenLoss:
 
 
 @torch.no_grad()
-def topk_kl(student: DenseStudent, reference: Reference) -> Tensor:
+def topk_kl(student: Student, reference: Reference) -> Tensor:
     """(n,) KL(q || p) over the words of `reference` and one bucket for the rest, a lower bound of the full KL."""
     ids, log_q = reference.support(None)
     log_p = student.log_p(ids).double()
@@ -222,20 +290,24 @@ def topk_kl(student: DenseStudent, reference: Reference) -> Tensor:
     return inside + torch.special.xlogy(tail_q, tail_q) - tail_q * tail_p.log()
 
 
-@EngineRegistry.register(model_type="language_model", backend="fsdp2", device=["cpu", "cuda"], vendor=["cpu", "nvidia"])
-class ObjectiveEngine(FSDPEngineWithLMHead):
+class ObjectiveEngine(Engine):
     """verl's FSDP2 engine, plus what an objective needs of a global batch. `token_loss` is set by the worker.
 
     live_models: source -> directory of a frozen model that gives whole logits.
     l2_to_init: weight of the penalty weight * |theta - theta_0|^2, added to the gradient once an optimizer step.
+    fused: whether the output head computes losses in place of logits: auto, on, off.
     """
 
     token_loss: TokenLoss
     live_models: Mapping[str, str] = {}
     l2_to_init: float = 0.0
+    fused: str = "auto"
 
     def initialize(self) -> None:
         super().initialize()
+        self.head, line = choose(self.fused, self.module)
+        if dist.get_rank() == 0:
+            print(line, flush=True)
         self.prepare_objective()
 
     def prepare_objective(self) -> None:
@@ -292,47 +364,63 @@ class ObjectiveEngine(FSDPEngineWithLMHead):
             micro_batches, _ = prepare_micro_batches(data, dp_group=self.get_data_parallel_group())
             for micro_batch in micro_batches:
                 micro_batch = micro_batch.to(get_device_id())
-                loss.live_logits = self._live_logits(micro_batch)
+                loss.live = self._live(micro_batch)
                 loss.collect_without_student(micro_batch)
-            loss.live_logits = {}
+            loss.live = {}
         scalars = {name: torch.cat([part[name] for part in loss.collected]) for name in loss.collected[0]}
         return loss.objective.batch_constants(scalars, _gathered)
 
     def forward_step(self, micro_batch: TensorDict, loss_function, forward_only: bool):
         loss = self.token_loss
+        micro_batch = micro_batch.to(get_device_id())
         if loss.mode != "validate":
-            micro_batch = micro_batch.to(get_device_id())
-            loss.live_logits = self._live_logits(micro_batch)
+            loss.live = self._live(micro_batch)
         try:
-            return super().forward_step(micro_batch, loss_function, forward_only)
+            if self.head is None:
+                return super().forward_step(micro_batch, loss_function, forward_only)
+            with self.head.returning_values(
+                lambda *head: loss.head_values(*head, micro_batch), self._padded_lengths(micro_batch)
+            ) as loss.read_head:
+                return super().forward_step(micro_batch, loss_function, forward_only)
         finally:
-            loss.live_logits = {}
+            loss.live, loss.read_head = {}, None
 
     # references computed on the fly
 
-    def _live_logits(self, micro_batch: TensorDict) -> dict[str, Tensor]:
-        logits = {source: self._logits(model, micro_batch) for source, model in self._frozen.items()}
+    def _live(self, micro_batch: TensorDict) -> dict[str, Reference]:
+        live = {source: self._reference(model, head, micro_batch) for source, (model, head) in self._frozen.items()}
         if self._shadow:
             with self._other_weights(self._shadow):
-                logits[STATE_SOURCES[self.token_loss.objective.needs.state]] = self._logits(self.module, micro_batch)
-        return logits
+                source = STATE_SOURCES[self.token_loss.objective.needs.state]
+                live[source] = self._reference(self.module, self.head, micro_batch)
+        return live
 
     @torch.no_grad()
-    def _logits(self, model: torch.nn.Module, micro_batch: TensorDict) -> Tensor:
+    def _reference(self, model: torch.nn.Module, head: FusedHead | None, micro_batch: TensorDict) -> Reference:
         inputs, _ = self.prepare_model_inputs(micro_batch)
-        with self._autocast():
-            logits = model(**inputs, use_cache=False).logits
-        if self.use_remove_padding:
-            return logits.squeeze(0)
-        lengths = micro_batch["input_ids"].offsets().diff()
-        return logits[torch.arange(logits.shape[1], device=logits.device) < lengths.unsqueeze(1)]
+        lengths = self._padded_lengths(micro_batch)
+
+        def forward() -> Tensor:
+            with self._autocast():
+                return model(**inputs, use_cache=False).logits
+
+        def tokens(output: Tensor) -> Tensor:
+            if lengths is None:
+                return output.squeeze(0)
+            return output[torch.arange(output.shape[1], device=output.device) < lengths.unsqueeze(1)]
+
+        return Reference(logits=tokens(forward())) if head is None else head.live(forward, tokens)
+
+    def _padded_lengths(self, micro_batch: TensorDict) -> Tensor | None:
+        """(B,) of the chats if the model sees them padded on the right, None if packed."""
+        return None if self.use_remove_padding else _packed(micro_batch["input_ids"])[1].diff()
 
     def _autocast(self):
         if self._autocast_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
 
-    def _frozen_model(self, path: str) -> torch.nn.Module:
+    def _frozen_model(self, path: str) -> tuple[torch.nn.Module, FusedHead | None]:
         from transformers import AutoModelForCausalLM
 
         if self.use_ulysses_sp:
@@ -348,19 +436,20 @@ class ObjectiveEngine(FSDPEngineWithLMHead):
                 f"{path}: vocabulary of {model.config.vocab_size}, the student has "
                 f"{self.model_config.hf_config.vocab_size}; a live reference must share the student's vocabulary"
             )
-        model.eval().requires_grad_(False)
-        if dist.get_world_size() == 1:
-            return model.to(get_device_id())
-        model.to(get_device_id())
-        apply_fsdp2(model, {"mesh": self.device_mesh, "reshard_after_forward": True}, self.engine_config)
-        return model
+        frozen = cast(torch.nn.Module, model.eval().requires_grad_(False)).to(get_device_id())
+        if dist.get_world_size() > 1:
+            apply_fsdp2(frozen, {"mesh": self.device_mesh, "reshard_after_forward": True}, self.engine_config)
+        return frozen, None if self.head is None else choose("auto", frozen)[0]
 
     # weights beside the student's
 
     def _weights(self) -> list[Tensor]:
         """Local shards of the trained parameters, in the optimizer's order; they share the parameters' storage."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        return [p._local_tensor if isinstance(p, DTensor) else p.data for p in parameters if p.requires_grad]
+        return [p._local_tensor if isinstance(p, DTensor) else p.data for p in self._parameters()]
+
+    def _parameters(self) -> list[Tensor]:
+        assert self.optimizer is not None
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def _copy_of_weights(self) -> list[Tensor]:
         return [weight.detach().clone() for weight in self._weights()]
@@ -399,13 +488,14 @@ class ObjectiveEngine(FSDPEngineWithLMHead):
         return norm
 
     def _add_penalty_gradient(self) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
         total = torch.zeros((), dtype=torch.float64, device=get_device_id())
-        for parameter, weight, initial in zip(parameters, self._weights(), self._initial, strict=True):
+        for parameter, weight, initial in zip(self._parameters(), self._weights(), self._initial, strict=True):
             difference = weight - initial.to(weight.device)
             total += difference.double().square().sum()
-            gradient = parameter.grad._local_tensor if isinstance(parameter.grad, DTensor) else parameter.grad
-            gradient.add_(difference, alpha=2.0 * self.l2_to_init)
+            gradient = parameter.grad
+            assert gradient is not None
+            local = gradient._local_tensor if isinstance(gradient, DTensor) else gradient
+            local.add_(difference, alpha=2.0 * self.l2_to_init)
         shards = self.device_mesh["fsdp"].get_group() if self.device_mesh.ndim > 1 else None
         dist.all_reduce(total, group=shards)
         self._penalty = self.l2_to_init * total.item()
@@ -435,6 +525,11 @@ class ObjectiveEngine(FSDPEngineWithLMHead):
         return Path(local_path) / f"{state}_world_size_{dist.get_world_size()}_rank_{dist.get_rank()}.safetensors"
 
 
+EngineRegistry.register(model_type="language_model", backend="fsdp2", device=["cpu", "cuda"], vendor=["cpu", "nvidia"])(
+    ObjectiveEngine
+)
+
+
 def _gathered(rows: Tensor) -> Tensor:
     """Concatenation over all ranks, in rank order, of (M,) tensors whose length may differ."""
     world = dist.get_world_size()
@@ -452,7 +547,8 @@ def _gathered(rows: Tensor) -> Tensor:
 class ObjectiveWorker(TrainingWorker):
     """verl's worker; hands the loss to the engine and reduces its sums over micro-batches and ranks."""
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    engine: ObjectiveEngine
+
     def set_loss_fn(self, loss_fn: TokenLoss) -> None:
         self.loss_fn = loss_fn
         self.engine.token_loss = loss_fn
@@ -567,11 +663,15 @@ def write_json(path: Path, value: Any) -> None:
 class ObjectiveTrainer(SFTTrainer):
     """verl's SPMD trainer for one objective. Every rank constructs it and calls `fit`.
 
-    config: what `sft_objectives.sft.verl_config` makes. token_loss, live_models, l2_to_init: see the engine.
+    config: what `sft_objectives.sft.verl_config` makes. token_loss, live_models, l2_to_init,
+    fused: see the engine.
     directory: of `curve.jsonl` and `exports/step_<n>`; it survives a kill and is never shared between runs.
     progress: called on rank 0 after each step with (step, total, row of the curve).
     Steps of `publish` are exported, and the last one, and the one of the lowest validation loss.
     """
+
+    engine: ObjectiveEngine
+    training_client: ObjectiveWorker
 
     def __init__(
         self,
@@ -580,12 +680,14 @@ class ObjectiveTrainer(SFTTrainer):
         token_loss: TokenLoss,
         live_models: Mapping[str, str],
         l2_to_init: float,
+        fused: str,
         directory: Path,
         publish: list[int],
         export_dtype: torch.dtype,
         progress: Callable[[int, int, dict[str, float]], None],
     ) -> None:
         self.token_loss, self.live_models, self.l2_to_init = token_loss, live_models, l2_to_init
+        self.fused = fused
         self.directory, self.publish, self.export_dtype, self.progress = directory, publish, export_dtype, progress
         super().__init__(config)
 
@@ -602,6 +704,7 @@ class ObjectiveTrainer(SFTTrainer):
         )
         self.engine = self.training_client.engine
         self.engine.live_models, self.engine.l2_to_init = self.live_models, self.l2_to_init
+        self.engine.fused = self.fused
         self.training_client.set_loss_fn(self.token_loss)
 
     def _build_dataset(self) -> None:
@@ -690,11 +793,12 @@ class ObjectiveTrainer(SFTTrainer):
     def _train(self, batch: dict[str, Any]) -> dict[str, float]:
         data = self._tensordict(batch, self.config.data.use_dynamic_bsz)
         tu.assign_non_tensor(data, update_lr_scheduler=True)
-        lr = self.engine.lr_scheduler.get_last_lr()[0]
+        assert self.engine.lr_scheduler is not None
+        lr = float(self.engine.lr_scheduler.get_last_lr()[0])
         output = self.training_client.train_batch(data)
         if output is None:  # a sequence-parallel rank whose group reports through another
             return {}
-        metrics = tu.get(output, "metrics")
+        metrics: dict[str, float] = tu.get(output, "metrics")
         kept = {k: v for k, v in metrics.items() if not k.startswith("perf/") and k not in ("mfu", "lr", "loss_sum")}
         return {**kept, "lr": lr}
 
@@ -713,13 +817,14 @@ class ObjectiveTrainer(SFTTrainer):
 
     def _validation_batches(self) -> Iterator[dict[str, Any]]:
         """This rank's share of the held-out chats; ranks without a chat left get one that supervises nothing."""
+        chats: Any = self.val_dataset
         rank, size = self.engine.get_data_parallel_rank(), self.engine.get_data_parallel_size()
-        for start in range(0, len(self.val_dataset), self.global_batch_size):
-            end = min(start + self.global_batch_size, len(self.val_dataset))
+        for start in range(0, len(chats), self.global_batch_size):
+            end = min(start + self.global_batch_size, len(chats))
             rows = []
             for index in range(start, end, size):
                 mine = index + rank < end
-                row = dict(self.val_dataset[index + rank if mine else index])
+                row = dict(chats[index + rank if mine else index])
                 if not mine:
                     row["loss_mask"] = torch.zeros_like(row["loss_mask"])
                 rows.append(row)
@@ -743,6 +848,7 @@ class ObjectiveTrainer(SFTTrainer):
             temporary = target.with_name(f".{target.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
+            state = cast("dict[str, Tensor]", state)
             export_huggingface(state, self.model_config, self.train_dataset[0], self.export_dtype, temporary)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
@@ -794,7 +900,7 @@ def export_huggingface(
     if "attn_implementation" in vars(config):
         del config.attn_implementation  # verl's override; in config.json it would choose the kernel of every later user
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        model = cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
     if model_config.lora_rank > 0:
         model = _merged_lora(model, state, model_config)
     else:
@@ -802,7 +908,7 @@ def export_huggingface(
         model.tie_weights()
         if unexpected or any(parameter.is_meta for parameter in model.parameters()):
             raise RuntimeError(f"export: weights do not fit the model: missing {missing}, unexpected {unexpected}")
-    model.to(dtype)
+    cast(torch.nn.Module, model).to(dtype)
     model.config.dtype = dtype
     try:
         generation = GenerationConfig.from_pretrained(model_config.local_path)
@@ -826,7 +932,7 @@ def end_tokens(tokenizer, declared: Any, row: Mapping[str, Tensor]) -> list[int]
     return list(dict.fromkeys(token for token in ids if token is not None))
 
 
-def _merged_lora(model: torch.nn.Module, state: Mapping[str, Tensor], model_config) -> torch.nn.Module:
+def _merged_lora(model: PreTrainedModel, state: Mapping[str, Tensor], model_config) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
@@ -839,23 +945,24 @@ def _merged_lora(model: torch.nn.Module, state: Mapping[str, Tensor], model_conf
     )
     wrapped = get_peft_model(model, lora)
     wrapped.load_state_dict(dict(state), strict=False, assign=True)
-    wrapped.base_model.model.tie_weights()
+    model.tie_weights()
     if any(parameter.is_meta for parameter in wrapped.parameters()):
         raise RuntimeError("export: the low-rank state does not fit the architecture")
-    return wrapped.merge_and_unload()
+    return cast("PreTrainedModel", wrapped.merge_and_unload())
 
 
 @torch.no_grad()
 def _check_reloads(directory: Path, row: Mapping[str, Tensor], dtype: torch.dtype, trust_remote_code: bool) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype="auto",
         attn_implementation="sdpa",
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
     )
+    model, loading = loaded
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     logits = model(row["input_ids"][None, :32]).logits
     problems = [

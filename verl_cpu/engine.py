@@ -4,19 +4,24 @@ Not imported by the plug-in itself: verl's engines cost five seconds to import, 
 """
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_cpu import patches, plugin
+
+if TYPE_CHECKING:  # the decorator that registers verl's engine hides its type
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine as Engine
+else:
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead as Engine
 
 _PRECISION_FIELDS = ("param_dtype", "reduce_dtype", "buffer_dtype")
 
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")
-class CPUEngineWithLMHead(FSDPEngineWithLMHead):
+class CPUEngineWithLMHead(Engine):
     """``FSDPEngineWithLMHead`` for CPU; raises ``ValueError`` for settings that fail or are silently lossy there."""
 
     def __init__(self, model_config, engine_config, optimizer_config, checkpoint_config):

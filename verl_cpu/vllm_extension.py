@@ -3,6 +3,8 @@
 Set ``rollout.engine_kwargs.vllm.worker_extension_cls: verl_cpu.vllm_extension.CPUColocateWorkerExtension``.
 """
 
+from typing import Any
+
 import torch
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
@@ -51,7 +53,9 @@ class CPUColocateWorkerExtension(vLLMColocateWorkerExtension, ReloadWorkerExtens
                     initialize_layerwise_reload(model)
                     started = True
                 # The tensors are views of the shared segment, and the reload defers their use beyond its lifetime.
-                self._update_weights([(name, tensor.clone()) for name, tensor in weights], None, base_sync_done)
+                own = [(name, tensor.clone()) for name, tensor in weights]
+                no_adapter: Any = None  # what verl tests for, though it declares a dict
+                self._update_weights(own, no_adapter, base_sync_done)
             except Exception as error:
                 failure = error
 
