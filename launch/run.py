@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launch.estimate import estimate_plan
 from launch.plan import Plan, Stage
 from launch.schema import Run as Limits
 from launch.stage import request_of, supervise
@@ -215,6 +216,7 @@ class _Driver:
                 self.store.forget_dead_owner(progress.stage)
         missing = [p for p in self.progress.values() if p.state != "cached"]
         if missing:
+            self.flops = {mark: estimate.flops for mark, estimate in estimate_plan(self.plan, self.store).items()}
             temporary = tempfile.mkdtemp(prefix="run-", dir="/tmp")  # Ray's sockets need a short path
             try:
                 with (
@@ -501,7 +503,15 @@ class _Driver:
             attempt = self.store.begin(stage)
             progress.attempt = job.attempts[stage.fingerprint] = attempt
             request = request_of(stage, attempt, self.store, inputs, settings)
-            entries.append({"stage": stage, "attempt": attempt, "request": str(request), "verify": verify})
+            entries.append(
+                {
+                    "stage": stage,
+                    "attempt": attempt,
+                    "request": str(request),
+                    "verify": verify,
+                    "flops": self.flops[stage.fingerprint],
+                }
+            )
         job.stages = [entry["stage"] for entry in entries]
         if not job.stages:
             self._remove(job)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from launch.estimate import Estimate, disk_forecast, estimate_plan
 from launch.plan import Input, Plan, Stage
+from launch.status import bytes_text, seconds_text
 from launch.store import Store
 
 
@@ -18,47 +23,95 @@ def _source(plan: Plan, given: Input) -> str:
     return plan.stages[given.stage].address + (f" {given.select}" if given.select else "")
 
 
-def _row(plan: Plan, stage: Stage, store: Store) -> dict[str, Any]:
+def _row(plan: Plan, stage: Stage, estimate: Estimate) -> dict[str, Any]:
     return {
         "stage": stage.kind,
         "label": stage.label,
         "address": stage.address,
         "fingerprint": stage.fingerprint,
-        "state": "hit" if store.has(stage) else "miss",
+        "state": "hit" if estimate.source == "record" else "miss",
         "inputs": {name: _source(plan, given) for name, given in stage.inputs.items()},
         "placement": stage.placement,
         "branches": list(stage.branches),
+        "estimate": asdict(estimate),
     }
 
 
+def _short(source: str, names: dict[str, str]) -> str:
+    address, _, select = source.partition(" ")
+    return " ".join([names[address], select]).strip() if address in names else source
+
+
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON values: branches with their stages, and every stage with state, inputs and placement."""
+    """The plan as JSON values: branches and their stages, every stage with state, inputs, placement, estimate; totals.
+
+    Raises StoreError on a damaged artifact.
+    """
     store = Store(plan.root)
+    estimates = estimate_plan(plan, store)
+    missing = [estimate for estimate in estimates.values() if estimate.source != "record"]
+    without_sharing = sum(
+        estimates[mark].device_hours for branch in plan.branches for mark in set(branch.stages.values())
+    )
     return {
         "recipe": plan.recipe,
         "root": plan.root,
         "branches": [{"name": b.name, "overrides": list(b.overrides), "stages": b.stages} for b in plan.branches],
-        "stages": [_row(plan, stage, store) for stage in plan.stages.values()],
+        "stages": [_row(plan, stage, estimates[mark]) for mark, stage in plan.stages.items()],
+        "total": {
+            "missing": len(missing),
+            "seconds": sum(estimate.seconds for estimate in missing),
+            "device_hours": sum(estimate.device_hours for estimate in missing),
+            "device_hours_without_sharing": without_sharing,
+            "bytes": sum(estimate.bytes for estimate in missing),
+            "disk_bytes": disk_forecast(estimates, max(1, len(plan.branches))),
+            "disk_free_bytes": _free(store.root),
+        },
     }
+
+
+def _free(root: Path) -> int:
+    while not root.exists():
+        root = root.parent
+    return shutil.disk_usage(root).free
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Prints the stages in order, with what is done already and how many branches share each."""
-    console = console or Console()
-    rows = plan_json(plan)["stages"]
+    console = console or Console(width=None if sys.stdout.isatty() else 150)
+    found = plan_json(plan)
+    rows, total = found["stages"], found["total"]
+    short = {stage.address: f"{stage.kind}/{stage.label}" for stage in plan.stages.values()}
     table = Table(title=f"{plan.recipe}: {len(plan.branches)} branches, {len(rows)} stages", title_justify="left")
-    for column in ("stage", "artifact", "state", "inputs", "devices", "branches"):
-        table.add_column(column, overflow="fold")
+    table.add_column("artifact", no_wrap=True)
+    table.add_column("state")
+    table.add_column("inputs", overflow="fold")
+    for column in ("devices", "time", "size", "branches"):
+        table.add_column(column, justify="right")
     for row in rows:
-        devices = row["placement"]["nodes"] * row["placement"]["gpus_per_node"]
+        devices, cost = row["placement"]["nodes"] * row["placement"]["gpus_per_node"], row["estimate"]
+        done = row["state"] == "hit"
         table.add_row(
-            row["stage"],
-            Path(row["address"]).name,
+            row["address"],
             row["state"],
-            "\n".join(f"{name}: {source}" for name, source in row["inputs"].items()),
+            ", ".join(f"{name}: {_short(source, short)}" for name, source in row["inputs"].items()),
             f"{devices:g}",
+            ("" if done else "~") + seconds_text(cost["seconds"]),
+            ("" if cost["exact_bytes"] else "~") + bytes_text(cost["bytes"]),
             str(len(row["branches"])),
         )
     console.print(table)
-    missing = sum(row["state"] == "miss" for row in rows)
-    console.print(f"{missing} to run, {len(rows) - missing} there already; the store is {plan.root}")
+    console.print(f"{total['missing']} to run, {len(rows) - total['missing']} there already; the store is {plan.root}")
+    if total["missing"]:
+        shared = total["device_hours_without_sharing"] - sum(row["estimate"]["device_hours"] for row in rows)
+        console.print(
+            f"to run: ~{seconds_text(total['seconds'])} one after another, ~{total['device_hours']:.2g} device-hours, "
+            f"~{bytes_text(total['bytes'])} published; sharing saves ~{max(0.0, shared):.2g} device-hours"
+        )
+        console.print(
+            f"disk: ~{bytes_text(total['disk_bytes'])} needed at most, {bytes_text(total['disk_free_bytes'])} free"
+            + ("; free some first" if total["disk_bytes"] > total["disk_free_bytes"] else "")
+        )
+    guesses = sum(row["estimate"]["source"] == "guess" for row in rows)
+    if guesses:
+        console.print(f"~ estimates; {guesses} of them rest on guessed speeds until a stage of that kind has run here")

@@ -353,7 +353,7 @@ def request_of(stage: Any, attempt: int, store: Store, inputs: Mapping[str, Path
 def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
     """Runs a job (stages that share one child) on this node; publishes each stage as it ends.
 
-    job: root, run, tag, stages [{stage, attempt, request, verify: [(directory, fingerprint, below)]}], cluster,
+    job: root, run, tag, stages [{stage, attempt, request, verify: [(directory, fingerprint, below)], flops}], cluster,
     temporary, cwd, timeout, silence, grace (seconds).
     Returns, per stage, {fingerprint, outcome, message, seconds, peak_memory_bytes, bytes}; outcome is ok,
     config, disk, oom, fault, timeout, hung, stopped, lost (the lease) or unstarted.
@@ -369,6 +369,7 @@ def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
             "seconds": 0.0,
             "peak_memory_bytes": 0,
             "bytes": 0,
+            "flops": entry["flops"],
             **result,
         }
         if result["outcome"] != "ok":

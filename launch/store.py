@@ -463,6 +463,8 @@ class Store:
             "device_hours": devices * result["seconds"] / 3600,
             "peak_memory_bytes": result.get("peak_memory_bytes", 0),
             "bytes": result.get("bytes", 0),
+            "flops": result.get("flops", 0.0),
+            "platform": stage.settings["platform"]["name"],
             "host": host(),
             "branches": list(stage.branches),
         }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -236,8 +237,11 @@ def _kill_at_a_moment(tmp_path, plan, random_state, victim):
             tagged = [pid for name in runs for pid in attempt_processes(name)]
             workers = [p.pid for p in _descendants(driver.pid) if "supervise" in p.name()]
             chosen = tagged if victim == "stage" else workers
-            if chosen:
-                os.kill(random_state.choice(chosen), signal.SIGKILL)
+            random_state.shuffle(chosen)
+            for pid in chosen:
+                with contextlib.suppress(ProcessLookupError):  # it has ended since we looked: the next one
+                    os.kill(pid, signal.SIGKILL)
+                    break
         if victim == "driver":
             driver.wait()
             deadline = time.monotonic() + 60

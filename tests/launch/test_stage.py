@@ -25,7 +25,7 @@ def job(store, *stages, run="run", **changes):
         assert store.acquire(stage, run)
         attempt = store.begin(stage)
         request = request_of(stage, attempt, store, {}, stage.settings)
-        entries.append({"stage": stage, "attempt": attempt, "request": str(request), "verify": []})
+        entries.append({"stage": stage, "attempt": attempt, "request": str(request), "verify": [], "flops": 0.0})
     limits = {"timeout": 60.0, "silence": 60.0, "grace": 1.0}
     described = {"root": str(store.root), "run": run, "tag": f"{run}{os.getpid()}.1", "stages": entries}
     return {**described, "cluster": None, "temporary": "/tmp", "cwd": os.getcwd(), **limits, **changes}

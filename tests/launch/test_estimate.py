@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from data_prep.reference_cache import predict_bytes
+from launch.bench import fill
+from launch.estimate import disk_forecast, estimate_plan, parameters
+from launch.plan import make_plan
+from launch.show import plan_json, print_plan
+from launch.store import Heartbeat, Store
+
+
+def planned(tmp_path, *overrides):
+    return make_plan("microworld", [*overrides, f"run.root={tmp_path}"])
+
+
+def only(plan, kind):
+    (found,) = [stage for stage in plan.stages.values() if stage.kind == kind]
+    return found
+
+
+def publish(store, stage, files, seconds=1.0):
+    with Heartbeat(store, "toy") as beat:
+        store.acquire(stage, beat.run)
+        attempt = store.begin(stage)
+        for name, text in files.items():
+            (store.temporary(stage, attempt) / name).write_text(text)
+        store.publish(stage, attempt, beat.run, started=0.0, seconds=seconds, peak_memory_bytes=1)
+        store.release(stage, beat.run)
+
+
+def test_parameters_follow_the_published_sizes():
+    """Qwen2.5-1.5B's own card: 1.54 billion parameters, 1.31 billion of them not embeddings."""
+    config = {
+        "hidden_size": 1536, "num_hidden_layers": 28, "vocab_size": 151_936, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "intermediate_size": 8960, "tie_word_embeddings": True,
+    }  # fmt: skip
+    assert parameters(config) == pytest.approx(1.54e9, rel=0.01)
+    assert parameters(config) - 151_936 * 1536 == pytest.approx(1.31e9, rel=0.01)
+
+
+def test_costs_grow_with_the_work(tmp_path):
+    def sft(*overrides):
+        plan = planned(tmp_path, *overrides)
+        return estimate_plan(plan, Store(plan.root))[only(plan, "sft").fingerprint]
+
+    one = sft("rl.enabled=false", "eval.enabled=false")
+    three = sft("rl.enabled=false", "eval.enabled=false", "sft.epochs=3")
+    assert three.flops == pytest.approx(3 * one.flops)
+    assert one.source == "guess" and not one.exact_bytes
+    published = sft("rl.enabled=false", "eval.enabled=false", "sft.publish_steps=[1,2]")
+    assert published.bytes == pytest.approx(3 * one.bytes)
+    kept = sft("rl.enabled=false", "eval.enabled=false", "sft.keep_checkpoints=4")
+    assert kept.scratch_bytes == 4 * one.scratch_bytes
+
+
+def test_a_cache_is_sized_from_the_counts_that_prepare_published(tmp_path):
+    plan = planned(tmp_path, "objective=lp_sft")
+    store, cache = Store(tmp_path), only(plan, "cache")
+    assert not estimate_plan(plan, store)[cache.fingerprint].exact_bytes
+    summary = {"tokens": {"sft_train": {"chats": 900, "tokens": 30_000, "response_tokens": 21_000}}}
+    publish(store, only(plan, "prepare"), {"summary.json": json.dumps(summary)})
+    found = estimate_plan(plan, store)[cache.fingerprint]
+    assert found.exact_bytes and found.bytes == predict_bytes(summary, cache.settings["cache"])
+
+
+def test_a_finished_stage_costs_what_it_took_and_teaches_its_speed(tmp_path):
+    plan = planned(tmp_path, "seed=1,2", "eval.enabled=false", "rl.enabled=false")
+    store = Store(tmp_path)
+    first, second = [stage for stage in plan.stages.values() if stage.kind == "sft"]
+    publish(store, first, {"a.txt": "hello"}, seconds=77.0)
+    found = estimate_plan(plan, store)
+    assert (found[first.fingerprint].source, found[first.fingerprint].seconds) == ("record", 77.0)
+    assert found[first.fingerprint].bytes == 5
+    assert found[second.fingerprint].source == "records"
+    assert found[second.fingerprint].seconds == pytest.approx(77.0)
+    longer = planned(tmp_path, "seed=3", "eval.enabled=false", "rl.enabled=false")
+    store.finish(first, 1, {"outcome": "ok", "seconds": 77.0, "flops": found[first.fingerprint].flops})
+    other = estimate_plan(longer, store)[only(longer, "sft").fingerprint]
+    assert other.source == "records" and other.seconds == pytest.approx(77.0)
+
+
+def test_totals_count_what_is_missing_and_what_sharing_saves(tmp_path, capsys):
+    plan = planned(tmp_path, "objective=sft,dft", "eval.enabled=false")
+    total = plan_json(plan)["total"]
+    rows = {row["fingerprint"]: row["estimate"] for row in plan_json(plan)["stages"]}
+    assert total["missing"] == len(rows) == 6
+    assert total["device_hours"] == pytest.approx(sum(row["device_hours"] for row in rows.values()))
+    pretrain = rows[only(plan, "pretrain").fingerprint]["device_hours"]
+    assert total["device_hours_without_sharing"] - total["device_hours"] == pytest.approx(pretrain)
+    print_plan(plan)
+    assert "6 to run" in capsys.readouterr().out
+    fill(plan)
+    assert plan_json(plan)["total"]["missing"] == 0
+    assert disk_forecast(estimate_plan(plan, Store(plan.root)), 1) == 0
