@@ -1,8 +1,9 @@
 """Time and memory of every objective on the output head: `python -m sft_objectives.bench [--json]`.
 
 Each figure is forward and backward of the head alone, from the last hidden states to the gradients of hidden states and
-head. `time_vs_X` and `memory_vs_X` divide the fused objective's figure by that of X, measured next to it in the same
-run (the median over repetitions of the ratios). X is
+head. `time_vs_X` and `memory_vs_X` divide the fused objective's figure by that of X. Times of the fused objective, of
+verl_plain and of naive are taken in turn, and the median of the ratios counts; the other baselines, which no objective
+changes, are compared with verl_plain in the same way once, at the start, and the two ratios are multiplied. X is
 
     verl_plain      verl's own cross-entropy on whole logits (PyTorch's cross_entropy where verl is not installed)
     verl_fused      verl's FusedLinearForPPO, torch backend
@@ -24,7 +25,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -183,39 +184,57 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """One row for each objective, as soon as it is measured."""
     baselines = work.baselines()
-    memory = {name: _within_memory(lambda step=step: work.peak_bytes(step)) for name, step in baselines.items()}
+    plain = baselines.pop("verl_plain")
+    memory = {key: _within_memory(lambda step=step: work.peak_bytes(step)) for key, step in baselines.items()}
+    memory["verl_plain"] = _within_memory(lambda: work.peak_bytes(plain))
+    others = _seconds(work, {"verl_plain": plain, **baselines}, repeats)
+    to_plain = {key: _ratio(others.get("verl_plain"), others.get(key)) for key in baselines}
     for name, settings in objectives:
         objective = load(name, **{**SETTINGS.get(name, {}), **settings})
-        steps = {"fused": work.fused(objective), **baselines}
+        steps = {"verl_plain": plain, "fused": work.fused(objective)}
         if naive:
             steps["naive"] = work.naive(objective)
-        ratios: dict[str, list[float]] = {}
-        seconds: list[float] = []
-        for repeat in range(repeats + 1):  # the first one warms up
-            taken = {key: _within_memory(lambda step=step: work.seconds(step)) for key, step in steps.items()}
-            if repeat == 0:
-                steps = {key: step for key, step in steps.items() if taken[key] is not None}
-                continue
-            seconds.append(taken["fused"] or float("nan"))
-            for key in steps:
-                if key != "fused" and (other := taken[key]):
-                    ratios.setdefault(key, []).append(seconds[-1] / other)
+        taken = _seconds(work, steps, repeats)
         peaks = {**memory, "fused": work.peak_bytes(steps["fused"])}
-        if "naive" in steps:
-            peaks["naive"] = _within_memory(lambda step=steps["naive"]: work.peak_bytes(step))
+        if "naive" in taken:
+            peaks["naive"] = _within_memory(lambda: work.peak_bytes(steps["naive"]))  # noqa: B023  (called at once)
         row: dict[str, Any] = {
             "objective": name,
             "settings": settings,
             "passes": 2 if objective.needs.batch_student else 1,
             "reference": "live" if work.reference(objective) is work.live else "cached",
-            "seconds": statistics.median(seconds),
+            "seconds": statistics.median(taken["fused"]),
             "peak_bytes": peaks["fused"],
         }
-        for key in ("verl_plain", "verl_fused", "torch_fused", "liger", "cut", "naive"):
-            row[f"time_vs_{key}"] = statistics.median(ratios[key]) if key in ratios else None
+        for key in ("verl_plain", "naive"):
+            row[f"time_vs_{key}"] = _ratio(taken["fused"], taken.get(key))
+        for key in ("verl_fused", "torch_fused", "liger", "cut"):
+            to, by_plain = to_plain.get(key), row["time_vs_verl_plain"]
+            row[f"time_vs_{key}"] = by_plain * to if to and by_plain else None
+        for key in TITLES:
             other = peaks.get(key)
             row[f"memory_vs_{key}"] = peaks["fused"] / other if other else None
         yield row
+
+
+def _seconds(work: Workload, steps: Mapping[str, Step], repeats: int) -> dict[str, list[float]]:
+    """Of each step, taken in turn `repeats` times after one round to warm up; none for a step that lacks memory."""
+    taken: dict[str, list[float]] = {key: [] for key in steps}
+    for repeat in range(repeats + 1):
+        for key in list(taken):
+            found = _within_memory(lambda key=key: work.seconds(steps[key]))
+            if found is None:
+                del taken[key]
+            elif repeat:
+                taken[key].append(found)
+    return taken
+
+
+def _ratio(mine: list[float] | None, theirs: list[float] | None) -> float | None:
+    """The median of the ratios of what was measured one after the other."""
+    if not mine or not theirs:
+        return None
+    return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
 
 
 def _within_memory(figure: Callable[[], Any]) -> Any:

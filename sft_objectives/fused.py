@@ -196,10 +196,11 @@ class HeadRows:
         return statistics
 
 
-def chunk_size_of(width: int, vocab_size: int, total_bytes: int) -> int:
-    """Rows of a chunk on a device with this memory: as `default_chunk_size`, but the same in every call of a run."""
+def fixed_chunk_size(head_weight: Tensor) -> int:
+    """Rows of a chunk as `default_chunk_size`, but by the device's whole memory: the same in every call of a run."""
+    vocab_size, width = head_weight.shape
     size = _preferred_chunk_size(width)
-    while size > 16 and size * vocab_size * 4 > total_bytes / 16:
+    while size > 16 and size * vocab_size * 4 > _total_bytes(head_weight.device) / 16:
         size //= 2
     return size
 
@@ -232,6 +233,14 @@ def _free_bytes(device: torch.device) -> int:
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def _total_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total
 
 
 def _statistics_dtype(hidden: Tensor) -> torch.dtype:
@@ -434,7 +443,9 @@ class _RowsWithGradients(torch.autograd.Function):
         if len(upstream[0]):
             factor = upstream[0][0]
             if not bool((upstream[0] == factor).all()):
-                raise RuntimeError("fused losses: upstream gradients differ between rows; only their sum has a gradient")
+                raise RuntimeError(
+                    "fused losses: upstream gradients differ between rows; only their sum has a gradient"
+                )
             factor = factor * ctx.normalizer
             gradients = [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
         return None, None, None, *gradients
