@@ -192,8 +192,6 @@ def check(settings: SimpleNamespace) -> None:
     if sft.sequence_parallel > 1 and not (sft.packed and settings.model.attention == "flash_attention_2"):
         # verl spreads sequences over devices inside the flash attention call; another kernel would cut attention
         raise ValueError("sft.sequence_parallel > 1 needs sft.packed=true and model.attention=flash_attention_2")
-    if sft.fused == "on":
-        raise ValueError("sft.fused=on: the fused path is not available; allowed: auto, off")
     if sft.lora and sft.regularizer.name == "l2_to_init":
         raise ValueError("sft.lora excludes sft.regularizer.name=l2_to_init: the trained weights are not the model's")
     if cpu and settings.model.dtype != "float32":
@@ -451,6 +449,7 @@ def _train(settings: SimpleNamespace, inputs: Mapping[str, Path], scratch: Path,
         ),
         live_models={source: str(inputs[source]) for source in live_sources(objective.needs)},
         l2_to_init=regularizer.weight if regularizer.name == "l2_to_init" else 0.0,
+        fused=settings.sft.fused,
         directory=scratch,
         publish=settings.sft.publish_steps,
         export_dtype=getattr(torch, settings.model.dtype),

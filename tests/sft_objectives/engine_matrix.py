@@ -4,7 +4,8 @@
 
 The job names a model, data, other models that serve as references, cases (label -> objective settings) and splits. For
 each case and split one global batch goes through `ObjectiveEngine.forward_backward_batch`; rank 0 writes the flattened
-gradient and the reduced metrics to `<out>/<case>/<split>`.
+gradient and the reduced metrics of training and validation to `<out>/<case>/<split>`. A split may be fused: chunks of 5
+rows in the output head. `unchecked` lets settings pass that only a GPU runs as they are.
 """
 
 import contextlib
@@ -90,10 +91,14 @@ def main(job_path: str) -> None:
     from verl.workers.engine_workers import TrainingWorkerConfig
 
     import sft_objectives
+    from sft_objectives import sft, verl_worker
     from sft_objectives.sft import as_namespace, live_sources, verl_config
     from sft_objectives.verl_worker import ObjectiveWorker, TokenLoss
 
+    verl_worker.fixed_chunk_size = lambda weight: 5
     job = json.loads(Path(job_path).read_text())
+    if job["unchecked"]:
+        sft.check = lambda settings: None
     torch.set_num_threads(1)
     initialize_global_process_group()
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -101,7 +106,7 @@ def main(job_path: str) -> None:
     inputs = {name: Path(path) for name, path in job["inputs"].items()}
     out = Path(job["out"])
     engines, rows = {}, None
-    for packed in (True, False):
+    for packed in sorted({how["packed"] for how in job["splits"].values()}, reverse=True):
         settings.sft.packed = packed
         config = verl_config(settings, inputs, out)
         sections = {
@@ -118,14 +123,15 @@ def main(job_path: str) -> None:
             config=TrainingWorkerConfig(model_type="language_model", profiler_config=None, **sections)
         )
         worker.set_loss_fn(TokenLoss(sft_objectives.load("sft"), {}, {}, kl_from_base=False))
+        worker.engine.fused = "on"
         worker.reset()
-        engines[packed] = worker
+        engines[packed] = worker, worker.engine.head
         rows = rows or chats(job, sections["model_config"].tokenizer, config)
     mine = rows[rank::world] if world > 1 else rows
     batch = SFTTensorCollator("no_padding")(mine)
     sequence_parallel = settings.sft.sequence_parallel
     if sequence_parallel > 1:
-        share = engines[True].engine.get_data_parallel_rank()
+        share = engines[True][0].engine.get_data_parallel_rank()
         batch = SFTTensorCollator("no_padding")(rows[share :: world // sequence_parallel])
     layouts = dict.fromkeys(SOURCES, (TOP_K, 18))
     for label, case in job["cases"].items():
@@ -133,41 +139,38 @@ def main(job_path: str) -> None:
         kl_from_base = case.pop("kl_from_base", False)
         objective = sft_objectives.load(**case)
         for split, how in job["splits"].items():
-            worker = engines[how["packed"]]
+            worker, head = engines[how["packed"]]
             engine = worker.engine
+            engine.head = head if how.get("fused") else None
             loss = TokenLoss(objective, constants, layouts, kl_from_base)
             worker.set_loss_fn(loss)
             engine.live_models = {source: job["references"][source] for source in live_sources(objective.needs)}
             engine.prepare_objective()
             if objective.needs.state != "none":
                 engine._shadow = shadow_weights(engine, job["references"]["teacher"])
-            data = tu.get_tensordict(
-                tensor_dict=dict(batch),
-                non_tensor_dict={
-                    "use_remove_padding": how["packed"],
-                    "use_dynamic_bsz": how["tokens"] is not None,
-                    "max_token_len_per_gpu": how["tokens"],
-                    "micro_batch_size_per_gpu": len(mine) // how["micro_batches"] if how["micro_batches"] else None,
-                    "temperature": 1.0,
-                    "pad_mode": "no_padding",
-                    "pad_token_id": 0,
-                },
-            )
+            given = {
+                "use_remove_padding": how["packed"],
+                "use_dynamic_bsz": how["tokens"] is not None,
+                "max_token_len_per_gpu": how["tokens"],
+                "micro_batch_size_per_gpu": len(mine) // how["micro_batches"] if how["micro_batches"] else None,
+                "temperature": 1.0,
+                "pad_mode": "no_padding",
+                "pad_token_id": 0,
+            }
+            data = tu.get_tensordict(tensor_dict=dict(batch), non_tensor_dict=given)
             with engine.train_mode():
                 engine.optimizer_zero_grad()
                 output = engine.forward_backward_batch(data, loss)
                 gradient = {
                     name: (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
                     for name, p in engine.module.named_parameters()
+                    if p.requires_grad
                 }
-            metrics = {}
-            with contextlib.suppress(KeyError):
-                output.pop("model_output")
-            if engine.is_mp_src_rank_with_outputs():
-                final = worker._postprocess_output(
-                    output, global_token_num=None, delta_time=1.0, forward_only=False, images_seqlens=None
-                )
-                metrics = {k: v for k, v in tu.get(final, "metrics").items() if not k.startswith("perf/")}
+            metrics = reduced(worker, output)
+            with engine.eval_mode():
+                data = tu.get_tensordict(tensor_dict=dict(batch), non_tensor_dict=given)
+                output = engine.forward_backward_batch(data, loss, forward_only=True)
+            metrics |= {f"validation_{name}": value for name, value in reduced(worker, output).items()}
             if rank == 0:
                 directory = out / label
                 directory.mkdir(parents=True, exist_ok=True)
@@ -176,6 +179,20 @@ def main(job_path: str) -> None:
     if rank == 0 and job["expected"]:
         expected(job, rows, out)
     dist.destroy_process_group()
+
+
+def reduced(worker, output) -> dict[str, float]:
+    """Means over the global batch, on the ranks that report them."""
+    from verl.utils import tensordict_utils as tu
+
+    with contextlib.suppress(KeyError):
+        output.pop("model_output")
+    if not worker.engine.is_mp_src_rank_with_outputs():
+        return {}
+    final = worker._postprocess_output(
+        output, global_token_num=None, delta_time=1.0, forward_only=False, images_seqlens=None
+    )
+    return {k: v for k, v in tu.get(final, "metrics").items() if not k.startswith("perf/")}
 
 
 def batch_normalizer(objective, logits, labels, mask, lengths, references) -> float | None:

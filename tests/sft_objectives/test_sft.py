@@ -196,7 +196,6 @@ INPUTS = {"model": Path("model"), "data": Path("data")}
             {"sft__sequence_parallel": 2, "sft__processes": 2, "sft__packed": False},
             r"needs sft\.packed=true and model\.att",
         ),
-        ({"sft__fused": "on"}, r"sft\.fused=on"),
         ({"model__dtype": "bfloat16"}, r"model\.dtype=bfloat16"),
         ({"platform__name": "gpu", "sft__processes": 2}, r"sft\.processes=2 exceeds"),
         ({"objective": {"name": "lp_sft"}}, "'lp_sft' needs the base cache"),

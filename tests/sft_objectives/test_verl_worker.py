@@ -44,7 +44,10 @@ SPLITS = {
     "padded_1": {"packed": False, "micro_batches": 1, "tokens": None},
     "padded_4": {"packed": False, "micro_batches": 4, "tokens": None},
     "padded_dynamic": {"packed": False, "micro_batches": None, "tokens": 100},
+    "fused_packed_2": {"packed": True, "micro_batches": 2, "tokens": None, "fused": True},
+    "fused_padded_dynamic": {"packed": False, "micro_batches": None, "tokens": 100, "fused": True},
 }
+TWO_RANKS = ("packed_2", "packed_dynamic", "padded_4", "fused_packed_2", "fused_padded_dynamic")
 
 
 def run_ranks(
@@ -64,6 +67,7 @@ def run_ranks(
         "splits": splits,
         "out": str(out),
         "expected": expected,
+        "unchecked": False,
         **job,
     }
     (out / "cases.json").write_text(json.dumps(job["cases"]))
@@ -104,7 +108,7 @@ def one_rank(tiny_world, settings_of, tmp_path_factory, free_port):
 @pytest.fixture(scope="module")
 def two_ranks(tiny_world, settings_of, tmp_path_factory, free_port):
     settings = settings_of(sft__batch_size=BATCH, sft__processes=2)
-    splits = {name: SPLITS[name] for name in ("packed_2", "packed_dynamic", "padded_4")}
+    splits = {name: SPLITS[name] for name in TWO_RANKS}
     out = tmp_path_factory.mktemp("matrix") / "two"
     return run_ranks(tiny_world, settings, out, ranks=2, splits=splits, port=free_port())
 
@@ -131,7 +135,7 @@ def test_gradient_does_not_depend_on_micro_batches_or_padding(one_rank, label):
 @pytest.mark.parametrize("label", CASES)
 def test_gradient_and_metrics_do_not_depend_on_ranks(one_rank, two_ranks, label):
     wanted, means = gradients(one_rank, label, "packed_1"), metrics(one_rank, label, "packed_1")
-    for split in ("packed_2", "packed_dynamic", "padded_4"):
+    for split in TWO_RANKS:
         assert distance(gradients(two_ranks, label, split), wanted) < TOLERANCE
         found = metrics(two_ranks, label, split)
         assert found.keys() == means.keys()
