@@ -59,7 +59,7 @@ class VllmEngine:
             if on_cpu
             else {"gpu_memory_utilization": options.gpu_memory, "tensor_parallel_size": options.tensor_parallel}
         )
-        self._llm = vllm.LLM(
+        self.llm = vllm.LLM(
             str(self.model),
             dtype=options.dtype,  # type: ignore[arg-type]
             max_model_len=options.max_length,
@@ -77,8 +77,8 @@ class VllmEngine:
         model = pathlib.Path(model).resolve()
         if model_files_digest(model) != self.files:
             raise ValueError(f"{model}: its {', '.join(MODEL_FILES)} differ from those of {self.model}")
-        self._llm.collective_rpc("reload_weights_from_directory", args=(str(model),))
-        self._llm.reset_prefix_cache()
+        self.llm.collective_rpc("reload_weights_from_directory", args=(str(model),))
+        self.llm.reset_prefix_cache()
         self.model = model
         self.description["model"] = str(model)
 
@@ -89,7 +89,7 @@ class VllmEngine:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        engine = self._llm.llm_engine
+        engine = self.llm.llm_engine
         waiting = list(reversed(shards))
         open_shards: dict[int, list[Sample | None]] = {}
         missing: dict[int, int] = {}
@@ -132,8 +132,8 @@ class VllmEngine:
 
     def close(self) -> None:
         """Free the engine's memory and processes."""
-        self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
         gc.collect()
 
 

@@ -32,8 +32,8 @@ class Outcome:
 class GradingPool:
     """Persistent worker processes that call functions by name ("module:function") with JSON arguments and results.
 
-    workers: several times the cores by default. At most two tasks a core compete; one that runs longer than half a
-    second gives way and leaves its place to another worker, so that hung tasks do not hold up the rest.
+    workers: several times the cores by default. At most two tasks a core compete; one that runs longer than a
+    quarter of a second gives way and leaves its place to another worker, so that hung tasks do not hold up the rest.
     timeout_seconds: wall time of one task, counted from its start. memory_bytes: address space of one worker.
     A killed or crashed worker is replaced by a fork. At most 4096 tasks are pending; `submit` waits beyond that.
     """

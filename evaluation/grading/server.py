@@ -24,8 +24,21 @@ from evaluation.grading.answers import grade_answer
 PR_SET_PDEATHSIG = 1
 # A task older than this gives way: it is likely to hang, so it gets a smaller share of the CPU and stops counting
 # against the concurrency. Hung tasks then cost the others little until they are killed.
-SLOW_SECONDS = 0.5
-SLOW_NICENESS = 5
+SLOW_SECONDS = 0.25
+SLOW_NICENESS = 10
+# (answer, response) of each kind that teaches the LaTeX parser other decisions.
+WARM_UP = (
+    (r"\frac{1}{2}", "0.5"),
+    (r"3x^2+\sqrt{2}", r"3x^2+\sqrt{3}"),
+    ("(x+3)^2", "x^2+6x+9"),
+    ("(-1,2]", "(-1,3]"),
+    (r"\left(2, \frac{\pi}{3}\right)", r"(3, \frac{\pi}{3})"),
+    (r"\{1,2\}", r"\{2,3\}"),
+    (r"\sqrt{12}", r"3\sqrt{3}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
+    ("5", "x=6"),
+    ("1,234", "1,235"),
+)
 
 
 class Worker:
@@ -86,8 +99,9 @@ def _serve(connection: Connection, memory_bytes: int) -> None:
 def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_bytes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The LaTeX parser builds its tables while parsing: done once here, every fork starts with them.
-    for answer in ("\\frac{1}{2}", "3x^2+\\sqrt{2}", "(-1,2]", "\\{1,2\\}", "x=5", "0.5"):
-        grade_answer(f"$\\boxed{{{answer}+0}}$", answer)
+    for answer, response in WARM_UP:
+        grade_answer(rf"\boxed{{{response}}}", answer)
+    grade_answer("The final answer is $7$.", "8")
     requests, replies = Connection(read_fd, writable=False), Connection(write_fd, readable=False)
     # The children must not hold the client's end of the pipes open: they would outlive it unnoticed.
     os.set_inheritable(read_fd, False)

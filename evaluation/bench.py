@@ -1,0 +1,202 @@
+"""Figures of this room: `python -m evaluation.bench [--json]`.
+
+throughput_vs_vllm: tokens a second of `generation.sample`, which seeds, shards, saves and hands every response to the
+grading pool, over those of a bare `vllm.LLM.generate` with the same requests on the same engine; the median of paired
+rounds. grade_10k_seconds: 10,000 math answers through the grading pool, of which every hundredth hangs.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+REQUESTS = 512
+ROUNDS = 5
+MAX_TOKENS = 64
+ANSWERS = 10_000
+# A power tower keeps sympy busy for hours, in C code that no exception reaches.
+HANGING = r"9^{9^{9^{9^{9}}}}"
+
+
+def answers(count: int) -> list[tuple[str, str, str]]:
+    """`count` (response, answer, grader) triples, 16 a problem, in the order an evaluation grades them.
+
+    Of ten problems five have an integer, one a fraction, one a radical, one a polynomial, one a pair or a set and one an
+    interval or a matrix for an answer. A third of the responses is wrong, in ever new ways; one in eight has no box; one
+    in a hundred hangs, all of them against a number.
+    """
+    triples = []
+    for i in range(count):
+        p, off = i // 16, i % 16 if i % 3 == 0 else 0
+        kinds = (
+            (f"{p + off}", f"{p}"),
+            (rf"\frac{{{p + off}}}{{{p % 97 + 2}}}", rf"\frac{{{p}}}{{{p % 97 + 2}}}"),
+            (f"{100 + p + off}", f"{100 + p}"),
+            (rf"{p + 2 + off}\sqrt{{3}}", rf"\sqrt{{{3 * (p + 2) ** 2}}}"),
+            (f"x = {p + off}", f"{p}"),
+            (f"x^2+{2 * p + off}x+{p * p}", f"(x+{p})^2"),
+            (f"{p + off},{p % 900 + 100}", f"{p},{p % 900 + 100}"),
+            (rf"\left({p + off}, \frac{{\pi}}{{3}}\right)", rf"({p}, \frac{{\pi}}{{3}})")
+            if p % 20 < 10
+            else (rf"\{{{p + 1}, {p + off}\}}", rf"\{{{p}, {p + 1}\}}"),
+            (f"{p + off}.0", f"{p}"),
+            (f"[{p}, {p + 5 + off})", f"[{p}, {p + 5})")
+            if p % 20 < 10
+            else (
+                rf"\begin{{pmatrix}} {p} \\ {off} \end{{pmatrix}}",
+                rf"\begin{{pmatrix}}{p}\\0\end{{pmatrix}}",
+            ),
+        )
+        found, answer = kinds[p % len(kinds)]
+        if i % 100 == 57:
+            found, answer = HANGING, f"{p}"
+        text = f"First we add {i} and {i + 1}, then halve the sum. "
+        text += f"The final answer is ${found}$." if i % 8 == 5 else rf"Therefore the result is $\boxed{{{found}}}$."
+        triples.append((text, answer, "math"))
+    return triples
+
+
+def grade_seconds(count: int = ANSWERS) -> dict[str, float]:
+    """Grade `answers(count)` in the default pool, its start excluded. Returns `seconds` and the count of each status."""
+    from evaluation.grading import GradingPool
+
+    tasks = answers(count)
+    with GradingPool() as pool:
+        pool.grade(r"\boxed{1}", "1")
+        started = time.perf_counter()
+        grades = pool.grade_many(tasks)
+        seconds = time.perf_counter() - started
+    statuses = [grade.status for grade in grades]
+    return {"seconds": seconds, **{status: statuses.count(status) for status in sorted(set(statuses))}}
+
+
+def write_model(directory: pathlib.Path) -> pathlib.Path:
+    """A Hugging Face directory of a small random Qwen2 model with a character tokenizer, for timing."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    characters = ["<pad>", "<eos>", *(chr(code) for code in range(32, 127))]
+    core = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(characters),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=256,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    Qwen2ForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def throughput(requests: int = REQUESTS, rounds: int = ROUNDS) -> dict[str, float]:
+    """Paired rounds of `sample` and `LLM.generate` on one engine, in turn first.
+
+    Returns the median `ratio` with the lowest and highest round, and `tokens_per_second` of ours.
+    """
+    from vllm import SamplingParams, TokensPrompt
+
+    from evaluation.generation import EngineOptions, Prompter, Sampling, engine_for, sample, sample_seed
+    from evaluation.grading import GradingPool
+
+    with tempfile.TemporaryDirectory() as temporary, GradingPool() as pool:
+        folder = pathlib.Path(temporary)
+        model = write_model(folder / "model")
+        import torch
+
+        platform = "gpu" if torch.cuda.is_available() else "cpu"
+        engine = engine_for(model, EngineOptions(platform, "float32", 2 * MAX_TOKENS, 0.5))
+        prompter = Prompter(model)
+        prompts = [
+            prompter.prompt([{"role": "user", "content": f"{i} + {7 * i} = "}], "plain").ids for i in range(requests)
+        ]
+        sampling = Sampling(1, 1.0, 1.0, MAX_TOKENS)
+
+        def ours(number: int) -> tuple[float, int]:
+            futures = []
+            started = time.perf_counter()
+            drawn = sample(
+                engine,
+                prompts,
+                sampling,
+                seed=number,
+                directory=folder / str(number),
+                batch_size=requests,
+                progress=lambda done, total: None,
+                on_sample=lambda place, index, drawn: futures.append(pool.submit_grade(drawn.text, "1", "boxed")),
+            )
+            seconds = time.perf_counter() - started
+            for future in futures:
+                future.result()
+            return seconds, sum(row[0].tokens for row in drawn)
+
+        def bare(number: int) -> tuple[float, int]:
+            parameters = [
+                SamplingParams(temperature=1.0, top_p=1.0, max_tokens=MAX_TOKENS, seed=sample_seed(number, prompt, 0))
+                for prompt in prompts
+            ]
+            tokens = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+            started = time.perf_counter()
+            outputs = engine.llm.generate(tokens, parameters, use_tqdm=False)
+            seconds = time.perf_counter() - started
+            return seconds, sum(len(output.outputs[0].token_ids) for output in outputs)
+
+        bare(-1)
+        ratios, speeds = [], []
+        for number in range(rounds):
+            first, second = (ours, bare) if number % 2 else (bare, ours)
+            timed = {first: first(number), second: second(number)}
+            if timed[ours][1] != timed[bare][1]:
+                raise RuntimeError(f"the two sides drew {timed[ours][1]} and {timed[bare][1]} tokens of the same seeds")
+            ratios.append(timed[bare][0] / timed[ours][0])
+            speeds.append(timed[ours][1] / timed[ours][0])
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "tokens_per_second": statistics.median(speeds),
+    }
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.bench", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--only", choices=["grading", "throughput"], help="one of the two parts")
+    arguments = parser.parse_args()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    figures: dict[str, float] = {"cores": len(os.sched_getaffinity(0))}
+    if arguments.only != "throughput":
+        graded = grade_seconds()
+        figures["grade_10k_seconds"] = graded.pop("seconds")
+        figures |= {f"grade_{status}": count for status, count in graded.items()}
+    if arguments.only != "grading":
+        found = throughput()
+        figures["throughput_vs_vllm"] = found.pop("ratio")
+        figures |= {f"throughput_{name}": value for name, value in found.items()}
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            print(f"{name:32} {value:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
