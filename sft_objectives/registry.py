@@ -4,47 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import os
+import pkgutil
 import subprocess
 import sys
+from functools import cache
 from typing import Any
 
+from . import objectives
 from .contract import Needs, Objective
 
-_PLACES = {
-    "sft": "sft:Sft",
-    "dft": "dft:Dft",
-    "profit": "profit:Profit",
-    "talr": "talr:Talr",
-    "eaft": "eaft:Eaft",
-    "idft": "idft:Idft",
-    "prift_prob": "prift_prob:PriftProb",
-    "prift_mass": "prift_mass:PriftMass",
-    "token_selection": "token_selection:TokenSelection",
-    "critical_token": "critical_token:CriticalToken",
-    "iw_sft": "iw_sft:IwSft",
-    "flow": "flow:Flow",
-    "beyond_log": "beyond_log:BeyondLog",
-    "sed_sft": "sed_sft:SedSft",
-    "psft": "psft:Psft",
-    "label_smoothing": "label_smoothing:LabelSmoothing",
-    "kd": "kd:Kd",
-    "kd_decomposed": "kd_decomposed:KdDecomposed",
-    "sft_kl": "sft_kl:SftKl",
-    "sft_k3": "sft_k3:SftK3",
-    "asft": "asft:Asft",
-    "gem": "gem:Gem",
-    "lp_sft": "lp_sft:LpSft",
-    "target_sft": "target_sft:TargetSft",
-    "q_target": "q_target:QTarget",
-}
 _ALIASES = {"distill": "kd"}
 
 
 def names() -> list[str]:
-    """The objectives of this package, in the order of the papers' tables. `distill` is another name of `kd`."""
-    return list(_PLACES)
+    """The objectives of this package in alphabetical order. `distill` is another name of `kd`.
+
+    An objective is a file of `sft_objectives.objectives` with a class whose `name` is the file's.
+    """
+    return sorted(module.name for module in pkgutil.iter_modules(objectives.__path__) if _class(module.name))
+
+
+@cache
+def _class(name: str) -> type[Objective] | None:
+    path = f"{objectives.__name__}.{name}"
+    if not name.isidentifier() or importlib.util.find_spec(path) is None:
+        return None
+    for found in vars(importlib.import_module(path)).values():
+        if isinstance(found, type) and issubclass(found, Objective) and vars(found).get("name") == name:
+            return found
+    return None
 
 
 def load(name: str, **settings: Any) -> Objective:
@@ -54,15 +45,12 @@ def load(name: str, **settings: Any) -> Objective:
     imported in a subprocess first. Raises ValueError with one line for an unknown name, an unknown setting or a value
     that is not allowed.
     """
-    canonical = _ALIASES.get(name, name)
-    if canonical in _PLACES:
-        module, _, attribute = _PLACES[canonical].partition(":")
-        cls = getattr(importlib.import_module(f".objectives.{module}", __package__), attribute)
-    elif ":" in name or "." in name:
+    if ":" in name or "." in name:
         inspect_external(name, settings)
-        cls = _external_class(name)
-    else:
-        known = ", ".join([*_PLACES, *_ALIASES])
+        return _construct(_external_class(name), name, settings)
+    cls = _class(_ALIASES.get(name, name))
+    if cls is None:
+        known = ", ".join([*names(), *_ALIASES])
         raise ValueError(
             f"unknown objective {name!r}; allowed: {known}, or the path of your own as package.module:Class"
         )

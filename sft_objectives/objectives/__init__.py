@@ -1,1 +1,1 @@
-"""One file per objective; `weighted` and `residuals` hold what several are composed of. Imports no torch."""
+"""One file per objective, found by its name; other files hold what several are composed of. Imports no torch."""

@@ -45,7 +45,7 @@ class BeyondLog(Objective):
 
     def loss(self, student, references, columns, constants):
         log_p = student.log_p_label
-        loss = -log_p if self.exponent == 0 else (1 - (self.exponent * log_p).exp()) / self.exponent
+        loss = -log_p if self.exponent == 0 else -(self.exponent * log_p).expm1() / self.exponent
         return loss if self.threshold is None else loss * self._selected(student, constants)
 
     def diagnostics(self, student, references, columns, constants):

@@ -13,7 +13,7 @@ class SedSft(Objective):
     """-log p_y + weight * M_t * (p_y - 1/2)^2, M_t = 1[mass of the student's top_k words < threshold] (SED eq. 1).
 
     weight is lambda, top_k is k. threshold (tau): None is the (1 - fraction)-quantile (fraction is r) of the base
-    model's top-k mass over the positions of `sample_sequences` training sequences, all of them or only the supervised.
+    model's top-k mass over the positions of a sample of the training sequences, all of them or only the supervised.
     threshold_top_k: the k of that mass, top_k if None. mask false: M_t = 1, the "w/o mask" ablation.
     """
 
@@ -25,7 +25,6 @@ class SedSft(Objective):
     threshold: float | None = setting(None, kind=float, nullable=True)
     threshold_top_k: int | None = setting(None, kind=int, low=1, nullable=True)
     positions: str = setting("all", choices=("all", "supervised"))
-    sample_sequences: int = setting(100, low=1)
     mask: bool = setting(True)
 
     @property

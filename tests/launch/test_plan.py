@@ -84,7 +84,7 @@ def test_reinforcement_starts_from_published_checkpoints(recipe):
     ("overrides", "message"),
     [
         (["objective=nosuch"], r"objective=nosuch: allowed: .*lp_sft"),
-        (["objective.name=nosuch"], r"unknown objective 'nosuch'; allowed: sft, dft"),
+        (["objective.name=nosuch"], r"unknown objective 'nosuch'; allowed: asft, beyond_log"),
         (["objective.threshold=0.5"], r"no setting 'threshold'"),
         (["objective=lp_sft", "cache.top_k=5"], r"reads the base's 10 most probable ids.*set cache.top_k=10 or more"),
         (["objective=prift_mass", "cache.producer=vllm"], r"needs label_mass of the base.*set cache.producer=forward"),
