@@ -6,6 +6,8 @@ cache), the logits stay intact until `overwrite_with_gradient` turns them into t
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,12 @@ TILE_BYTES = {"cpu": 2**20, "cuda": 2**27}
 """Size of a tile: a share of a core's cache, or enough work for a GPU."""
 
 TOP_K_BLOCK = 128
+
+Words = tuple[Tensor, Tensor]  # (n, K) ids and gradients
+Expected = tuple[list[Tensor], Tensor]  # weights of each tile, (n, 1) gradients
+Outside = tuple[Tensor, Tensor, Tensor]  # (n, K) ids, (n, 1) log of the other words' sum, (n, 1) gradients
+Upstream = tuple[Tensor, list[Words], list[Expected], list[Outside], Tensor]
+"""(n, 1) gradients at log_p_label, those at the other statistics, and their (n, 1) total, which multiplies -p."""
 
 
 class ChunkStudent(Student):
@@ -27,32 +35,49 @@ class ChunkStudent(Student):
     def __init__(self, logits: Tensor, labels: Tensor, *, whole: bool, differentiable: bool) -> None:
         n, self.vocab_size = logits.shape
         self.labels = labels
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         self._logits = logits
         self._differentiable = differentiable
-        row_bytes = self.vocab_size * logits.element_size()
+        row_bytes = self.vocab_size * dtype.itemsize
         size = n if whole else TILE_BYTES[logits.device.type] // row_bytes
         self._tiles = _slices(n, size)
         self._words: list[tuple[Tensor, Tensor]] = []  # ids, leaf
         self._expected: list[tuple[list[Tensor], Tensor, Tensor]] = []  # weights of each tile, their sum, leaf
         self._outside: list[tuple[Tensor, Tensor, Tensor]] = []  # ids, log of the other words' sum, leaf
         with torch.no_grad():
-            self._scratch = torch.empty_like(logits[self._tiles[0]])
-            self._peak = logits.new_empty(n, 1)
-            self._logsumexp = logits.new_empty(n, 1)
-            for tile in self._tiles:
-                z = logits[tile]
-                torch.amax(z, -1, keepdim=True, out=self._peak[tile])
-                z.sub_(self._peak[tile])
-                self._logsumexp[tile] = self._exp(z).sum(-1, keepdim=True).log_()
-            label = logits.gather(1, labels.unsqueeze(-1)).sub_(self._logsumexp).squeeze(-1)
+            self._peak = logits.new_empty(n, 1, dtype=dtype)
+            self._logsumexp = logits.new_empty(n, 1, dtype=dtype)
+            self._reduce()
+            label = self._gather(labels.unsqueeze(-1)).sub_(self._logsumexp).squeeze(-1)
         self._log_p_label = self._leaf(label)
+
+    def _reduce(self) -> None:
+        """Set peak and logsumexp, subtract the peak."""
+        for tile in self._tiles:
+            z = self._logits[tile]
+            torch.amax(z, -1, keepdim=True, out=self._peak[tile])
+            z.sub_(self._peak[tile])
+            self._logsumexp[tile] = torch.exp(z, out=self._scratch[: len(z)]).sum(-1, keepdim=True).log_()
+
+    def _tile(self, tile: slice) -> Tensor:
+        """(m, V) logits minus their row's peak. May be changed only if restored."""
+        return self._logits[tile]
+
+    def _gather(self, ids: Tensor) -> Tensor:
+        """(n, K) logits of ids minus their row's peak, new."""
+        return self._logits.gather(1, ids)
+
+    @cached_property
+    def _scratch(self) -> Tensor:
+        return self._peak.new_empty(len(self._logits[self._tiles[0]]), self.vocab_size)
 
     @property
     def log_p_label(self) -> Tensor:
         return self._log_p_label
 
     def log_p(self, ids: Tensor) -> Tensor:
-        leaf = self._leaf(self._logits.gather(1, ids).sub_(self._logsumexp))
+        with torch.no_grad():
+            leaf = self._leaf(self._gather(ids).sub_(self._logsumexp))
         if self._remembers():
             self._words.append((ids, leaf))
         return leaf
@@ -61,7 +86,7 @@ class ChunkStudent(Student):
         kept, sums, values = [], [], []
         with torch.no_grad():
             for tile in self._tiles:
-                z, logsumexp = self._logits[tile], self._logsumexp[tile]
+                z, logsumexp = self._tile(tile), self._logsumexp[tile]
                 w = weights(self._chunk(tile))
                 total = w.sum(-1)
                 value = torch.linalg.vecdot(w, z) - total * logsumexp.squeeze(-1)
@@ -84,7 +109,7 @@ class ChunkStudent(Student):
     def entropy(self) -> Tensor:
         parts = []
         for tile in self._tiles:
-            z, logsumexp = self._logits[tile], self._logsumexp[tile]
+            z, logsumexp = self._tile(tile), self._logsumexp[tile]
             # H = lse - sum p z: no term is negative, since the row maximum was subtracted
             p = torch.sub(z, logsumexp, out=self._scratch[: len(z)]).exp_()
             part = logsumexp.squeeze(-1) - torch.linalg.vecdot(p, z)
@@ -95,7 +120,7 @@ class ChunkStudent(Student):
 
     @torch.no_grad()
     def top_k(self, k: int) -> tuple[Tensor, Tensor]:
-        found = [largest(self._logits[tile], min(k, self.vocab_size)) for tile in self._tiles]
+        found = [largest(self._tile(tile), min(k, self.vocab_size)) for tile in self._tiles]
         values = torch.cat([values for values, _ in found])
         return values.sub_(self._logsumexp), torch.cat([ids for _, ids in found])
 
@@ -108,7 +133,7 @@ class ChunkStudent(Student):
         with torch.no_grad():
             outside = torch.empty_like(self._logsumexp)
             for tile in self._tiles:
-                z = self._logits[tile]
+                z = self._tile(tile)
                 inside = z.gather(1, ids[tile])
                 z.scatter_(1, ids[tile], -torch.inf)
                 peak = z.amax(-1, keepdim=True).clamp_(min=torch.finfo(z.dtype).min)
@@ -126,43 +151,56 @@ class ChunkStudent(Student):
 
         No statistic can be asked for afterwards.
         """
+        upstream = self._upstream(losses, scale)
+        if upstream is None:
+            return self._logits.zero_()
+        label, words, expected, outside, total = upstream
+        for place, tile in enumerate(self._tiles):
+            z = self._logits[tile]
+            others = self._dense_terms(place, [], outside)
+            z.sub_(self._logsumexp[tile]).exp_().mul_(-total[tile])
+            if others is not None:
+                z.add_(others)
+            for kept, gradient in expected:
+                z.addcmul_(gradient[tile], kept[place])
+            z.scatter_add_(1, self.labels[tile].unsqueeze(-1), label[tile])
+            for ids, gradient in words:
+                z.scatter_add_(1, ids[tile], gradient[tile])
+        return self._logits
+
+    def _upstream(self, losses: Tensor, scale: Tensor) -> Upstream | None:
+        """Gradients of sum(scale * losses) at the statistics; None if no loss depends on one."""
+        if not losses.requires_grad:
+            return None
         leaves = [self._log_p_label]
         leaves += [leaf for *_, leaf in (*self._words, *self._expected, *self._outside)]
-        if not losses.requires_grad:
-            return self._logits.zero_()
         found = list(torch.autograd.grad(losses, leaves, scale.to(losses.dtype), materialize_grads=True))
         label = found.pop(0).unsqueeze(-1)
         words = [(ids, found.pop(0)) for ids, _ in self._words]
-        expected = [(kept, sums, found.pop(0)) for kept, sums, _ in self._expected]
+        expected = [(kept, found.pop(0).unsqueeze(-1)) for kept, *_ in self._expected]
         outside = [(ids, logsumexp, found.pop(0).unsqueeze(-1)) for ids, logsumexp, _ in self._outside]
         total = label.clone()
-        for _, upstream in words:
-            total += upstream.sum(-1, keepdim=True)
-        for _, sums, upstream in expected:
-            total += (upstream * sums).unsqueeze(-1)
-        for _, _, upstream in outside:
-            total += upstream
-        for place, tile in enumerate(self._tiles):
-            z = self._logits[tile]
-            others = [
-                z.scatter(1, ids[tile], -torch.inf).sub_(logsumexp[tile]).exp_().mul_(upstream[tile])
-                for ids, logsumexp, upstream in outside
-            ]
-            z.sub_(self._logsumexp[tile]).exp_().mul_(-total[tile])
-            for other in others:
-                z.add_(other)
-            for kept, _, upstream in expected:
-                z.addcmul_(upstream[tile].unsqueeze(-1), kept[place])
-            z.scatter_add_(1, self.labels[tile].unsqueeze(-1), label[tile])
-            for ids, upstream in words:
-                z.scatter_add_(1, ids[tile], upstream[tile])
-        return self._logits
+        for _, gradient in words:
+            total += gradient.sum(-1, keepdim=True)
+        for (_, sums, _), (_, gradient) in zip(self._expected, expected, strict=True):
+            total += gradient * sums.unsqueeze(-1)
+        for *_, gradient in outside:
+            total += gradient
+        return label, words, expected, outside, total
 
-    def _exp(self, z: Tensor) -> Tensor:
-        return torch.exp(z, out=self._scratch[: len(z)])
+    def _dense_terms(self, place: int, expected: list[Expected], outside: list[Outside]) -> Tensor | None:
+        """(m, V) terms of a tile's gradient that are neither softmax nor single words, new; None if there are none."""
+        tile, dense = self._tiles[place], None
+        for ids, logsumexp, gradient in outside:
+            z = self._tile(tile).scatter(1, ids[tile], -torch.inf)
+            term = z.sub_(logsumexp[tile]).exp_().mul_(gradient[tile])
+            dense = term if dense is None else dense.add_(term)
+        for kept, gradient in expected:
+            dense = gradient[tile] * kept[place] if dense is None else dense.addcmul_(gradient[tile], kept[place])
+        return dense
 
     def _chunk(self, tile: slice) -> Chunk:
-        return Chunk(tile, self._logits[tile], self.labels[tile])
+        return Chunk(tile, self._tile(tile), self.labels[tile])
 
     def _leaf(self, value: Tensor) -> Tensor:
         return value.requires_grad_(self._differentiable)

@@ -8,7 +8,9 @@ vector-Jacobian product from there to the logits in place, and its two matrix pr
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -31,6 +33,7 @@ from .reference import Reference
 from .student import Student
 
 Measure = Callable[[Student, Mapping[str, Reference]], dict[str, Tensor]]
+BACKENDS = ("auto", "torch", "triton")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 WEIGHT_ROWS = 8192
 """Words of the vocabulary whose gradient is formed at once, where it is accumulated in another dtype."""
@@ -53,6 +56,7 @@ def fused_loss(
     head_bias: Tensor | None = None,
     return_statistics: bool = False,
     accumulate_float32: bool = True,
+    backend: str = "auto",
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     """sum(mask * token_scale * loss) / normalizer over N positions, differentiable in hidden, head_weight, head_bias.
 
@@ -64,7 +68,8 @@ def fused_loss(
 
     chunk_size: rows whose logits exist at a time; None chooses from D and the free memory. The size changes the order
     of sums: for equal bits on a machine short of memory, name it. accumulate_float32: add the chunks' gradients of
-    head_weight in float32 where the model is bfloat16.
+    head_weight in float32 where the model is bfloat16. backend: torch, triton (a GPU, not float64), or auto, which is
+    triton where it can run.
 
     Returns a float32 scalar, float64 for float64. With return_statistics also a dict of detached (N,) tensors, 0 on
     rows with mask 0: loss (without scale and normalizer), cross_entropy, entropy, and the objective's diagnostics as
@@ -104,6 +109,7 @@ def fused_loss(
             reference=given,
             columns=resolve_columns(objective, columns, rows, n),
             constants=BatchConstants(),
+            student=student_of(backend, hidden),
             chunk_size=chunk_size or default_chunk_size(objective, hidden, vocab_size, trained[1]),
         )
         if isinstance(constants, BatchConstants):
@@ -165,6 +171,7 @@ class HeadRows:
             reference=reference,
             columns=dict(columns),
             constants=constants if len(rows) else _OfNoRows(),
+            student=student_of("auto", hidden),
             chunk_size=chunk_size,
         )
 
@@ -207,6 +214,23 @@ def fixed_chunk_size(head_weight: Tensor) -> int:
 
 def _preferred_chunk_size(width: int) -> int:
     return min(max(2 ** math.ceil(math.log2(max(width, 2) / 2)), 256), 4096)
+
+
+def student_of(backend: str, hidden: Tensor) -> type[ChunkStudent]:
+    """The class that makes the passes over the vocabulary. Raises ValueError for a backend that cannot run here."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}; allowed: {', '.join(BACKENDS)}")
+    installed = importlib.util.find_spec("triton") is not None
+    device = hidden.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    narrow = hidden.dtype != torch.float64
+    if backend == "triton" and not (installed and device and narrow):
+        wrong = "triton is not installed" if not installed else f"hidden is {hidden.dtype} on {hidden.device}"
+        raise ValueError(f"backend=triton: {wrong}; allowed: float32 and bfloat16 on a GPU; set backend=torch")
+    if backend == "torch" or (backend == "auto" and not (installed and narrow and hidden.device.type == "cuda")):
+        return ChunkStudent
+    from .triton_kernels import TritonStudent
+
+    return TritonStudent
 
 
 def default_chunk_size(objective: Objective, hidden: Tensor, vocab_size: int, trains_head: bool) -> int:
@@ -260,6 +284,7 @@ class _Batch:
     reference: Reference | Mapping[str, Reference] | None
     columns: dict[str, Tensor]
     constants: BatchConstants
+    student: type[ChunkStudent]
     chunk_size: int
     measure: Measure | None = None
 
@@ -295,7 +320,7 @@ class _Batch:
             accumulator = torch.float32 if hidden.dtype == torch.bfloat16 and accumulate_float32 else hidden.dtype
             gradients[1] = torch.zeros_like(self.head_weight, dtype=hidden.dtype if one_chunk else accumulator)
         if trained[2]:
-            gradients[2] = buffer.new_zeros(len(self.head_weight))
+            gradients[2] = buffer.new_zeros(len(self.head_weight), dtype=_statistics_dtype(hidden))
         parts: list[dict[str, Tensor]] = []
         for chunk, references, columns in self._chunks():
             constants = self.constants.rows(chunk)
@@ -323,7 +348,7 @@ class _Batch:
     def _accumulate(self, gradients: list[Tensor | None], gradient: Tensor, features: Tensor, rows: Tensor) -> None:
         for_hidden, for_weight, for_bias = gradients
         if for_bias is not None:
-            for_bias += gradient.sum(0)
+            for_bias += gradient.sum(0, dtype=for_bias.dtype)
         gradient = gradient.to(features.dtype)
         if for_hidden is not None:
             for_hidden.index_copy_(0, rows, gradient @ self.head_weight)
@@ -338,7 +363,8 @@ class _Batch:
 
     def _buffer(self) -> Tensor:
         rows = min(self.chunk_size, len(self.rows))
-        return self.hidden.new_empty(rows, len(self.head_weight), dtype=_statistics_dtype(self.hidden))
+        dtype = _statistics_dtype(self.hidden) if self.student is ChunkStudent else self.hidden.dtype
+        return self.hidden.new_empty(rows, len(self.head_weight), dtype=dtype)
 
     def _student(
         self, chunk: slice, references: Mapping[str, Reference], buffer: Tensor, *, differentiable: bool
@@ -352,7 +378,7 @@ class _Batch:
         else:
             torch.addmm(self.head_bias, features, self.head_weight.t(), out=logits)
         live = any(reference.live is not None for reference in references.values())
-        student = ChunkStudent(logits, self.labels[chunk], whole=live, differentiable=differentiable)
+        student = self.student(logits, self.labels[chunk], whole=live, differentiable=differentiable)
         return student, features
 
     def _chunks(self) -> Iterator[tuple[slice, dict[str, Reference], dict[str, Tensor]]]:

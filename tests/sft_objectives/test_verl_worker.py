@@ -151,3 +151,60 @@ def test_metrics_are_those_of_the_tokens(one_rank):
     assert metrics(one_rank, "sft", "packed_4")["loss"] == pytest.approx(
         metrics(one_rank, "sft", "packed_4")["cross_entropy"]
     )
+
+
+# losses in the output head, in arrangements that the matrix above does not have
+
+FUSED_CASES = ("sft", "talr", "eaft", "sft_kl", "lp_sft kl", "dft@ema")
+SHARDED = {"sft__processes": 2, "sft__verl": {"engine": {"fsdp_size": 2}}, "sft__gradient_checkpointing": True}
+ARRANGEMENTS = {
+    "sharded_tied": {"changes": SHARDED, "ranks": 2},
+    "sharded_untied": {"changes": SHARDED, "ranks": 2, "model": "untied"},
+    "bfloat16": {"changes": {"model__dtype": "bfloat16"}, "ranks": 1, "unchecked": True, "tolerance": 1e-2},
+    "lora": {
+        "changes": {"sft__lora": {"rank": 4, "alpha": 8, "target_modules": "all-linear"}},
+        "ranks": 1,
+        "cases": ("sft", "talr", "lp_sft kl"),
+    },
+    # without flash attention each rank attends to its own share, with and without the fused head alike
+    "sequence_parallel": {
+        "changes": {"sft__processes": 2, "sft__sequence_parallel": 2},
+        "ranks": 2,
+        "unchecked": True,
+        "cases": ("sft", "talr", "eaft", "lp_sft kl", "dft@ema"),
+        "splits": ("packed_2",),
+    },
+}
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_the_fused_head_gives_gradients_and_metrics_of_whole_logits(
+    arrangement, tiny_world, settings_of, tmp_path, free_port
+):
+    how = ARRANGEMENTS[arrangement]
+    tolerance = how.get("tolerance", TOLERANCE)
+    cases = {label: dict(CASES[label]) for label in how.get("cases", FUSED_CASES)}
+    splits = {
+        "packed_2": {"packed": True, "micro_batches": 2, "tokens": None},
+        "padded_2": {"packed": False, "micro_batches": 2, "tokens": None},
+    }
+    splits = {name: splits[name] for name in how.get("splits", splits)}
+    out = run_ranks(
+        tiny_world,
+        settings_of(sft__batch_size=BATCH, **how["changes"]),
+        tmp_path / "out",
+        ranks=how["ranks"],
+        splits=splits | {f"fused_{name}": split | {"fused": True} for name, split in splits.items()},
+        port=free_port(),
+        model=how.get("model", "model"),
+        cases=cases,
+        unchecked=how.get("unchecked", False),
+    )
+    for label in cases:
+        for split in splits:
+            error = distance(gradients(out, label, f"fused_{split}"), gradients(out, label, split))
+            assert error < tolerance, (label, split)
+            found, wanted = metrics(out, label, f"fused_{split}"), metrics(out, label, split)
+            assert found.keys() == wanted.keys()
+            for name, value in wanted.items():
+                assert found[name] == pytest.approx(value, rel=max(1e-5, tolerance), abs=1e-6), (label, split, name)
