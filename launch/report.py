@@ -16,10 +16,11 @@ from typing import Any
 import evaluation
 from evaluation import artifact
 from launch.plan import Branch, Plan, Stage
+from launch.select import Selected, select
 from launch.status import bytes_text, seconds_text
 from launch.store import Corrupt, Record, Store, digest
 
-VERSION = 1
+VERSION = 2
 COLUMNS = {
     "sft_pass1": "SFT pass@1",
     "sft_passk": "SFT pass@k",
@@ -59,25 +60,36 @@ class Line:
 
     name: str
     members: tuple[Mapping[str, Stage], ...]
+    seeds: tuple[str, ...] = ("",)
 
 
-def lines(plan: Plan) -> list[Line]:
-    """The rows of a plan: base models first, then branches; branches that differ in `seed` alone make one row."""
+def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
+    """The rows of a plan: base models first, then branches; branches that differ in `seed` alone make one row.
+
+    `ended` are the branches that selection left at SFT; they have no row.
+    """
     bases: dict[str, Line] = {}
     groups: dict[tuple[str, ...], list[Mapping[str, Stage]]] = defaultdict(list)
     names: dict[tuple[str, ...], str] = {}
+    seeds: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for branch in plan.branches:
         base = branch.stages.get("evaluate:base")
         if base is not None:
             bases.setdefault(base, Line("base model", ({"sft_eval": plan.stages[base]},)))
+        if branch.name in ended:
+            continue
         starts = [role.partition("@")[2] for role in branch.stages if role.startswith("rl@")] or [None]
         for start in starts:
             key = (*(text for text in branch.overrides if not text.startswith("seed=")), str(start))
             groups[key].append(_member(plan, branch, start))
+            seeds[key].append(next((text for text in branch.overrides if text.startswith("seed=")), ""))
             words = [word for word in branch.name.split() if not word.startswith("seed=")]
             name = " ".join(words) or str(branch.recipe.objective["name"])
             names[key] = name if len(starts) == 1 else f"{name}, from {start}"
-    return [*bases.values(), *(Line(names[key], tuple(members)) for key, members in groups.items())]
+    return [
+        *bases.values(),
+        *(Line(names[key], tuple(members), tuple(seeds[key])) for key, members in groups.items()),
+    ]
 
 
 def _member(plan: Plan, branch: Branch, start: str | None) -> Mapping[str, Stage]:
@@ -146,11 +158,28 @@ def _spread(values: Sequence[float]) -> float:
     return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
 
 
+def _over_seeds_interval(shifts: Sequence[float], records: tuple[str, ...]) -> Cell:
+    """Mean of paired differences, one a seed, with Student's 95% interval; empty below two seeds."""
+    if len(shifts) < 2:
+        return Cell()
+    from scipy.stats import t
+
+    mean = sum(shifts) / len(shifts)
+    half = float(t.ppf(0.975, len(shifts) - 1)) * _spread(shifts) / len(shifts) ** 0.5
+    text = f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f}), {len(shifts)} seeds"
+    return Cell(text, mean, mean - half, mean + half, records)
+
+
+CONTRASTS = ("difference in pass@1, over problems", "over seeds", "p (Holm)")
+SELECTION = ("setting", "seeds", "validation", "device-hours", "goes on")
+
+
 class _Table:
-    def __init__(self, plan: Plan, source: _Source) -> None:
+    def __init__(self, selected: Selected, source: _Source) -> None:
+        plan = selected.plan
         self.source = source
         self.settings = plan.branches[0].recipe.eval
-        self.lines = lines(plan)
+        self.lines = lines(plan, selected.ended)
         self.rows = [(line, {name: getattr(self, f"_{name}")(line) for name in COLUMNS}) for line in self.lines]
 
     # --- cells
@@ -278,6 +307,56 @@ class _Table:
 
     # --- the other tables
 
+    @property
+    def reference(self) -> str:
+        """Name of the line that the others are compared with."""
+        return next(line.name for line in self.lines if line.name != "base model")
+
+    def contrasts(self) -> list[tuple[str, list[Cell]]]:
+        """Every line against the first one after the base: paired differences of pass@1 on the target.
+
+        Both are taken where the walk ended (after RL if there is RL), over the seeds that both lines have. Cells: the
+        difference with its interval over problems (each problem averaged over seeds), the same over seeds (Student's
+        t), and Holm's p-value over the whole table, of the first.
+        """
+        named = [line for line in self.lines if line.name != "base model"]
+        if len(named) < 2:
+            return []
+        first, rows, p_values = named[0], [], []
+        for line in named[1:]:
+            pairs = [
+                (self._last(a), self._last(b))
+                for seed, a in zip(first.seeds, first.members, strict=True)
+                for other, b in zip(line.seeds, line.members, strict=True)
+                if seed == other
+            ]
+            found = [(a, b) for a, b in pairs if a is not None and b is not None]
+            scores = [
+                [self.source.scores(stage, self.settings.target, "sampled") for stage in pair]
+                for pair in found
+                if all(self.target(self.source.metrics(stage) or {"benchmarks": {}}) for stage in pair)
+            ]
+            if not scores or len({frozenset(side) for pair in scores for side in pair}) > 1:
+                continue
+            problems = sorted(scores[0][0])
+            means = [[sum(pair[side][p] for pair in scores) / len(scores) for p in problems] for side in (0, 1)]
+            result = evaluation.paired_comparison(*means, seed=self.settings.seed, resamples=self.settings.resamples)
+            records = tuple(stage.address for pair in found for stage in pair)
+            text = f"{result.difference:+.3f} ({result.low:+.3f} to {result.high:+.3f})"
+            over_problems = Cell(text, result.difference, result.low, result.high, records)
+            shifts = [sum(pair[1][p] - pair[0][p] for p in problems) / len(problems) for pair in scores]
+            rows.append((line.name, over_problems, _over_seeds_interval(shifts, records), records))
+            p_values.append(result.p_value)
+        adjusted = evaluation.holm(p_values) if p_values else []
+        return [
+            (name, [problems, seeds, Cell(f"{p:.3f}", p, records=records)])
+            for (name, problems, seeds, records), p in zip(rows, adjusted, strict=True)
+        ]
+
+    def _last(self, member: Mapping[str, Stage]) -> Stage | None:
+        stage = member.get("rl_eval") or member.get("sft_eval")
+        return stage if self.source.record(stage) is not None else None
+
     def benchmarks(self) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
         """Names of all benchmarks, and pass@1 on each of every line after SFT and after RL."""
         names: dict[str, None] = {}
@@ -373,7 +452,34 @@ def _costs(plan: Plan, store: Store) -> list[tuple[str, str, str, str]]:
         mine = [row for row in rows if row["fingerprint"] in marks]
         hours, devices = sum(r["seconds"] for r in mine) / 3600, sum(r["device_hours"] for r in mine)
         table.append((branch.name, str(len(mine)), f"{hours:.2f}", f"{devices:.2f}"))
+    mine = [row for row in rows if row["fingerprint"] in plan.stages]
+    hours, devices = sum(r["seconds"] for r in mine) / 3600, sum(r["device_hours"] for r in mine)
+    table.append(("all, shared stages once", str(len(mine)), f"{hours:.2f}", f"{devices:.2f}"))
     return table
+
+
+def _selection(selected: Selected, store: Store) -> list[tuple[str, str, str, str, str, str]]:
+    """A row for each candidate: group, setting, seeds, mean validation metric, device-hours of its SFT, the choice."""
+    rows = store.costs()
+    table = []
+    for choice in selected.choices:
+        for candidate in choice.candidates:
+            marks = {stage.fingerprint for stage in candidate.stages}
+            hours = sum(row["device_hours"] for row in rows if row["fingerprint"] in marks)
+            value = "" if candidate.value is None else f"{candidate.value:.4f}"
+            mark = "undecided" if choice.chosen is None else "yes" if candidate.setting == choice.chosen else ""
+            table.append((choice.group, candidate.setting, str(len(candidate.stages)), value, f"{hours:.2f}", mark))
+    return table
+
+
+def _budget(selected: Selected) -> str:
+    """Whether every group was given as many candidates and seeds as the others."""
+    counts = {(len(c.candidates), tuple(len(x.stages) for x in c.candidates)) for c in selected.choices}
+    metric = selected.plan.branches[0].recipe.selection.metric
+    if len(counts) == 1:
+        (candidates, seeds), *_ = counts
+        return f"Equal budget: every group tried {candidates} settings, {sum(seeds)} SFT runs; chosen by {metric}."
+    return f"Unequal budget: the groups did not try equally many settings and seeds; chosen by {metric}."
 
 
 _STYLE = """
@@ -388,7 +494,8 @@ pre { font-size: 12px; overflow-x: auto; }
 """
 
 
-def _html(title: str, head: str, table: _Table, source: _Source, figures: dict[str, str], plan: Plan) -> str:
+def _html(title: str, head: str, table: _Table, source: _Source, figures: dict[str, str], selected: Selected) -> str:
+    plan = selected.plan
     used: dict[str, None] = {}
 
     def cell(value: Cell) -> str:
@@ -418,6 +525,15 @@ def _html(title: str, head: str, table: _Table, source: _Source, figures: dict[s
         parts.append(
             "<h2>pass@1 by benchmark</h2>" + grid(["", *names], [(n, [cell(c) for c in cs]) for n, cs in rows])
         )
+    contrasts = table.contrasts()
+    if contrasts:
+        title = f"<h2>Against {html.escape(table.reference)}</h2>"
+        parts.append(title + grid(["", *CONTRASTS], [(n, [cell(c) for c in cs]) for n, cs in contrasts]))
+    chosen = [
+        (name, [f"<td>{html.escape(v)}</td>" for v in rest]) for name, *rest in _selection(selected, source.store)
+    ]
+    if chosen:
+        parts.append(f"<h2>Selection</h2><p>{html.escape(_budget(selected))}</p>" + grid(["", *SELECTION], chosen))
     costs = [(name, [f"<td>{html.escape(value)}</td>" for value in rest]) for name, *rest in _costs(plan, source.store)]
     parts.append("<h2>Cost</h2>" + grid(["branch", "attempts", "hours", "device-hours"], costs))
     parts.append("<h2>Records</h2>")
@@ -441,7 +557,10 @@ def _html(title: str, head: str, table: _Table, source: _Source, figures: dict[s
     )
 
 
-def _markdown(title: str, head: str, table: _Table, source: _Source, figures: dict[str, str], plan: Plan) -> str:
+def _markdown(
+    title: str, head: str, table: _Table, source: _Source, figures: dict[str, str], selected: Selected
+) -> str:
+    plan = selected.plan
     notes: dict[str, int] = {}
 
     def cell(value: Cell) -> str:
@@ -458,6 +577,13 @@ def _markdown(title: str, head: str, table: _Table, source: _Source, figures: di
     names, rows = table.benchmarks()
     if names:
         parts += ["## pass@1 by benchmark", "", *grid(["", *names], [[n, *map(cell, cells)] for n, cells in rows]), ""]
+    contrasts = table.contrasts()
+    if contrasts:
+        rows = [[name, *map(cell, cells)] for name, cells in contrasts]
+        parts += [f"## Against {table.reference}", "", *grid(["", *CONTRASTS], rows), ""]
+    if selected.choices:
+        found = _selection(selected, source.store)
+        parts += ["## Selection", "", _budget(selected), "", *grid(["", *SELECTION], found), ""]
     parts += ["## Cost", "", *grid(["branch", "attempts", "hours", "device-hours"], _costs(plan, source.store)), ""]
     parts += [f"[^{number}]: record `{address}`" for address, number in notes.items()]
     return "\n".join(parts) + "\n"
@@ -469,6 +595,8 @@ def write_report(plan: Plan, *, as_json: bool = False) -> int:
     A missing record leaves its cells empty. Nothing is written if the records are the ones of the last report.
     """
     store = Store(plan.root)
+    selected = select(plan, store)
+    plan = selected.plan
     source = _Source(store)
     folder = store.root / plan.recipe
     state = {
@@ -483,7 +611,7 @@ def write_report(plan: Plan, *, as_json: bool = False) -> int:
     if not as_json and all(path.exists() and path.read_text().endswith(mark + "\n") for path in outputs):
         print(f"report: {outputs[0]} (unchanged)")
         return 0
-    table = _Table(plan, source)
+    table = _Table(selected, source)
     figures = _figures(table, source)
     title = f"{plan.recipe}: SFT objectives, then RL"
     there = sum(source.record(stage) is not None for stage in plan.stages.values())
@@ -491,8 +619,8 @@ def write_report(plan: Plan, *, as_json: bool = False) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in figures.items():
         _write(folder / f"{name}.svg", text)
-    _write(outputs[0], _html(title, head, table, source, figures, plan) + mark + "\n")
-    _write(outputs[1], _markdown(title, head, table, source, figures, plan) + mark + "\n")
+    _write(outputs[0], _html(title, head, table, source, figures, selected) + mark + "\n")
+    _write(outputs[1], _markdown(title, head, table, source, figures, selected) + mark + "\n")
     if as_json:
         rows = [{"name": line.name, **{key: asdict(c) for key, c in cells.items()}} for line, cells in table.rows]
         print(json.dumps(rows, indent=1))

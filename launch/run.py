@@ -35,7 +35,9 @@ from typing import Any
 
 from launch.estimate import estimate_plan
 from launch.plan import Plan, Stage
+from launch.replica import Replica
 from launch.schema import Run as Limits
+from launch.select import select
 from launch.stage import request_of, supervise
 from launch.status import Display, print_budget
 from launch.store import Corrupt, Heartbeat, Store, StoreError, end_processes, host
@@ -100,15 +102,21 @@ def halve_micro_batch(settings: dict[str, Any]) -> dict[str, Any] | None:
 def run(plan: Plan) -> int:
     """Runs every stage of the plan that the store lacks, then writes the report.
 
-    Returns 0 when everything is done, 1 when a stage failed (others that could run have run), 3 when it was stopped
-    (SIGTERM, `launch stop`, run.max_device_hours) and the same command continues.
+    With `selection.fields` it goes twice: the candidates' SFT first, then what the best of them need. Returns 0 when
+    everything is done, 1 when a stage failed (others that could run have run), 3 when it was stopped (SIGTERM, `launch
+    stop`, run.max_device_hours) and the same command continues.
     """
     store = Store(plan.root)
     try:
         store.root.mkdir(parents=True, exist_ok=True)
         clean_up(store)
-        driver = _Driver(plan, store)
-        code = driver.run()
+        code, undecided = 0, None
+        while code == 0 and undecided != 0:
+            selected = select(plan, store)
+            if len(selected.undecided) == undecided:
+                raise Refused("selection: the candidates are trained and yet undecided; see `launch status`")
+            undecided = len(selected.undecided)
+            code = _Driver(selected.plan, store).run()
     except (StoreError, Refused) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -203,6 +211,7 @@ class _Driver:
         self.stopping = ""
         self.looked = 0.0
         self.devices = 0.0  # of the cluster
+        self.replica = None if self.limits.replica is None else Replica(self.limits.replica)
 
     # --- the whole
 
@@ -214,6 +223,7 @@ class _Driver:
                 progress.state = "cached"
                 progress.seconds, progress.peak_memory_bytes = record.seconds, record.peak_memory_bytes
                 self.store.forget_dead_owner(progress.stage)
+                self._push(progress.stage)
         missing = [p for p in self.progress.values() if p.state != "cached"]
         if missing:
             self.flops = {mark: estimate.flops for mark, estimate in estimate_plan(self.plan, self.store).items()}
@@ -362,7 +372,34 @@ class _Driver:
         if progress.state in FINISHED:
             self.store.release(stage, self.beat.run)
             return False
+        if self.replica is not None and self._pull(stage, progress):
+            self.store.release(stage, self.beat.run)
+            return False
         progress.ready_since = progress.ready_since or time.monotonic()
+        return True
+
+    def _push(self, stage: Stage) -> None:
+        """Copies an artifact to the replica; a failure costs the copy only, and the next run tries again."""
+        if self.replica is None:
+            return
+        try:
+            self.replica.push(self.store, stage)
+        except (StoreError, OSError) as error:
+            print(f"{stage.kind} {stage.label} was not copied to {self.replica.url}: {error}", flush=True)
+
+    def _pull(self, stage: Stage, progress: Progress) -> bool:
+        """Takes a stage's artifact from the replica; a damaged one is said and made again."""
+        assert self.replica is not None
+        try:
+            record = self.replica.pull(self.store, stage, self.beat.run)
+        except Corrupt as error:
+            self.display.say(str(error))
+            return False
+        if record is None:
+            return False
+        progress.state, progress.seconds = "cached", record.seconds
+        progress.peak_memory_bytes = record.peak_memory_bytes
+        self.display.say(f"{stage.kind} {stage.label} taken from {self.replica.url}")
         return True
 
     # --- devices
@@ -390,10 +427,24 @@ class _Driver:
             self.temporary = temporary
             self.devices = ray.cluster_resources().get("GPU", 0.0)
             self._check_store_is_shared()
+            self._check_fits([node["Resources"] for node in ray.nodes() if node["Alive"]])
             yield
         finally:
             if not already:
                 ray.shutdown()
+
+    def _check_fits(self, nodes: list[dict[str, float]]) -> None:
+        """Refuses a stage that this cluster could never place; Ray would wait for its devices for ever."""
+        for progress in self.progress.values():
+            placement = progress.stage.placement
+            if progress.state != "cached" and not fits(placement, nodes):
+                devices = " + ".join(f"{node.get('GPU', 0):g}" for node in nodes)
+                raise Refused(
+                    f"{progress.stage.kind} {progress.stage.label} wants {placement['nodes']} x "
+                    f"{placement['gpus_per_node']:g} devices and {placement['cpus']:g} cores each "
+                    f"({placement['strategy']}); the cluster's nodes have {devices} devices; add nodes or change "
+                    f"platform.placement.{progress.stage.kind}"
+                )
 
     def _check_store_is_shared(self) -> None:
         """Refuses a store that another node of the cluster cannot see, or that a Ray job would lose."""
@@ -578,6 +629,7 @@ class _Driver:
         progress.state = "waiting"
         if outcome == "ok" or self.store.has(stage):
             progress.state = "done"
+            self._push(stage)
         elif outcome == "unstarted" or (outcome in ("stopped", "lost") and self.stopping):
             pass
         elif outcome == "oom" and not progress.halved and halve_micro_batch(stage.settings) is not None:
@@ -591,6 +643,23 @@ class _Driver:
         else:
             progress.state = "failed"
             progress.message = f"{outcome}: {progress.message}"
+
+
+def fits(placement: dict[str, Any], nodes: list[dict[str, float]]) -> bool:
+    """Whether nodes with these resources ({"GPU": n, "CPU": n}), all free, hold the placement's bundles."""
+    gpus, cpus = placement["gpus_per_node"], placement["cpus"]
+    gpus = math.ceil(gpus) if gpus > 1 else gpus
+
+    def room(node: dict[str, float]) -> int:
+        by_gpus = math.floor(node.get("GPU", 0.0) / gpus + 1e-9) if gpus else placement["nodes"]
+        return min(by_gpus, math.floor(node.get("CPU", 0.0) / cpus + 1e-9))
+
+    rooms = [room(node) for node in nodes]
+    if placement["strategy"] == "STRICT_PACK":
+        return max(rooms, default=0) >= placement["nodes"]
+    if placement["strategy"] == "STRICT_SPREAD":
+        return sum(found > 0 for found in rooms) >= placement["nodes"]
+    return sum(rooms) >= placement["nodes"]
 
 
 def _devices(placement: dict[str, Any]) -> float:

@@ -302,8 +302,17 @@ class Platform(Section):
     placement: dict[str, Placement] = runtime({}, "stage -> devices; the rest is derived from processes and replicas")
 
 
+class Selection(Section):
+    """Of branches that differ in some fields (and in `seed`) alone, only the best goes on to RL and evaluation."""
+
+    fields: list[str] = runtime([], "swept fields to choose on validation data, e.g. [sft.lr]; empty: all go on")
+    metric: str = runtime("val_loss", "a scalar of SFT's metrics.json, averaged over seeds")
+    goal: Literal["min", "max"] = runtime("min", "which value of the metric is best")
+
+
 class Run(Section):
     root: str = runtime("runs", "the artifact store")
+    replica: str | None = runtime(None, "fsspec URL that artifacts are taken from and copied to, e.g. s3://bucket/runs")
     retries: int = runtime(2, "attempts after a fault", ge=0)
     backoff: float = runtime(5.0, "seconds before the first retry; doubles", ge=0)
     timeout: float = runtime(86_400.0, "seconds one stage may take", gt=0)
@@ -325,6 +334,7 @@ class Recipe(Section):
     eval: Eval = setting(Eval(), "evaluation")
     platform: Platform = setting(Platform(), "devices")
     run: Run = setting(Run(), "store, retries, limits")
+    selection: Selection = setting(Selection(), "choosing swept settings on validation data")
     sweep: list[dict[str, Any]] = runtime([], "uneven branches: each entry is a mapping of overrides")
 
     @model_validator(mode="after")

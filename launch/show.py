@@ -13,6 +13,7 @@ from rich.table import Table
 
 from launch.estimate import Estimate, disk_forecast, estimate_plan
 from launch.plan import Input, Plan, Stage
+from launch.select import select
 from launch.status import bytes_text, seconds_text
 from launch.store import Store
 
@@ -48,6 +49,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     Raises StoreError on a damaged artifact.
     """
     store = Store(plan.root)
+    selected = select(plan, store)
+    plan = selected.plan
     estimates = estimate_plan(plan, store)
     missing = [estimate for estimate in estimates.values() if estimate.source != "record"]
     without_sharing = sum(
@@ -57,6 +60,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "recipe": plan.recipe,
         "root": plan.root,
         "branches": [{"name": b.name, "overrides": list(b.overrides), "stages": b.stages} for b in plan.branches],
+        "selection": [
+            {
+                "group": choice.group,
+                "chosen": choice.chosen,
+                "candidates": {candidate.setting: candidate.value for candidate in choice.candidates},
+            }
+            for choice in selected.choices
+        ],
         "stages": [_row(plan, stage, estimates[mark]) for mark, stage in plan.stages.items()],
         "total": {
             "missing": len(missing),
@@ -81,6 +92,9 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console = console or Console(width=None if sys.stdout.isatty() else 150)
     found = plan_json(plan)
     rows, total = found["stages"], found["total"]
+    for choice in found["selection"]:
+        what = choice["chosen"] or f"undecided between {', '.join(choice['candidates'])}; RL and evaluation follow"
+        console.print(f"selection: {choice['group']}: {what}")
     short = {stage.address: f"{stage.kind}/{stage.label}" for stage in plan.stages.values()}
     table = Table(title=f"{plan.recipe}: {len(plan.branches)} branches, {len(rows)} stages", title_justify="left")
     table.add_column("artifact", no_wrap=True)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from launch.plan import Plan, Stage
+from launch.select import select
 from launch.store import HEARTBEAT, Corrupt, Store, host, read_json
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
     counts as running if its heartbeat moves while this function waits two beats for it.
     """
     store = Store(plan.root)
+    plan = select(plan, store).plan
     owners = {mark: store.owner(stage) for mark, stage in plan.stages.items()}
     alive = _alive(store, {owner for owner in owners.values() if owner is not None})
     rows: dict[str, dict[str, Any]] = {}

@@ -480,7 +480,7 @@ class Store:
         Raises ValueError if the stage wrote nothing or a link, LeaseLost if another run took the stage over, Full when
         the disk is full (nothing is published then).
         """
-        temporary, target = self.temporary(stage, attempt), self.directory(stage)
+        temporary = self.temporary(stage, attempt)
         with _disk_full_is_clear(self.root):
             names, folders = _tree(temporary)
             if not names:
@@ -507,19 +507,39 @@ class Store:
                 peak_memory_bytes=peak_memory_bytes,
                 placement=dict(stage.placement),
             )
-            with self._locked(stage.kind):
-                if self.owner(stage) != run:
-                    raise LeaseLost(f"{target}: another driver took this stage over")
-                existing = self.find(stage)
-                if existing is not None:
-                    return existing
-                if target.exists():  # a rename without its record: it was never published
-                    shutil.rmtree(target)
-                os.rename(temporary, target)
-                _sync_directory(target.parent)
-                write_json(target / RECORD, asdict(record), durable=True)
+            record = self._commit(stage, temporary, record, run)
         shutil.rmtree(self.scratch(stage), ignore_errors=True)
         return record
+
+    def adopt(self, stage: Stage, directory: Path, record: Record, run: str) -> Record:
+        """Publish files that were made elsewhere, with the record they came with; `directory` is moved into place.
+
+        The caller has checked the files against the record. Raises LeaseLost and Full as `publish` does.
+        """
+        with _disk_full_is_clear(self.root):
+            names, folders = _tree(directory)
+            for name in names:
+                with (directory / name).open("rb") as file:
+                    os.fsync(file.fileno())
+            for folder in folders:
+                _sync_directory(folder)
+            return self._commit(stage, directory, record, run)
+
+    def _commit(self, stage: Stage, temporary: Path, record: Record, run: str) -> Record:
+        """Rename, then record, under the kind's lock; an artifact that is already there wins."""
+        target = self.directory(stage)
+        with self._locked(stage.kind):
+            if self.owner(stage) != run:
+                raise LeaseLost(f"{target}: another driver took this stage over")
+            existing = self.find(stage)
+            if existing is not None:
+                return existing
+            if target.exists():  # a rename without its record: it was never published
+                shutil.rmtree(target)
+            os.rename(temporary, target)
+            _sync_directory(target.parent)
+            write_json(target / RECORD, asdict(record), durable=True)
+            return record
 
     def costs(self) -> list[dict[str, Any]]:
         """Rows of costs.jsonl, oldest first; a row cut short by a full disk is left out."""

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from test_report import evaluate, publish
+
+from launch.compose import RecipeError
+from launch.plan import make_plan
+from launch.report import write_report
+from launch.select import select
+from launch.store import Store, StoreError
+
+LRS = "sft.lr=1e-4,3e-4"
+
+
+def planned(root, *overrides):
+    return make_plan("microworld", ["selection.fields=[sft.lr]", f"run.root={root}", *overrides])
+
+
+def train(plan, store, losses):
+    """Publishes every SFT stage with the validation loss of its learning rate (and seed)."""
+    for stage in plan.stages.values():
+        if stage.kind == "sft":
+            lr = stage.settings["sft"]["lr"]
+            loss = losses[lr] + 0.001 * stage.settings["seed"]
+
+            def write(folder, loss=loss):
+                (folder / "metrics.json").write_text(json.dumps({"val_loss": loss}))
+                (folder / "curve.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
+
+            publish(store, stage, write)
+
+
+def kinds(plan):
+    found = [stage.kind for stage in plan.stages.values()]
+    return {kind: found.count(kind) for kind in set(found)}
+
+
+def test_candidates_end_at_sft_until_all_are_trained_and_then_the_best_goes_on(tmp_path):
+    plan = planned(tmp_path, "objective=sft,dft", LRS, "seed=1,2")
+    store = Store(tmp_path)
+    before = select(plan, store)
+    assert [choice.group for choice in before.choices] == ["objective=sft", "objective=dft"]
+    assert len(before.undecided) == 2 and len(before.ended) == 8
+    assert kinds(before.plan) == {"prepare": 1, "pretrain": 1, "sft": 8, "evaluate": 1}
+    train(plan, store, {1e-4: 1.0, 3e-4: 0.5})
+    after = select(plan, store)
+    assert not after.undecided and [choice.chosen for choice in after.choices] == ["sft.lr=0.0003"] * 2
+    assert kinds(after.plan) == {"prepare": 1, "pretrain": 1, "sft": 8, "rl": 4, "evaluate": 9}
+    for branch in after.plan.branches:
+        assert ("rl@final" in branch.stages) == (branch.recipe.sft.lr == 3e-4)
+    for stage in after.plan.stages.values():
+        users = [branch.name for branch in after.plan.branches if stage.fingerprint in branch.stages.values()]
+        assert list(stage.branches) == users
+
+
+def test_seeds_are_averaged_the_goal_can_be_the_largest_and_divergence_loses(tmp_path):
+    plan = planned(tmp_path, LRS, "seed=1,2", "selection.goal=max")
+    store = Store(tmp_path)
+    train(plan, store, {1e-4: 1.0, 3e-4: 0.5})
+    (choice,) = select(plan, store).choices
+    assert choice.chosen == "sft.lr=0.0001"
+    assert [candidate.value for candidate in choice.candidates] == pytest.approx([1.0015, 0.5015])
+    other = planned(tmp_path / "other", LRS)
+    train(other, Store(tmp_path / "other"), {1e-4: 1.0, 3e-4: math.nan})
+    assert select(other, Store(tmp_path / "other")).choices[0].chosen == "sft.lr=0.0001"
+
+
+def test_what_cannot_be_selected_is_refused(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(RecipeError, match=r"sft\.lr is not swept; give several values"):
+        select(planned(tmp_path), store)
+    with pytest.raises(RecipeError, match=r"rl\.lr is not chosen on validation data; allowed: sft"):
+        select(make_plan("microworld", ["selection.fields=[rl.lr]", "rl.lr=1e-5,1e-6"]), store)
+    plan = planned(tmp_path, LRS, "selection.metric=accuracy")
+    train(plan, store, {1e-4: 1.0, 3e-4: 0.5})
+    with pytest.raises(StoreError, match=r"selection\.metric=accuracy: .*allowed: val_loss"):
+        select(plan, store)
+
+
+def test_selection_changes_no_fingerprint(tmp_path):
+    plain = make_plan("microworld", [LRS, f"run.root={tmp_path}"])
+    assert planned(tmp_path, LRS).stages.keys() == plain.stages.keys()
+
+
+BETTER = {"target": [3, 4, 2, 3, 4, 4, 3, 1, 4, 3, 2, 4]}
+WORSE = {"target": [1, 2, 0, 1, 2, 3, 1, 0, 2, 1, 1, 2]}
+
+
+def test_the_report_shows_the_choice_its_budget_and_paired_differences_over_problems_and_seeds(tmp_path):
+    plan = planned(tmp_path, "objective=sft,dft", LRS, "seed=1,2", "rl.enabled=false")
+    store = Store(tmp_path)
+    train(plan, store, {1e-4: 1.0, 3e-4: 0.5})
+    for stage in select(plan, store).plan.stages.values():
+        if stage.kind == "evaluate":
+            publish(store, stage, lambda folder, s=stage: evaluate(folder, BETTER if s.label == "dft" else WORSE))
+    write_report(plan)
+    text = (tmp_path / "microworld" / "report.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| objective=")]
+    assert len(rows) == 4 and sum("| yes |" in row for row in rows) == 2
+    assert "Equal budget: every group tried 2 settings, 4 SFT runs; chosen by val_loss." in text
+    shift = (sum(BETTER["target"]) - sum(WORSE["target"])) / 12 / 4
+    (contrast,) = [line for line in text.splitlines() if "2 seeds" in line]
+    assert contrast.startswith("| dft lr=0.0003 |") and f"{shift:+.3f} (" in contrast
+    assert "## Against sft lr=0.0003" in text
+    assert "lr=0.0001 |" not in text.split("## pass@1 by benchmark")[0]
+    assert "all, shared stages once" in text
+    page = (tmp_path / "microworld" / "report.html").read_text()
+    assert "Against sft lr=0.0003" in page and "Equal budget" in page
