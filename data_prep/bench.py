@@ -32,6 +32,7 @@ CHAT_TOKENS = 500
 READER_CHATS = 400
 OTHER_CHATS = 40  # JSONL needs a kilobyte a token
 READS = 2000
+READ_PASSES = 5
 CHATS = [
     ("What is the capital of France?", "The capital of France is Paris, a city on the river Seine."),
     ("Add 17 and 25.", "17 + 25 = 42. First add the tens, 10 + 20 = 30, then the ones, 7 + 5 = 12; the sum is 42."),
@@ -120,8 +121,8 @@ def sample_logits(producer: cache.ForwardProducer, directory: Path) -> tuple[Ten
     logits, labels = [], []
     for question, answer in CHATS:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        prompt = str(tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True))
+        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
         ids = torch.tensor(tokenizer(whole, add_special_tokens=False)["input_ids"], device=producer.device)
         start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         logits.append(producer.head(producer.hidden(ids.unsqueeze(0))[0, start - 1 : -1]).float())
@@ -194,11 +195,15 @@ def synthetic_cache(directory: Path, chats: int) -> ReferenceCache:
 
 
 def reads_per_second(read: Callable[[int], Any], chats: int, reads: int) -> float:
-    """Tokens a second of reading random chats, after one warm pass."""
+    """Tokens a second of reading random chats, warm: the median of some passes after a first one."""
     order = np.random.default_rng(1).integers(0, chats, reads).tolist()
-    for chat in range(chats):
-        read(chat)
-    return reads * CHAT_TOKENS / timed(lambda: [read(chat) for chat in order])
+
+    def read_all() -> None:
+        for chat in order:
+            read(chat)
+
+    read_all()
+    return reads * CHAT_TOKENS / median(timed(read_all) for _ in range(READ_PASSES))
 
 
 def reader_figures(directory: Path) -> dict[str, Any]:
@@ -287,7 +292,7 @@ def measure(model: Path, threads: int, tokens: int, repeats: int, tokens_per_bat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m data_prep.bench", description="Figures of the reference cache.")
     parser.add_argument("--model", type=Path, help="Hugging Face directory (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of one forward measurement")

@@ -29,7 +29,10 @@ from data_prep.reference_cache import SAMPLE_FILE, SUPERVISED, TOKEN_FIELDS, Lay
 
 STAGE_VERSION = 1
 WINDOW = 30  # most probable ids over which N1 and N2 are computed (LP-SFT C.1)
-LOGITS_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}  # fp32 logits alive at once; on a CPU they should stay in its cache
+# fp32 logits that one product with the output head makes, and that one pass of the statistics reads; on a CPU the first
+# should be large enough for a fast product, the second should stay in its cache
+LOGITS_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}
+STATISTICS_BYTES = {"cpu": 1 << 22, "cuda": 1 << 29}
 MASKED_LOGIT = -1e30  # finite, so that 0 * logit is 0 in the entropy
 EXAMPLES_SHOWN = 3
 POLL_SECONDS = 2.0
@@ -98,13 +101,12 @@ def statistics(logits: Tensor, labels: Tensor, top_k: int) -> dict[str, Tensor]:
     top, ids = block_topk(logits, min(max(top_k, WINDOW), width))
     largest = top[:, :1]
     label = logits.gather(-1, labels.unsqueeze(-1))
-    below = logits <= label
-    shifted = logits.sub_(largest)
-    weights = shifted.exp()
-    total = weights.sum(-1, keepdim=True)
-    expected = torch.bmm(weights.unsqueeze(1), shifted.unsqueeze(2)).flatten()
-    log_total = total.log()
-    mass = weights.mul_(below).sum(-1) / total.squeeze(-1)
+    q = logits.softmax(-1)
+    # On a CPU each line below is one vectorised pass; comparisons that give booleans and bmm are several times slower.
+    total = q.sum(-1)  # not quite 1: softmax adds up in one sequence, `sum` in pairs
+    mass = logits.clone().le_(label).mul_(q).sum(-1) / total
+    log_total = (total / q.amax(-1)).log().unsqueeze(-1)
+    expected = logits.sub_(largest).mul_(q).sum(-1) / total
     n1, n2 = effective_support(top[:, :WINDOW])
     return {
         "support_ids": ids[:, :top_k],
@@ -112,7 +114,7 @@ def statistics(logits: Tensor, labels: Tensor, top_k: int) -> dict[str, Tensor]:
         "label_logprob": (label - largest - log_total).squeeze(-1).clamp_(max=0.0),
         "label_mass": torch.where((label == largest).squeeze(-1), torch.ones_like(mass), mass),
         "logsumexp": (largest + log_total).squeeze(-1),
-        "entropy": (log_total.squeeze(-1) - expected / total.squeeze(-1)).clamp_(min=0.0),
+        "entropy": (log_total.squeeze(-1) - expected).clamp_(min=0.0),
         "n1": n1,
         "n2": n2,
         "ceil_n1": n1.ceil().long(),
@@ -269,10 +271,15 @@ class ForwardProducer:
             attn_implementation=model.attention,
             trust_remote_code=model.trust_remote_code,
         )
-        self.model.to(self.device).eval().requires_grad_(False)
-        self.decoder, self.head = self.model.get_decoder(), self.model.get_output_embeddings()
-        self.vocab_size = self.head.weight.shape[0]
-        self.chunk = max(1, LOGITS_BYTES[self.device.type] // (4 * self.vocab_size))  # rows of logits alive at once
+        torch.nn.Module.to(self.model, self.device).eval().requires_grad_(False)
+        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        if not isinstance(decoder, torch.nn.Module) or not isinstance(head, torch.nn.Linear):
+            raise ValueError(f"{directory}: not a causal language model with a linear output head; not supported")
+        self.decoder, self.head = decoder, head
+        self.vocab_size = head.weight.shape[0]
+        self.chunk, self.rows_at_once = (
+            max(1, limit[self.device.type] // (4 * self.vocab_size)) for limit in (LOGITS_BYTES, STATISTICS_BYTES)
+        )
         self.allowed = None
         if allowed is not None:
             padded = np.zeros(self.vocab_size, dtype=bool)
@@ -309,7 +316,12 @@ class ForwardProducer:
                 logits = self.head(hidden[flat[part : part + self.chunk] - 1]).float()
                 if self.allowed is not None:
                     logits.masked_fill_(~self.allowed, MASKED_LOGIT)
-                pieces.append(statistics(logits, labels[part : part + self.chunk], top_k))
+                parts = zip(
+                    logits.split(self.rows_at_once),
+                    labels[part : part + self.chunk].split(self.rows_at_once),
+                    strict=True,
+                )
+                pieces += [statistics(some, some_labels, top_k) for some, some_labels in parts]
             yield batch, {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
             heartbeat(len(flat))
 
@@ -546,7 +558,7 @@ def _run(settings, inputs, output, scratch, report) -> None:
     progress = Progress(report, kept, total)
     for record in _compute(settings, model, scratch, layout, allowed, missing, progress.add):
         records[record["file"]] = record
-    shards = [records[job.file] for job in jobs if not job.every_position]
+    shards = [record for job in jobs if not job.every_position and (record := records[job.file])]
     reference_cache.publish(scratch, output, layout, identity, shards, records.get(SAMPLE_FILE))
     _write_figures(output, started, total - kept)
 
@@ -592,13 +604,13 @@ def _compute_on_ray(
 
     with _ray_session(workers):
         gpus = settings.cache.tensor_parallel if settings.platform.name == "gpu" else 0
-        actor = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
+        actor: Any = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
         pool = ActorPool([actor.remote(*arguments) for _ in range(workers)])
         for job in jobs:
             pool.submit(lambda worker, item: worker.compute.remote(item), job)
         while pool.has_next():
             try:
-                record = pool.get_next_unordered(timeout=POLL_SECONDS)
+                record: Any = pool.get_next_unordered(timeout=POLL_SECONDS)
             except TimeoutError:
                 heartbeat(0)
                 continue

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
 from data_prep.reference_cache import SUPPORT_FIELDS, ReferenceCache, label_checksum
@@ -36,7 +36,7 @@ def digest(text: str) -> str:
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of everything that turns text into ids; padding and truncation state is left out."""
-    if tokenizer.is_fast:
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         content.update(padding=None, truncation=None)
     else:
@@ -75,7 +75,7 @@ class ChatDataset(MultiTurnSFTDataset):
             field; or a chat is too long and truncation is error.
     """
 
-    def __init__(self, parquet_files, tokenizer, config, processor=None, max_samples: int = -1):
+    def __init__(self, parquet_files, tokenizer: Any, config: Any, processor=None, max_samples: int = -1):
         super().__init__(parquet_files, tokenizer, config, processor, max_samples)
         if self.pad_mode != "no_padding":
             raise ValueError(f"data.pad_mode={self.pad_mode}: allowed: no_padding")
@@ -116,8 +116,7 @@ class ChatDataset(MultiTurnSFTDataset):
         if unknown := set(self.columns) - {"critical"}:
             raise ValueError(f"data.columns: {', '.join(sorted(unknown))} unknown; allowed: critical")
         if self.columns:
-            given = self.dataframe["critical_spans"] if "critical_spans" in self.dataframe.columns else None
-            if given is None or given.isna().any():
+            if "critical_spans" not in self.dataframe.columns or self.dataframe["critical_spans"].hasnans:
                 raise ValueError(
                     f"{self.parquet_files[0]}: critical_spans is missing; the objective needs it in every row"
                 )
@@ -127,7 +126,7 @@ class ChatDataset(MultiTurnSFTDataset):
     def _critical(self, item: int, length: int) -> torch.Tensor:
         """(length,) float32, 1 at the critical tokens of the whole chat."""
         messages = self.messages[item]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.apply_chat_template_kwargs)
+        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, **self.apply_chat_template_kwargs))
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         start = text.rfind(messages[-1]["content"])
         if start < 0 or len(encoded["input_ids"]) != length:

@@ -276,7 +276,7 @@ def write_shard(directory: Path, name: str, layout: Layout, arrays: Mapping[str,
             found = f"{arrays[block].dtype}{arrays[block].shape}"
             raise TypeError(f"{name}: {block} is {found}, the layout says {dtype}{shape}")
     path = directory / name
-    buffers = [memoryview(np.ascontiguousarray(arrays[block])).cast("B") for block in blocks if arrays[block].size]
+    buffers = [np.ascontiguousarray(arrays[block]).reshape(-1).view(np.uint8).data for block in blocks]
     digest = xxhash.xxh3_128()
     for buffer in buffers:
         digest.update(buffer)
@@ -535,7 +535,9 @@ class ReferenceCache:
             )
         sample, layout = self._shard(len(self.shards)), self.layout.sample()
         words = torch.from_numpy(sample["words"].copy()).flatten()
-        found = dict(zip(SUPPORT_FIELDS, decode(words, layout.top_k, layout.id_bits), strict=True))
+        found: dict[str, torch.Tensor] = dict(
+            zip(SUPPORT_FIELDS, decode(words, layout.top_k, layout.id_bits), strict=True)
+        )
         lengths = torch.from_numpy(np.diff(sample["offsets"]).astype(np.int64))
         return {name: found[name] for name in wanted} | {
             "mask": torch.from_numpy(sample[SUPERVISED].astype(bool)),

@@ -285,12 +285,15 @@ def test_vllm_cannot_leave_out_ids(world):
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_vllm_agrees_with_the_forward_pass(world, produced, tmp_path, monkeypatch):
+def test_vllm_agrees_with_the_forward_pass(world, tmp_path, monkeypatch):
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    found = world.produce(tmp_path, producer="vllm", encoding="lossless")
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # vLLM's kernels want wide heads
+    inputs = {"model": world.save_model(tmp_path / "model", 0, world.tokenizer, **shape)}
+    produced = world.produce(tmp_path / "forward", inputs=inputs, encoding="lossless")
+    found = world.produce(tmp_path / "vllm", inputs=inputs, producer="vllm", encoding="lossless")
     assert found.fields == {"support_ids", "support_logprobs", "mean_loss", *reference_cache.VLLM_FIELDS}
     ids, logprobs = decode(torch.from_numpy(found.column("words")).flatten(), 16)
     expected_ids, expected = decode(torch.from_numpy(produced.column("words")).flatten(), 16)
