@@ -61,6 +61,7 @@ def verl_config(settings: SimpleNamespace, inputs: Mapping[str, Path], scratch: 
 
     sft, data, model = settings.sft, settings.data, settings.model
     check(settings)
+    check_models(settings, inputs)
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     with initialize_config_dir(version_base=None, config_dir=str(_verl_directory() / "trainer" / "config")):
@@ -200,6 +201,27 @@ def check(settings: SimpleNamespace) -> None:
         raise ValueError(
             f"sft.processes={sft.processes} exceeds platform.nodes * platform.gpus_per_node="
             f"{settings.platform.nodes * settings.platform.gpus_per_node}"
+        )
+
+
+def check_models(settings: SimpleNamespace, inputs: Mapping[str, Path]) -> None:
+    """Raise ValueError (one line) if a model or cache that the objective asks for is not among the inputs."""
+    objective = load_objective(settings)
+    for source in live_sources(objective.needs):
+        if source not in inputs:
+            raise objective.error(
+                f"reads the whole vocabulary of the {source}, which no cache holds; input {source} is missing; give "
+                "the model, or choose a setting that uses cached ids (estimator=topk, scope=local, variant=paper)"
+            )
+        if settings.sft.sequence_parallel > 1:
+            raise objective.error(
+                f"keeps the {source} in memory, which sft.sequence_parallel={settings.sft.sequence_parallel} does not "
+                "support; set sft.sequence_parallel=1"
+            )
+    if objective.needs.dataset and "base_cache" not in inputs:
+        raise objective.error(
+            "takes constants of the training set from the base cache; input base_cache is missing; give it, or fix "
+            "them as settings"
         )
 
 

@@ -19,6 +19,7 @@ of position t, that is to the label `input_ids[t + 1]`. `loss_mask` is verl's: 1
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -228,9 +229,7 @@ class TokenLoss:
                 values |= self._kl_from_base(student, references)
         return values
 
-    def _references(
-        self, data: TensorDict, labels: Tensor, rows: Tensor, *, fill: bool = True
-    ) -> dict[str, Reference]:
+    def _references(self, data: TensorDict, labels: Tensor, rows: Tensor, *, fill: bool = True) -> dict[str, Reference]:
         """References of some rows, by source. fill: compute now what is needed of a live one, else its user does."""
         needs = self.objective.needs
         references = {}
@@ -245,15 +244,14 @@ class TokenLoss:
                     fields["support_ids"], fields["support_logprobs"] = decode(words.flatten(), top_k, id_bits)
                 elif key.startswith(prefix):
                     fields[key.removeprefix(prefix)] = self._share(_packed(data[key])[0])[rows]
-            cached = Reference(**fields)
+            reference = Reference(**fields)
             if source in self.live:
                 live = self.live[source].rows(rows)
+                reference = dataclasses.replace(reference, logits=live.logits, live=live.live)
                 wanted = needs.references.get(source, frozenset())
-                if fill and wanted != {"logits"}:
-                    live = live.filled(labels[rows], top_k=needs.support.get(source, 1))
-                references[source] = live
-            else:
-                references[source] = cached
+                if fill and not wanted <= reference.fields:
+                    reference = reference.filled(labels[rows], top_k=needs.support.get(source, 1), fields=wanted)
+            references[source] = reference
         return references
 
     def _columns(self, data: TensorDict, rows: Tensor) -> dict[str, Tensor]:
@@ -577,17 +575,17 @@ def token_means(sums: Mapping[str, float]) -> dict[str, float]:
     `mean_weight` and `effective_tokens` = (sum w)^2 / (N sum w^2), the share of tokens that carry the weight, exist for
     weighted objectives.
     """
-    tokens = sums["tokens"]
+    tokens = max(sums["tokens"], 1.0)  # where nothing is supervised every sum is 0
     means = {
         name.removeprefix("diagnostic_"): total / tokens
         for name, total in sums.items()
-        if name not in ("loss", "tokens", "weight_squared", "diagnostic_weight") and tokens > 0
+        if name not in ("loss", "tokens", "weight_squared", "diagnostic_weight")
     }
     if "weight_squared" in sums:
         squared = sums["weight_squared"]
         means["mean_weight"] = sums["diagnostic_weight"] / tokens
         means["effective_tokens"] = sums["diagnostic_weight"] ** 2 / (tokens * squared) if squared > 0 else 0.0
-    return {**means, "tokens": tokens, "loss_sum": sums["loss"]}
+    return {**means, "tokens": sums["tokens"], "loss_sum": sums["loss"]}
 
 
 class Checkpoints(CheckpointHandler):
@@ -710,6 +708,12 @@ class ObjectiveTrainer(SFTTrainer):
     def _build_dataset(self) -> None:
         super()._build_dataset()
         for source, aligned in getattr(self.train_dataset, "references", {}).items():
+            needed = self.token_loss.objective.needs.support.get(source, 0)
+            if aligned.top_k < min(needed, self.model_config.hf_config.vocab_size):
+                raise self.token_loss.objective.error(
+                    f"needs {needed} ids per position of reference {source!r}; cached: {aligned.top_k}; "
+                    f"set cache.top_k={needed} or more"
+                )
             self.token_loss.layouts[source] = (aligned.top_k, aligned.cache.layout.id_bits)
 
     def _build_dataloader(self) -> None:

@@ -239,18 +239,34 @@ def expected(name: str, settings: dict, batch: Batch, dtype=torch.float64) -> tu
     return losses.detach(), gradient
 
 
-def row_errors(found: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:
-    """Largest error of each row over `scale` (N,), or over 1e-3 if that is more: p - e_y and entropies cancel."""
+def row_errors(found: Tensor, wanted: Tensor, scale: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Largest error of each row over `scale` (N,), or over 1e-3 of the row's weight if that is more.
+
+    Where p_y is nearly 1, log p_y and p - e_y are differences of numbers near 1: their absolute error is that of 1,
+    whatever their size, and a weight multiplies it (up to e^70 in iw_sft).
+    """
     found, wanted = found.double().reshape(len(found), -1), wanted.double().reshape(len(wanted), -1)
-    return (found - wanted).abs().amax(-1) / scale.double().clamp(min=1e-3)
+    floor = 1e-3 * torch.as_tensor(weight, dtype=torch.float64).clamp(min=1.0)
+    return (found - wanted).abs().amax(-1) / scale.double().maximum(floor)
+
+
+def token_weights(name: str, settings: dict, batch: Batch) -> Tensor | float:
+    """(N,) weights of the formula, 1 for an objective that is no token weight."""
+    if name not in formulas.WEIGHTS:
+        return 1.0
+    _, positions = batch.positions(torch.float64)
+    weights = [formulas.WEIGHTS[name](t, positions, **settings) if t.supervised else 1.0 for t in positions]
+    return torch.tensor([float(weight) for weight in weights])
 
 
 def oracle_error(name: str, settings: dict, provider: Provider, batch: Batch) -> float:
     """Largest error of losses and gradient against the formula, relative to the larger of the row's two."""
     losses, gradient = provider(sft_objectives.load(name, **settings), batch, None)
     true_losses, true_gradient = expected(name, settings, batch)
-    of_losses = row_errors(losses, true_losses, true_losses.abs())
-    of_gradient = row_errors(gradient, true_gradient, true_gradient.abs().amax(-1).maximum(true_losses.abs()))
+    weight = token_weights(name, settings, batch)
+    of_losses = row_errors(losses, true_losses, true_losses.abs(), weight)
+    scale = true_gradient.abs().amax(-1).maximum(true_losses.abs())
+    of_gradient = row_errors(gradient, true_gradient, scale, weight)
     return float(torch.cat([of_losses, of_gradient]).max())
 
 

@@ -199,6 +199,11 @@ INPUTS = {"model": Path("model"), "data": Path("data")}
         ({"model__dtype": "bfloat16"}, r"model\.dtype=bfloat16"),
         ({"platform__name": "gpu", "sft__processes": 2}, r"sft\.processes=2 exceeds"),
         ({"objective": {"name": "lp_sft"}}, "'lp_sft' needs the base cache"),
+        ({"objective": {"name": "asft"}}, "'asft': reads the whole vocabulary of the base, .*estimator=topk"),
+        ({"objective": {"name": "lp_sft", "scope": "full"}}, "'lp_sft': reads the whole vocab.*scope=local"),
+        ({"objective": {"name": "kd_decomposed"}}, "whole vocabulary of the teacher.* input teacher is missing"),
+        ({"objective": {"name": "flow"}}, "'flow': takes constants of the training set.*input base_cache is missing"),
+        ({"objective": {"name": "sed_sft"}}, "'sed_sft': takes constants .*or fix them as settings"),
         (
             {
                 "sft__lora": {"rank": 1, "alpha": 1, "target_modules": "all-linear"},
@@ -212,6 +217,13 @@ def test_wrong_settings_are_refused_with_one_line(settings_of, tmp_path, changes
     with pytest.raises(ValueError, match=message) as caught:
         sft.verl_config(settings_of(**changes), INPUTS, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_live_reference_is_refused_where_sequences_are_split(settings_of, tmp_path):
+    split = {"sft__sequence_parallel": 2, "sft__processes": 2, "model__attention": "flash_attention_2"}
+    settings = settings_of(objective={"name": "asft"}, **split)
+    with pytest.raises(ValueError, match=r"'asft': keeps the base in memory.*set sft\.sequence_parallel=1"):
+        sft.verl_config(settings, {**INPUTS, "base": Path("base")}, tmp_path)
 
 
 def test_settings_reach_verl_and_passthrough_comes_last(settings_of, tmp_path):
