@@ -31,7 +31,9 @@ def read_metrics(directory: pathlib.Path) -> dict[str, Any]:
     """metrics.json of an `evaluate` artifact. Raises ValueError for another version of the format.
 
     {"version", "engine": {...}, "held_out": {metric: estimate, "entropy_histogram": {"edges", "counts"}} or null,
-    "benchmarks": {name: {"protocol": {...}, "problems", "grading": {status: count}, "metrics": {metric: estimate}}}}
+    "benchmarks": {name: {"protocol": {...}, "problems", "grading": {status: count}, "metrics": {metric: estimate}}},
+    "tasks": {name: {"protocol": {...}, "problems", "versions", "metrics": {"metric,filter": estimate}}},
+    "base_minimum": number or null}
     with estimate = {"value", "low", "high", "n"}: a 95% interval over n problems (or chats).
     """
     path = pathlib.Path(directory) / "metrics.json"

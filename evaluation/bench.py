@@ -25,9 +25,9 @@ HANGING = r"9^{9^{9^{9^{9}}}}"
 def answers(count: int) -> list[tuple[str, str, str]]:
     """`count` (response, answer, grader) triples, 16 a problem, in the order an evaluation grades them.
 
-    Of ten problems five have an integer, one a fraction, one a radical, one a polynomial, one a pair or a set and one an
-    interval or a matrix for an answer. A third of the responses is wrong, in ever new ways; one in eight has no box; one
-    in a hundred hangs, all of them against a number.
+    Of ten problems three have an integer, one each a decimal, a fraction, a radical, a polynomial, a list; the rest
+    pairs, sets, intervals and matrices. A third of the responses is wrong, in ever new ways; one in eight has no box;
+    one in a hundred hangs, all of them against a number.
     """
     triples = []
     for i in range(count):
@@ -61,7 +61,7 @@ def answers(count: int) -> list[tuple[str, str, str]]:
 
 
 def grade_seconds(count: int = ANSWERS) -> dict[str, float]:
-    """Grade `answers(count)` in the default pool, its start excluded. Returns `seconds` and the count of each status."""
+    """Grade `answers(count)` in a pool, its start excluded. Returns `seconds` and the count of each status."""
     from evaluation.grading import GradingPool
 
     tasks = answers(count)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from evaluation.artifact import GENERATIONS, write_metrics
 from evaluation.benchmarks import Problem, read_benchmark
 from evaluation.grading.pool import GradingPool, Outcome, default_pool
-from evaluation.statistics import Estimate, bootstrap, pass_at_k
+from evaluation.statistics import Estimate, balanced_accuracy, bootstrap, pass_at_k
 
 Report = Callable[..., None]
 HELD_OUT_FILE = "sft_val.parquet"
@@ -43,10 +44,10 @@ def run(
     from evaluation.generation.sampling import Sampling
 
     evaluation, model = settings.eval, settings.model
-    if not evaluation.benchmarks:
-        raise ValueError("eval.benchmarks: nothing to evaluate; list at least one benchmark or set eval.enabled=false")
-    if evaluation.replicas != 1:
-        raise ValueError(f"eval.replicas={evaluation.replicas}: this stage runs one engine; set eval.replicas=1")
+    if not evaluation.benchmarks and not evaluation.tasks:
+        raise ValueError(
+            "eval.benchmarks, eval.tasks: nothing to evaluate; list at least one or set eval.enabled=false"
+        )
     names = [benchmark.name for benchmark in evaluation.benchmarks]
     if len(set(names)) < len(names):
         raise ValueError(f"eval.benchmarks: a name occurs twice in {', '.join(names)}")
@@ -55,6 +56,11 @@ def run(
     work = []
     for benchmark in evaluation.benchmarks:
         problems = read_benchmark(inputs["data"], benchmark.name)
+        if any(problem.grader == "code" for problem in problems) and not evaluation.run_generated_code:
+            raise ValueError(
+                f"eval.benchmarks: {benchmark.name!r} runs programs that the model writes; set "
+                f"eval.run_generated_code=true to allow it, in the sandbox (docs/evaluation.md)"
+            )
         prompts = [prompter.prompt(problem.prompt, benchmark.prompting) for problem in problems]
         longest = max(range(len(prompts)), key=lambda place: len(prompts[place].ids))
         needed = len(prompts[longest].ids) + benchmark.max_tokens
@@ -83,7 +89,7 @@ def run(
         gpu_memory=evaluation.gpu_memory,
         trust_remote_code=model.trust_remote_code,
     )
-    engine = engine_for(inputs["model"], options)
+    engine = engine_for(inputs["model"], options, evaluation.replicas)
     timings.append({"what": "engine", "seconds": time.monotonic() - started})
 
     pool = default_pool()
@@ -106,10 +112,11 @@ def run(
                 batch_size=evaluation.batch_size,
                 progress=progress,
                 pool=pool,
+                run_generated_code=evaluation.run_generated_code,
             )
             grades[mode] = _verdicts(problems, futures, progress.beat)
         generated = time.monotonic()
-        metrics, grading = _metrics(benchmark, drawn, grades, evaluation, pool, progress.beat)
+        metrics, grading = _metrics(benchmark, problems, drawn, grades, evaluation, pool, progress.beat)
         benchmarks[benchmark.name] = {
             "protocol": {**vars(benchmark), "seed": evaluation.seed},
             "problems": len(problems),
@@ -119,13 +126,33 @@ def run(
         _write_generations(output, benchmark.name, problems, prompts, drawn, grades)
         finished = time.monotonic()
         timings.append({"what": benchmark.name, "generate": generated - started, "measure": finished - generated})
+    tasks = {}
+    for task in evaluation.tasks:
+        from evaluation.harness import run_task
+
+        started = time.monotonic()
+        found = run_task(
+            task,
+            engine,
+            prompter.tokenizer,
+            max_length=evaluation.max_length,
+            task_files=evaluation.task_files,
+            seed=evaluation.seed,
+            resamples=evaluation.resamples,
+            heartbeat=progress.beat,
+            run_generated_code=evaluation.run_generated_code,
+        )
+        estimates = {name: asdict(value) for name, value in found.pop("metrics").items()}
+        tasks[task.name] = {"protocol": vars(task), **found, "metrics": estimates}
+        timings.append({"what": task.name, "seconds": time.monotonic() - started})
     engine_facts = {
         "vllm": engine.description["vllm"],
         "dtype": evaluation.dtype,
         "max_length": evaluation.max_length,
         "reproducible": engine.reproducible,
     }
-    write_metrics(output, {"engine": engine_facts, "held_out": held_out, "benchmarks": benchmarks})
+    metrics = {"engine": engine_facts, "held_out": held_out, "benchmarks": benchmarks, "tasks": tasks}
+    write_metrics(output, {**metrics, "base_minimum": evaluation.base_minimum})
     (output / "timings.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in timings))
     report(total, total, **_headline(benchmarks))
 
@@ -153,7 +180,17 @@ class _Progress:
 
 
 def _generate(
-    engine, problems, prompts, sampling, *, seed, directory, batch_size, progress: _Progress, pool: GradingPool
+    engine,
+    problems,
+    prompts,
+    sampling,
+    *,
+    seed,
+    directory,
+    batch_size,
+    progress: _Progress,
+    pool: GradingPool,
+    run_generated_code,
 ) -> tuple[list[list[Any]], list[list["Future[Outcome]"]]]:
     """Draw the responses; each is handed to the grading pool when its shard is done, while the next is generated."""
     from evaluation.generation.sampling import sample
@@ -162,7 +199,9 @@ def _generate(
 
     def grade(place: int, index: int, drawn) -> None:
         problem: Problem = problems[place]
-        futures[place][index] = pool.submit_grade(drawn.text, problem.answer, problem.grader)
+        futures[place][index] = pool.submit_grade(
+            drawn.text, problem.answer, problem.grader, run_generated_code=run_generated_code
+        )
 
     drawn = sample(
         engine,
@@ -189,7 +228,9 @@ def _verdicts(problems: Sequence[Problem], futures, beat: Callable[[], None]) ->
     return grades
 
 
-def _metrics(benchmark, drawn, grades, evaluation, pool: GradingPool, beat) -> tuple[dict[str, dict], dict[str, int]]:
+def _metrics(
+    benchmark, problems: Sequence[Problem], drawn, grades, evaluation, pool: GradingPool, beat
+) -> tuple[dict[str, dict], dict[str, int]]:
     def estimate(values, **options) -> Estimate:
         beat()
         return bootstrap(values, seed=evaluation.seed, resamples=evaluation.resamples, **options)
@@ -201,6 +242,10 @@ def _metrics(benchmark, drawn, grades, evaluation, pool: GradingPool, beat) -> t
         found[f"pass@{k}"] = estimate(values, proportion=True)
     if "greedy" in grades:
         found["greedy"] = estimate([row[0].correct for row in grades["greedy"]], proportion=True)
+    if benchmark.balanced:
+        classes = {answer: place for place, answer in enumerate(sorted({problem.answer for problem in problems}))}
+        rows = [[count / benchmark.num_samples, classes[p.answer]] for count, p in zip(correct, problems, strict=True)]
+        found["balanced_accuracy"] = estimate(rows, statistic=partial(balanced_accuracy, classes=len(classes)))
     tokens = np.array([[sample.tokens for sample in row] for row in drawn["sampled"]], dtype=np.float64)
     found["tokens_mean"] = estimate(tokens)
     for quartile in (25, 50, 75):

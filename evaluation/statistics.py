@@ -104,6 +104,21 @@ def paired_comparison(
     return Comparison(observed, float(low), float(high), (extreme + 1) / (resamples + 1), len(a))
 
 
+def balanced_accuracy(rows: np.ndarray, classes: int) -> np.ndarray:
+    """Mean over the classes of the mean score in a class; a class without a problem in a resample is left out.
+
+    rows: (resamples, problems, 2), each the score of a problem in [0, 1] and the number of its class in 0..classes-1.
+    Returns (resamples,). A statistic for `bootstrap`.
+    """
+    scores, labels = rows[..., 0], rows[..., 1]
+    recalls = []
+    for label in range(classes):
+        members = labels == label
+        count = members.sum(axis=1)
+        recalls.append(np.where(count > 0, (scores * members).sum(axis=1) / np.maximum(count, 1), np.nan))
+    return np.nanmean(np.stack(recalls, axis=1), axis=1)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment: reject those <= alpha and the family-wise error stays <= alpha. Order is kept."""
     order = np.argsort(p_values, kind="stable")

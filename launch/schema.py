@@ -267,11 +267,24 @@ class Benchmark(Section):
     max_tokens: int = setting(2048, "response tokens", gt=0)
     greedy: bool = setting(True, "one greedy response as well")
     prompting: Literal["chat", "plain"] = setting("chat", "the chat template, or bare text for base models")
+    balanced: bool = setting(False, "balanced accuracy as well: the mean over the answers' classes")
+
+
+class Task(Section):
+    """A task of lm-evaluation-harness with its own prompts, metrics and defaults."""
+
+    name: str = setting("mmlu", "task or group, by the harness' name")
+    num_fewshot: int | None = setting(None, "examples in the prompt; null: the task's own", ge=0)
+    limit: int | None = setting(None, "problems of each task; null: all", gt=0)
+    chat: bool = setting(False, "apply the chat template")
 
 
 class Eval(Section):
     enabled: bool = setting(True, "evaluate the base and every checkpoint")
     benchmarks: list[Benchmark] = setting([], "what to run")
+    tasks: list[Task] = setting([], "what to run through lm-evaluation-harness")
+    task_files: str | None = setting(None, "directory of one's own task files, and of local data for the harness' tasks")
+    base_minimum: float | None = setting(None, "average only where the base model reaches this (TALR: 0.5)", ge=0, le=1)
     k: list[int] = setting([1, 2, 4, 8, 16], "pass@k; a benchmark leaves out those above its num_samples")
     target: str = setting("target", "the benchmark of the SFT domain; the others count as general ability")
     seed: int = setting(0, "sampling")
@@ -280,7 +293,8 @@ class Eval(Section):
     max_length: int = setting(4096, "prompt and response tokens", gt=0)
     held_out_chats: int = setting(256, "held-out chats for token entropy and KL from the base; 0: none", ge=0)
     batch_size: int = setting(256, "requests in one saved shard; sums of a batch depend on its size", gt=0)
-    replicas: int = runtime(1, "vLLM engines; only one is supported so far", ge=1, le=1)
+    run_generated_code: bool = setting(False, "allow the grader `code` to run what the model wrote, in the sandbox")
+    replicas: int = runtime(1, "vLLM engines, each on its own devices; on the CPU platform one core each", gt=0)
     gpu_memory: float = runtime(0.6, "share of a device's memory for vLLM; held-out passes need the rest", gt=0, le=1)
 
 

@@ -9,6 +9,7 @@ _HOMES = {
     "sample_seed": "evaluation.generation.sampling",
     "Prompter": "evaluation.generation.prompts",
     "VllmEngine": "evaluation.generation.engine",
+    "Replicas": "evaluation.generation.replicas",
     "EngineOptions": "evaluation.generation.engine",
     "close_engine": "evaluation.generation.engine",
     "engine_for": "evaluation.generation.engine",

@@ -8,11 +8,15 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluation.generation.sampling import Request, Sample
 
+if TYPE_CHECKING:
+    from evaluation.generation.replicas import Replicas
+
 HEARTBEAT_SECONDS = 2.0
+GENERATE_AT_ONCE = 1024
 # The files that vLLM reads besides the weights. Equal files: another checkpoint is only a reload away.
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -28,6 +32,17 @@ class EngineOptions:
     gpu_memory: float
     tensor_parallel: int = 1
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One prompt (token ids) to complete; `stop` strings end the text and are left out of it."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...]
 
 
 class VllmEngine:
@@ -50,6 +65,8 @@ class VllmEngine:
 
         self.model = pathlib.Path(model).resolve()
         self.options = options
+        self.count = 1
+        self.usable = True
         self.files = model_files_digest(self.model)
         self.reproducible = on_cpu or os.environ.get("VLLM_BATCH_INVARIANT") == "1"
         self.description = {"vllm": vllm.__version__, **asdict(options), "model": str(self.model)}
@@ -130,6 +147,52 @@ class VllmEngine:
         finally:
             engine.abort_request(list(seeds))
 
+    def score(
+        self, rows: Sequence[tuple[Sequence[int], int]], heartbeat: Callable[[], None] = lambda: None
+    ) -> list[tuple[float, bool]]:
+        """Of each (token ids, start): the log-probability of ids[start:] given ids[:start], in nats, and whether each
+        of its tokens is the likeliest. start >= 1, and at most max_length - 1 ids."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
+        found = []
+        for (ids, start), output in zip(
+            rows, self._outputs([(ids, parameters) for ids, _ in rows], heartbeat), strict=True
+        ):
+            entries = [output.prompt_logprobs[place][ids[place]] for place in range(start, len(ids))]
+            found.append((float(sum(entry.logprob for entry in entries)), all(entry.rank == 1 for entry in entries)))
+        return found
+
+    def complete(self, completions: Sequence[Completion], heartbeat: Callable[[], None] = lambda: None) -> list[str]:
+        """The text that continues each prompt. Sampled ones are seeded by their place."""
+        from vllm import SamplingParams
+
+        requests = []
+        for place, completion in enumerate(completions):
+            parameters = SamplingParams(
+                temperature=completion.temperature,
+                top_p=completion.top_p,
+                max_tokens=completion.max_tokens,
+                stop=list(completion.stop),
+                seed=None if completion.temperature == 0 else place,
+            )
+            requests.append((completion.prompt, parameters))
+        return [output.outputs[0].text for output in self._outputs(requests, heartbeat)]
+
+    def _outputs(self, requests: Sequence[tuple[Sequence[int], Any]], heartbeat: Callable[[], None]) -> list[Any]:
+        from vllm import TokensPrompt
+
+        outputs: list[Any] = []
+        for start in range(0, len(requests), GENERATE_AT_ONCE):
+            part = requests[start : start + GENERATE_AT_ONCE]
+            outputs += self.llm.generate(
+                [TokensPrompt(prompt_token_ids=list(ids)) for ids, _ in part],
+                [parameters for _, parameters in part],
+                use_tqdm=False,
+            )
+            heartbeat()
+        return outputs
+
     def close(self) -> None:
         """Free the engine's memory and processes."""
         self.llm.llm_engine.engine_core.shutdown()
@@ -137,7 +200,7 @@ class VllmEngine:
         gc.collect()
 
 
-_engine: VllmEngine | None = None
+_engine: "VllmEngine | Replicas | None" = None
 
 
 def close_engine() -> None:
@@ -163,18 +226,24 @@ def model_files_digest(model: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def engine_for(model: pathlib.Path, options: EngineOptions) -> VllmEngine:
-    """This process's engine, with the weights of `model`.
+def engine_for(model: pathlib.Path, options: EngineOptions, replicas: int = 1) -> "VllmEngine | Replicas":
+    """This process's engine, or its `replicas` engines, with the weights of `model`.
 
     Kept between calls: importing vLLM takes many seconds and starting an engine seconds to minutes, a reload far less.
-    Replaced by a fresh engine where the options or any file of the model besides its weights differ.
+    Replaced where the options, the number of replicas or any file of the model besides its weights differ.
     """
     global _engine
     model = pathlib.Path(model).resolve()
-    if _engine is not None and (_engine.options != options or _engine.files != model_files_digest(model)):
+    if _engine is not None and (
+        (_engine.options, _engine.count) != (options, replicas)
+        or not _engine.usable
+        or _engine.files != model_files_digest(model)
+    ):
         close_engine()
     if _engine is None:
-        _engine = VllmEngine(model, options)
+        from evaluation.generation.replicas import Replicas
+
+        _engine = VllmEngine(model, options) if replicas == 1 else Replicas(model, options, replicas)
     elif _engine.model != model:
         try:
             _engine.load(model)

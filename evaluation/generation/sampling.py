@@ -48,7 +48,7 @@ class Sample:
 
 
 class Backend(Protocol):
-    """What draws responses: a `VllmEngine`."""
+    """What draws responses: a `VllmEngine` or `Replicas`."""
 
     description: dict
 

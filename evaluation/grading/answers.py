@@ -1,5 +1,6 @@
 """Graders as pure functions of (response, reference answer). They may be slow or hang: `pool.py` bounds them."""
 
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ Status = Literal["ok", "no_answer", "timeout", "error", "crash"]
 TAIL_CHARACTERS = 5_000
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BOX_SEPARATOR = re.compile(r"[\s$,;.]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")
+ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 ANSWER_PHRASE = re.compile(r"(?i:answer)\s*(?:(?i:is)\s*:?|:)\s*(.+)")
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
 INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
@@ -68,23 +70,37 @@ def extract_boxed(response: str) -> list[str]:
 
 
 def extract_answer(response: str) -> str | None:
-    r"""The final answer as text: the last \boxed{...}, else what follows the last "answer is" or "Answer:", or None."""
+    r"""The final answer as text, or None: the last \boxed{...}; else the last <answer>...</answer>, of which the field
+    "answer" where it is a JSON object; else what follows the last "answer is" or "Answer:"."""
     boxed = extract_boxed(response)
     if boxed:
         return ", ".join(boxed)
+    tagged = ANSWER_TAGS.findall(response)
+    if tagged:
+        try:
+            found = json.loads(tagged[-1])
+        except ValueError:
+            found = None
+        return str(found["answer"]) if isinstance(found, dict) and "answer" in found else tagged[-1].strip()
     phrases = ANSWER_PHRASE.findall(response)
     return phrases[-1].strip().rstrip(".").strip() if phrases else None
 
 
-def grade_answer(response: str, answer: str, grader: str = "math") -> Grade:
+def grade_answer(response: str, answer: str, grader: str = "math", *, run_generated_code: bool = False) -> Grade:
     """Judge `response` against the reference `answer`, in this process and without a time limit.
 
     grader: `boxed` (mathematical equality of the boxed answer; no box, no answer), `math` (the same, but an unboxed
     final answer counts), `exact` (text), `numeric` or `numeric:<relative tolerance>`, `date` (also gestational
-    "(weeks, days)" pairs), `choice` (one letter). Never raises on a response; an exception of the grader is the status
-    `error`. Raises ValueError for an unknown grader or a reference that its grader cannot read.
+    "(weeks, days)" pairs), `choice` (one letter), `range` (a number within the reference's "[low, high]"), `code` (the
+    program passes the reference's tests in the sandbox, see `grading.code`; only with run_generated_code). Never raises
+    on a response; an exception of the grader is the status `error`. Raises ValueError for an unknown grader, a
+    reference that its grader cannot read, or code without run_generated_code.
     """
     function, argument = check_grader(grader)
+    if function is _grade_code:
+        from evaluation.grading.code import grade_code
+
+        return grade_code(response, answer, run_generated_code=run_generated_code)
     return function(response, answer, argument)
 
 
@@ -212,6 +228,18 @@ def _grade_numeric(response: str, answer: str, argument: str) -> Grade:
     return Grade(abs(value - expected[0]) <= tolerance * abs(expected[0]), "ok")
 
 
+def _grade_range(response: str, answer: str, _: str) -> Grade:
+    limits = _numbers(answer)
+    if len(limits) != 2 or limits[0] > limits[1]:
+        raise ValueError(f"answer: {answer!r} is not a range, as the range grader needs; write it as [low, high]")
+    found = extract_answer(response)
+    numbers = _numbers(found if found is not None else response)
+    if not numbers:
+        return Grade(False, "no_answer")
+    value = numbers[0] if found is not None else numbers[-1]
+    return Grade(limits[0] <= value <= limits[1], "ok")
+
+
 def _numbers(text: str) -> list[float]:
     text = text.replace("\\,", "").replace("\\%", "%").replace("{,}", ",").replace("\N{MINUS SIGN}", "-")
     return [float(part.replace(",", "")) for part in NUMBER.findall(text) if any(c.isdigit() for c in part)]
@@ -267,6 +295,10 @@ def _grade_choice(response: str, answer: str, _: str) -> Grade:
     return Grade((letters[0] if found is not None else letters[-1]) == expected, "ok")
 
 
+def _grade_code(response: str, answer: str, _: str) -> Grade:
+    raise ValueError("grader: code runs through grade_answer, which asks for leave to run it")
+
+
 GRADERS: dict[str, Callable[[str, str, str], Grade]] = {
     "boxed": _grade_boxed,
     "math": _grade_math,
@@ -274,4 +306,6 @@ GRADERS: dict[str, Callable[[str, str, str], Grade]] = {
     "numeric": _grade_numeric,
     "date": _grade_date,
     "choice": _grade_choice,
+    "range": _grade_range,
+    "code": _grade_code,
 }

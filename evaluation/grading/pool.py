@@ -17,6 +17,8 @@ from typing import Any
 from evaluation.grading.answers import Grade, check_grader, grade_answer
 
 TIMEOUT_SECONDS = 3.0
+# The sandbox stops a program after 10 s; many of them at once start slowly.
+CODE_TIMEOUT_SECONDS = 60.0
 MEMORY_BYTES = 4 << 30
 MAX_PENDING = 4096
 
@@ -91,10 +93,22 @@ class GradingPool:
             self._tasks.send_bytes(json.dumps([number, function, arguments, seconds]).encode())
         return future
 
-    def submit_grade(self, response: str, answer: str, grader: str = "math") -> "Future[Outcome]":
-        """Start grading one response; turn the outcome into a `Grade` with `GradingPool.verdict`."""
+    def submit_grade(
+        self, response: str, answer: str, grader: str = "math", *, run_generated_code: bool = False
+    ) -> "Future[Outcome]":
+        """Start grading one response; turn the outcome into a `Grade` with `GradingPool.verdict`.
+
+        run_generated_code: leave for the grader `code` to run the response in the sandbox, which has its own limits.
+        """
         check_grader(grader)
-        return self.submit("evaluation.grading.pool:grade_as_json", response, answer, grader)
+        return self.submit(
+            "evaluation.grading.pool:grade_as_json",
+            response,
+            answer,
+            grader,
+            run_generated_code,
+            timeout_seconds=CODE_TIMEOUT_SECONDS if grader == "code" else None,
+        )
 
     @staticmethod
     def verdict(outcome: Outcome) -> Grade:
@@ -156,10 +170,10 @@ class GradingPool:
             self._results.close()
 
 
-def grade_as_json(response: str, answer: str, grader: str) -> dict:
+def grade_as_json(response: str, answer: str, grader: str, run_generated_code: bool) -> dict:
     """`grade_answer` for a worker: a bad reference answer is data's fault and travels apart from a grader's failure."""
     try:
-        return asdict(grade_answer(response, answer, grader))
+        return asdict(grade_answer(response, answer, grader, run_generated_code=run_generated_code))
     except ValueError as error:
         return {"bad_reference": str(error)}
 

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from evaluation.artifact import read_metrics, read_outcomes
 from evaluation.compare import compare
 from evaluation.evaluate import run
+from evaluation.generation import close_engine
 from evaluation.statistics import pass_at_k
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,6 +27,7 @@ BENCHMARK = {
     "max_tokens": 12,
     "greedy": True,
     "prompting": "chat",
+    "balanced": False,
 }
 
 
@@ -40,6 +43,10 @@ def make_settings(**overrides):
         "batch_size": 10,
         "replicas": 1,
         "gpu_memory": 0.6,
+        "tasks": [],
+        "task_files": None,
+        "base_minimum": None,
+        "run_generated_code": False,
     }
     return SimpleNamespace(
         eval=SimpleNamespace(**{**evaluation, **overrides}),
@@ -152,6 +159,30 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(tmp_path, model_directory
     assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
 
 
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_two_replicas_write_the_same_bytes_as_one_also_over_what_one_left(tmp_path, model_directory, prepared_data):
+    model = model_directory(tied=True, seed=2)
+    whole, _ = evaluate(tmp_path, "one", model, prepared_data)
+    both, _ = evaluate(tmp_path, "two", model, prepared_data, replicas=2)
+    assert payload(both) == payload(whole)
+    # A run that one engine left half done, finished by two.
+    scratch = tmp_path / "mixed.scratch"
+    shutil.copytree(tmp_path / "one.scratch", scratch)
+    shards = sorted(scratch.glob("generations/*/*.parquet"))
+    for path in shards[::2]:
+        path.unlink()
+    mixed, _ = evaluate(tmp_path, "mixed", model, prepared_data, replicas=2)
+    assert payload(mixed) == payload(whole)
+    # Other weights, loaded into the same two engines.
+    other = model_directory(tied=True, seed=3)
+    reloaded, _ = evaluate(tmp_path, "reloaded", other, prepared_data, replicas=2)
+    alone, _ = evaluate(tmp_path, "alone", other, prepared_data)
+    assert payload(reloaded) == payload(alone) != payload(whole)
+    close_engine()
+
+
 def payload(output: pathlib.Path) -> dict[str, bytes]:
     files = (path for path in output.rglob("*") if path.is_file() and path.name != "timings.jsonl")
     return {str(path.relative_to(output)): path.read_bytes() for path in files}
@@ -163,7 +194,6 @@ def payload(output: pathlib.Path) -> dict[str, bytes]:
         ({"benchmarks": []}, "eval.benchmarks"),
         ({"benchmarks": [SimpleNamespace(**BENCHMARK), SimpleNamespace(**BENCHMARK)]}, "occurs twice"),
         ({"benchmarks": [SimpleNamespace(**{**BENCHMARK, "name": "none"})]}, "present: digits, letters"),
-        ({"replicas": 2}, "eval.replicas=1"),
         ({"max_length": 20}, "eval.max_length=20"),
         ({"benchmarks": [SimpleNamespace(**{**BENCHMARK, "temperature": 0.0})]}, "greedy samples"),
     ],

@@ -1,0 +1,197 @@
+"""Several engines as Ray actors, on one node or many: data parallelism over shards."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+
+from evaluation.generation.engine import HEARTBEAT_SECONDS, Completion, EngineOptions, VllmEngine, model_files_digest
+from evaluation.generation.sampling import Request, Sample, Sampling
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# What a replica must share with the process that asks: threads and kernels decide the last bit of a sum.
+ENVIRONMENT = ("OMP_NUM_THREADS", "TORCHDYNAMO_DISABLE", "TOKENIZERS_PARALLELISM")
+ENVIRONMENT_PREFIXES = ("VLLM_", "HF_")
+CLOSE_SECONDS = 30.0
+
+
+class Replicas:
+    """`count` engines in Ray actors; a `sampling.Backend` like one `VllmEngine`.
+
+    Ray is the cluster of RAY_ADDRESS, whose nodes must read the model under the same path, or a private one on
+    loopback. A replica takes `tensor_parallel` devices, on the CPU platform one core. Each shard is drawn whole by one
+    replica, so that the responses are those of a single engine.
+    """
+
+    def __init__(self, model: pathlib.Path, options: EngineOptions, count: int):
+        import ray
+
+        self.model = pathlib.Path(model).resolve()
+        self.options = options
+        self.count = count
+        self.files = model_files_digest(self.model)
+        self.usable = True
+        devices = 0 if options.platform == "cpu" else options.tensor_parallel
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_ray_session(count))
+            actor = ray.remote(_Replica).options(num_cpus=1, num_gpus=devices)
+            self._actors = [actor.remote(str(self.model), asdict(options)) for _ in range(count)]
+            stack.callback(self._end_actors)
+            facts = ray.get([replica.facts.remote() for replica in self._actors])
+            if any(other != facts[0] for other in facts):
+                raise RuntimeError(f"replicas differ: {facts}; install equal versions on every node")
+            self.description, self.reproducible = facts[0]
+            self._stack = stack.pop_all()
+
+    def load(self, model: pathlib.Path) -> None:
+        """Exchange the weights of every replica; see `VllmEngine.load`."""
+        import ray
+
+        model = pathlib.Path(model).resolve()
+        if model_files_digest(model) != self.files:
+            raise ValueError(f"{model}: its configuration or tokenizer differs from that of {self.model}")
+        ray.get([replica.load.remote(str(model)) for replica in self._actors])
+        self.model = model
+        self.description["model"] = str(model)
+
+    def run(
+        self, shards: Sequence[tuple[int, Sequence[Request]]], heartbeat: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, list[Sample]]]:
+        """Yield (number, samples in request order) of each shard as it completes; see `sampling.Backend`.
+
+        Raises what a replica raised. A run that is left early leaves replicas at work: they are replaced, not reused.
+        """
+        import ray
+
+        self.usable = False
+        streams = []
+        for place, replica in enumerate(self._actors):
+            mine = [
+                (number, [(request.prompt, request.seed, asdict(request.sampling)) for request in requests])
+                for number, requests in shards[place :: self.count]
+            ]
+            if mine:
+                streams.append(replica.run.options(num_returns="streaming").remote(mine))
+        while streams:
+            ready, _ = ray.wait(streams, num_returns=1, timeout=HEARTBEAT_SECONDS, fetch_local=False)
+            heartbeat()
+            for stream in ready:
+                try:
+                    number, rows = ray.get(next(stream))
+                except StopIteration:
+                    streams.remove(stream)
+                    continue
+                yield number, [Sample(*row) for row in rows]
+        self.usable = True
+
+    def score(
+        self, rows: Sequence[tuple[Sequence[int], int]], heartbeat: Callable[[], None] = lambda: None
+    ) -> list[tuple[float, bool]]:
+        """See `VllmEngine.score`; the rows are dealt out to the replicas."""
+        return self._dealt("score", [(list(ids), start) for ids, start in rows], heartbeat)
+
+    def complete(self, completions: Sequence[Completion], heartbeat: Callable[[], None] = lambda: None) -> list[str]:
+        """See `VllmEngine.complete`; the first replica does it, so that seeds go by place."""
+        return self._dealt("complete", list(completions), heartbeat, replicas=1)
+
+    def _dealt(self, method: str, items: list, heartbeat: Callable[[], None], replicas: int | None = None) -> list:
+        import ray
+
+        self.usable = False
+        count = replicas or self.count
+        parts = [items[place::count] for place in range(count)]
+        waiting = [getattr(actor, method).remote(part) for actor, part in zip(self._actors[:count], parts, strict=True)]
+        results = list(waiting)
+        while waiting:
+            _, waiting = ray.wait(waiting, num_returns=1, timeout=HEARTBEAT_SECONDS)
+            heartbeat()
+        found: list = [None] * len(items)
+        for place, result in enumerate(results):
+            found[place::count] = ray.get(result)
+        self.usable = True
+        return found
+
+    def close(self) -> None:
+        """End the actors, and the private Ray if there is one."""
+        self._stack.close()
+
+    def _end_actors(self) -> None:
+        import ray
+
+        if self.usable:
+            closing = [replica.close.remote() for replica in self._actors]
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        for replica in self._actors:
+            ray.kill(replica)
+
+
+class _Replica:
+    """The actor. Plain lists, tuples and dicts cross the wire."""
+
+    def __init__(self, model: str, options: dict):
+        self.engine = VllmEngine(pathlib.Path(model), EngineOptions(**options))
+
+    def facts(self) -> tuple[dict, bool]:
+        return self.engine.description, self.engine.reproducible
+
+    def load(self, model: str) -> None:
+        self.engine.load(pathlib.Path(model))
+
+    def run(self, shards: list[tuple[int, list[tuple]]]) -> Iterator[tuple[int, list[tuple]]]:
+        requests = [
+            (number, [Request(tuple(prompt), seed, Sampling(**sampling)) for prompt, seed, sampling in rows])
+            for number, rows in shards
+        ]
+        for number, samples in self.engine.run(requests):
+            yield number, [(sample.text, sample.finish_reason, sample.tokens, sample.seed) for sample in samples]
+
+    def score(self, rows: list[tuple[list[int], int]]) -> list[tuple[float, bool]]:
+        return self.engine.score(rows)
+
+    def complete(self, completions: list[Completion]) -> list[str]:
+        return self.engine.complete(completions)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@contextlib.contextmanager
+def _ray_session(count: int) -> Iterator[None]:
+    """The cluster of RAY_ADDRESS, or a private Ray on loopback that ends with the replicas."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ENVIRONMENT or name.startswith(ENVIRONMENT_PREFIXES)
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    # Without it Ray would give every actor as many threads as it has cores.
+    environment.setdefault("OMP_NUM_THREADS", str(_threads()))
+    runtime = {"env_vars": environment}
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, runtime_env=runtime, log_to_driver=False)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=count,
+            runtime_env=runtime,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

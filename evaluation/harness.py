@@ -1,0 +1,194 @@
+"""Tasks of lm-evaluation-harness on our engine: its prompts, metrics and filters, our intervals."""
+
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from evaluation.generation.engine import Completion
+from evaluation.statistics import Estimate, bootstrap
+
+
+def run_task(
+    task: SimpleNamespace,
+    engine,
+    tokenizer,
+    *,
+    max_length: int,
+    task_files: str | None,
+    seed: int,
+    resamples: int,
+    heartbeat: Callable[[], None],
+    run_generated_code: bool = False,
+) -> dict[str, Any]:
+    """Run one task or group and return {"metrics": {"acc,none": Estimate}, "problems", "versions": {task: version}}.
+
+    engine: a `VllmEngine` or `Replicas`. Metrics are named as in the harness, metric and filter; a group's metric is
+    the mean over all problems of its tasks. Metrics that are no mean over problems (a corpus' perplexity) are left out.
+    Raises ValueError for an unknown task, one whose data is out of reach, and one that runs code without leave.
+    """
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=task_files)
+    if task.name not in manager.all_tasks:
+        raise ValueError(
+            f"eval.tasks: {task.name!r} is no task of lm-evaluation-harness {_version()} or of {task_files}"
+        )
+    try:
+        loaded = manager.load([task.name])["tasks"]
+    except (OSError, ConnectionError, ValueError) as error:
+        raise ValueError(_no_data(task.name, error)) from None
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("datasets", "huggingface_hub", "requests", "httpx"):
+            raise
+        raise ValueError(_no_data(task.name, error)) from None
+    unsafe = [name for name, one in loaded.items() if getattr(one.config, "unsafe_code", False)]
+    if unsafe and not run_generated_code:
+        raise ValueError(
+            f"eval.tasks: {unsafe[0]!r} runs programs that the model wrote, and outside our sandbox; use the "
+            f"benchmark of this name (docs/evaluation.md), or set eval.run_generated_code=true"
+        )
+    if unsafe:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    found = lm_eval.simple_evaluate(
+        model=_language_model(engine, tokenizer, max_length, heartbeat),
+        tasks=[task.name],
+        task_manager=manager,
+        num_fewshot=task.num_fewshot,
+        limit=task.limit,
+        apply_chat_template=task.chat,
+        log_samples=True,
+        bootstrap_iters=0,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+        confirm_run_unsafe_code=bool(unsafe),
+    )
+    assert found is not None
+    return {
+        "metrics": _estimates(found["samples"], seed, resamples),
+        "problems": sum(len({row["doc_id"] for row in rows}) for rows in found["samples"].values()),
+        "versions": {name: str(version) for name, version in sorted(found["versions"].items())},
+    }
+
+
+def _estimates(samples: dict[str, list[dict]], seed: int, resamples: int) -> dict[str, Estimate]:
+    values: dict[str, list[tuple[float, float]]] = {}
+    for rows in samples.values():
+        for row in rows:
+            for metric in row["metrics"]:
+                pair = _sum_and_count(row[metric])
+                if pair is not None:
+                    values.setdefault(f"{metric},{row['filter']}", []).append(pair)
+
+    def ratio(sample: np.ndarray) -> np.ndarray:
+        return sample[..., 0].sum(axis=1) / sample[..., 1].sum(axis=1)
+
+    found = {}
+    for name, pairs in sorted(values.items()):
+        both = np.array(pairs, dtype=np.float64)
+        if (both[:, 1] == 1).all():
+            proportion = bool(((both[:, 0] >= 0) & (both[:, 0] <= 1)).all())
+            found[name] = bootstrap(both[:, 0], seed=seed, resamples=resamples, proportion=proportion)
+        else:
+            found[name] = bootstrap(both, seed=seed, resamples=resamples, statistic=ratio)
+    return found
+
+
+def _sum_and_count(value: Any) -> tuple[float, float] | None:
+    """A problem's share in a mean: one number, or the parts of a problem that count each (IFEval's instructions)."""
+    if isinstance(value, bool | int | float | np.number):
+        return (float(value), 1.0)
+    if isinstance(value, list) and value and all(isinstance(item, bool | int | float) for item in value):
+        return (float(sum(value)), float(len(value)))
+    return None
+
+
+def _no_data(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return (
+        f"eval.tasks: the data of {name!r} is out of reach ({reason}); on a connected machine run `lm-eval validate "
+        f"--tasks {name}` and copy its HF_HOME here, or write a task file that reads local files (eval.task_files)"
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("lm_eval")
+
+
+def _language_model(engine, tokenizer, max_length: int, heartbeat: Callable[[], None]):
+    """Our engine as the harness sees a model."""
+    from lm_eval.api.model import TemplateLM
+
+    class EngineModel(TemplateLM):
+        def __init__(self):
+            super().__init__()
+            self.tokenizer = tokenizer
+
+        @property
+        def eot_token_id(self) -> int:
+            return tokenizer.eos_token_id
+
+        @property
+        def prefix_token_id(self) -> int:
+            return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            return tokenizer(string, add_special_tokens=bool(add_special_tokens))["input_ids"]
+
+        def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
+            return tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+
+        def chat_template(self, chat_template: bool | str = False) -> str | None:
+            return tokenizer.chat_template if chat_template else ""
+
+        def _loglikelihood_tokens(self, requests, **_: Any) -> list[tuple[float, bool]]:
+            scored = []
+            for _text, context, continuation in requests:
+                # The engine generates at least one token, and the beginning of a prompt matters least.
+                ids = (context + continuation)[-(max_length - 1) :]
+                scored.append((ids, len(ids) - len(continuation)))
+            return engine.score(scored, heartbeat)
+
+        def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+            rows = []
+            for request in requests:
+                ids = [self.prefix_token_id, *self.tok_encode(request.args[0])]
+                if len(ids) > max_length - 1:
+                    raise ValueError(
+                        f"eval.max_length={max_length}: a text of {len(ids)} tokens is scored as a whole; raise it"
+                    )
+                rows.append((ids, 1))
+            return [score for score, _ in engine.score(rows, heartbeat)]
+
+        def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+            completions = []
+            for request in requests:
+                text, options = request.args
+                until = options.get("until") or []
+                limit = int(options.get("max_gen_toks", 256))
+                greedy = not options.get("do_sample", False)
+                ids = self.tok_encode(text)[-max(1, max_length - limit) :]
+                completions.append(
+                    Completion(
+                        tuple(ids),
+                        max_tokens=min(limit, max_length - len(ids)),
+                        temperature=0.0 if greedy else float(options.get("temperature", 1.0)),
+                        top_p=1.0 if greedy else float(options.get("top_p", 1.0)),
+                        stop=tuple([until] if isinstance(until, str) else until),
+                    )
+                )
+            return engine.complete(completions, heartbeat)
+
+    return EngineModel()
