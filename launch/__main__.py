@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="refresh until everything is done")
     status.add_argument("--json", action="store_true", help="machine-readable")
     command("stop", "ask the running driver of this recipe's stages to stop them and leave")
-    command("check", "preflight of the cluster: driver, kernels, versions, shared store, disk, models")
+    preflight = command("check", "preflight of the cluster: driver, kernels, versions, shared store, disk, models")
+    preflight.add_argument("--prefetch", action="store_true", help="download the models, once on each node")
     report = command("report", "write report.html and report.md from the records that exist")
     report.add_argument("--json", action="store_true", help="print the table as JSON too")
     explain = commands.add_parser("explain", help="field by field, why two artifacts are not the same")
@@ -145,7 +146,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.command == "check":
         from launch.check import check
 
-        return check(plan)
+        return check(plan, prefetch=arguments.prefetch)
     if arguments.command == "stop":
         from launch.run import stop
 

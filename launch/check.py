@@ -18,6 +18,7 @@ from launch.plan import Plan
 from launch.stage import ROOT
 from launch.store import Store, host, packages
 
+OTHER_FORMATS = ["*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*"]  # weights that nothing here reads
 FREE_BYTES = 20e9  # below this much free space in the store a run is likely to end with a full disk
 
 
@@ -35,7 +36,8 @@ def probe(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What one node says of itself; runs on the node.
 
     settings: root (absolute path of the store), token (a file that this node writes), models (local paths that must be
-    readable), attention (kernel), platform ("cpu" or "gpu").
+    readable), hub ([name, revision or None] of models that must be in the node's cache), prefetch (download the absent
+    ones), attention (kernel), platform ("cpu" or "gpu").
     """
     root = Path(settings["root"])
     found: dict[str, Any] = {"host": host(), "packages": packages(), "rooms": str(ROOT), "problems": []}
@@ -50,12 +52,30 @@ def probe(settings: Mapping[str, Any]) -> dict[str, Any]:
     for model in settings["models"]:
         if not os.access(model, os.R_OK) or not (Path(model) / "config.json").is_file():
             found["problems"].append(("model", f"{model} is not a readable model directory", "put it on a shared path"))
+    for name, revision in settings["hub"]:
+        problem = _fetch(name, revision, settings["prefetch"])
+        if problem is not None:
+            found["problems"].append(problem)
     if settings["platform"] == "gpu":
         found |= _devices(found["problems"])
         if settings["attention"] == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             remedy = "pip install flash-attn==2.8.3 --no-build-isolation, or model.attention=sdpa"
             found["problems"].append(("attention kernel", "flash_attn is not installed", remedy))
     return found
+
+
+def _fetch(name: str, revision: str | None, download: bool) -> tuple[str, str, str] | None:
+    """Looks for a hub model in this node's cache, or brings it there; returns the problem, if any."""
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        snapshot_download(name, revision=revision, ignore_patterns=OTHER_FORMATS, local_files_only=not download)
+    except Exception as error:  # the hub's client raises a dozen kinds: network, access, name, disk
+        if download:
+            return "model", f"{name}: {' '.join(str(error).split())[:200]}", "check the name, the network and HF_TOKEN"
+        remedy = "run `check --prefetch`, or set HF_HOME to a directory that holds it"
+        return "model", f"{name} is not in {constants.HF_HUB_CACHE}", remedy
+    return None
 
 
 def _devices(problems: list[tuple[str, str, str]]) -> dict[str, Any]:
@@ -134,18 +154,36 @@ def judge(plan: Plan, probes: Sequence[Mapping[str, Any]], seen: Sequence[set[st
     return findings
 
 
-def check(plan: Plan) -> int:
+def _models(plan: Plan) -> tuple[list[str], list[list[str | None]]]:
+    """Models from outside that the plan's stages read: local directories, and [hub name, revision]."""
+    read = {given.path for stage in plan.stages.values() for given in stage.inputs.values() if given.path is not None}
+    local, hub = set(), {}
+    for branch in plan.branches:
+        model = branch.recipe.model
+        for source in (model, model.teacher, model.checkpoint):
+            if source.path in read and source.path is not None:
+                if Path(source.path).expanduser().exists():
+                    local.add(str(Path(source.path).expanduser()))
+                else:
+                    hub[source.path, source.revision] = [source.path, source.revision]
+    return sorted(local), list(hub.values())
+
+
+def check(plan: Plan, *, prefetch: bool = False) -> int:
     """Asks every node (of RAY_ADDRESS's cluster, else this machine) and prints a line for each check.
 
-    Returns 0 if all are fine, else 1. NCCL is checked for its version and a usable device, not by sending anything.
+    `prefetch` downloads the plan's hub models, once on each node. Returns 0 if all are fine, else 1. NCCL is checked
+    for its version and a usable device, not by sending anything.
     """
     recipe = plan.branches[0].recipe
     store = Store(plan.root)
-    paths = {given.path for stage in plan.stages.values() for name, given in stage.inputs.items() if name == "model"}
+    local, hub = _models(plan)
     settings = {
         "root": str(store.root),
         "token": uuid.uuid4().hex[:8],
-        "models": sorted(path for path in paths if path is not None and Path(path).exists()),
+        "models": local,
+        "hub": hub,
+        "prefetch": prefetch,
         "attention": recipe.model.attention,
         "platform": recipe.platform.name,
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import toy
 
 from launch.check import check, judge, probe
 from launch.plan import Input
-from launch.schema import Platform
+from launch.schema import Model, Platform
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ def test_little_space_and_few_nodes_fail(plan):
 def test_a_node_says_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = {"root": str(tmp_path), "token": "t", "models": [str(tmp_path / "no")], "platform": "gpu"}
+    settings |= {"hub": [], "prefetch": False}
     found = probe({**settings, "attention": "sdpa"})
     assert {name for name, _, _ in found["problems"]} == {"model", "driver"}
     (tmp_path / "file").write_text("")
@@ -67,12 +69,32 @@ def test_a_node_says_what_it_lacks(tmp_path, monkeypatch):
     assert [name for name, _, _ in found["problems"]] == ["store"] and "mark" not in found
 
 
+def plan_of(tmp_path, path, revision=None):
+    stage = toy.steps()
+    stage.inputs["model"] = Input(path=path)
+    plan = toy.plan(tmp_path / "runs", stage)
+    recipe = plan.branches[0].recipe.model_copy(update={"model": Model(path=path, revision=revision)})
+    return replace(plan, branches=[replace(plan.branches[0], recipe=recipe)])
+
+
 def test_the_plans_models_are_looked_at(tmp_path, capsys):
     (tmp_path / "model").mkdir()
-    stage = toy.steps()
-    stage.inputs["model"] = Input(path=str(tmp_path / "model"))
-    plan = toy.plan(tmp_path / "runs", stage)
+    plan = plan_of(tmp_path, str(tmp_path / "model"))
     assert check(plan) == 1
     assert "FAIL model" in capsys.readouterr().out
     (tmp_path / "model" / "config.json").write_text(json.dumps({}))
     assert check(plan) == 0
+
+
+def test_a_hub_model_must_be_in_the_nodes_cache(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    plan = plan_of(tmp_path, "org/model", "a" * 40)
+    assert check(plan) == 1
+    assert "org/model is not in" in (text := capsys.readouterr().out) and "check --prefetch" in text
+    snapshot = tmp_path / "hub" / "models--org--model" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert check(plan) == 0
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert check(plan_of(tmp_path, "org/other"), prefetch=True) == 1
+    assert "check the name, the network and HF_TOKEN" in capsys.readouterr().out
