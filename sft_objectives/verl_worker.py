@@ -197,7 +197,8 @@ class TokenLoss:
             values = head.values(self.normalizer)
             values = {name: values[name] for name in ("loss", "entropy")}
         else:
-            values = head.values(self.normalizer / data["dp_size"], self._kl_from_base if self.kl_from_base else None)
+            ranks = cast(int, data["dp_size"])
+            values = head.values(self.normalizer / ranks, self._kl_from_base if self.kl_from_base else None)
         spread = {name: hidden.new_zeros(len(mask), dtype=torch.float32) for name in values}
         return {name: spread[name].index_copy(0, rows, value.float()) for name, value in values.items()}
 
@@ -376,9 +377,11 @@ class ObjectiveEngine(Engine):
         try:
             if self.head is None:
                 return super().forward_step(micro_batch, loss_function, forward_only)
-            with self.head.returning_values(
-                lambda *head: loss.head_values(*head, micro_batch), self._padded_lengths(micro_batch)
-            ) as loss.read_head:
+
+            def values(hidden: Tensor, weight: Tensor, bias: Tensor | None, places: Tensor) -> dict[str, Tensor]:
+                return loss.head_values(hidden, weight, bias, places, micro_batch)
+
+            with self.head.returning_values(values, self._padded_lengths(micro_batch)) as loss.read_head:
                 return super().forward_step(micro_batch, loss_function, forward_only)
         finally:
             loss.live, loss.read_head = {}, None

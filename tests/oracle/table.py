@@ -36,11 +36,11 @@ Made by `python tests/oracle/table.py > docs/objectives.md` from what `tests/ora
 
 TAIL = """
 Where public code computes the same thing, it agrees (`tests/oracle/test_third_party.py`): TRL's `dft` and `nll` with
-`dft` and `sft`, TRL's generalised JSD at beta 0 with `sft_kl`, Liger-Kernel's distillation at beta 0 with `kd` on the
-whole vocabulary. Two differences have a cause: Liger-Kernel reports KL(q || p), `kd` CE(q, p), the entropy of q apart,
-with the same gradient; and its JSD between beta 0 and 1 compares both models with their mixture, which no paper here
-does. No EAFT is tested against: the packages that ship one are not in the pinned set; its presets are `eaft_repo` and
-`eaft_repo_axolotl`."""
+`dft` and `sft`, axolotl's EAFT with `eaft_repo_axolotl`, TRL's generalised JSD at beta 0 with `sft_kl`, Liger-Kernel's
+distillation at beta 0 with `kd` on the whole vocabulary. Differences have a cause: axolotl does not divide the entropy
+by ln k, so its loss is (ln k)^exponent times the paper's, and adds 1e-10 inside the logarithm; Liger-Kernel reports
+KL(q || p), `kd` CE(q, p), the entropy of q apart, with the same gradient; and its JSD between beta 0 and 1 compares
+both models with their mixture, which no paper here does."""
 
 
 def equation(name: str) -> str:

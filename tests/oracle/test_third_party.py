@@ -1,7 +1,11 @@
-"""Against code that nobody here wrote: TRL's fine-tuning losses, Liger-Kernel's and TRL's distillation."""
+"""Against code nobody here wrote: TRL's and axolotl's fine-tuning losses, Liger-Kernel's and TRL's distillation."""
+
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from axolotl.monkeypatch.loss.eaft import eaft_loss
 from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 from trl.experimental.gkd.gkd_trainer import GKDTrainer
 
@@ -68,6 +72,31 @@ def test_trl_fine_tuning_losses(loss_type, name, trainer):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("vocab_size", "top_k", "exponent"), [(64, 20, 1.0), (64, 5, 2.0), (12, 20, 0.5)])
+def test_axolotl_eaft(vocab_size, top_k, exponent):
+    """Its loss is the preset eaft_repo_axolotl, the paper's times (ln k)^alpha; k may exceed the vocabulary.
+
+    It adds 1e-10 inside the logarithm of the entropy, which changes an entropy by less than 2e-9.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, 9, vocab_size, generator=generator)).requires_grad_()
+    labels = torch.randint(0, vocab_size, (2, 9), generator=generator)
+    labels[0, :4] = labels[1, 7:] = -100
+    theirs = eaft_loss(SimpleNamespace(logits=logits), labels, alpha=exponent, k=top_k)
+    (their_gradient,) = torch.autograd.grad(theirs, logits)
+
+    targets = labels[:, 1:].flatten()
+    mask = targets != -100
+    for settings, factor in (({"divide_by": 1.0}, 1.0), ({}, math.log(top_k) ** exponent)):
+        objective = sft_objectives.load("eaft", top_k=top_k, exponent=exponent, **settings)
+        losses = sft_objectives.token_losses(objective, logits[:, :-1].reshape(-1, vocab_size), targets, mask=mask)
+        ours = factor * losses.sum() / mask.sum()
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(torch.autograd.grad(ours, logits)[0], their_gradient, rtol=1e-5, atol=1e-7)
+    whole = eaft_loss(SimpleNamespace(logits=logits), labels, num_items_in_batch=mask.sum(), alpha=exponent, k=top_k)
+    torch.testing.assert_close(whole, theirs)
 
 
 def heads(dtype=torch.float32):
