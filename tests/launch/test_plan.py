@@ -113,3 +113,10 @@ def test_outside_files_are_known_by_their_bytes(recipe, tmp_path):
     assert list(first.stages) == list(moved.stages)
     chats.write_text(json.dumps({"messages": [1]}))
     assert list(make_plan(recipe, overrides).stages) != list(first.stages)
+
+
+def test_sft_over_several_nodes_is_refused_before_anything_runs(recipe):
+    cluster = ["platform.nodes=2", "platform.gpus_per_node=8", "rl.processes=16"]
+    assert "sft" in kinds(make_plan(recipe, [*cluster, "sft.processes=8"]))
+    with pytest.raises(RecipeError, match=r"sft\.processes=16 needs several nodes, .*gpus_per_node=8"):
+        make_plan(recipe, [*cluster, "sft.processes=16"])
