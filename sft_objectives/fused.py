@@ -213,7 +213,7 @@ def fixed_chunk_size(head_weight: Tensor) -> int:
 
 
 def _preferred_chunk_size(width: int) -> int:
-    return min(max(2 ** math.ceil(math.log2(max(width, 2) / 2)), 256), 4096)
+    return min(max(2 ** math.ceil(math.log2(width)), 256), 2048)
 
 
 def student_of(backend: str, hidden: Tensor) -> type[ChunkStudent]:
@@ -234,10 +234,10 @@ def student_of(backend: str, hidden: Tensor) -> type[ChunkStudent]:
 
 
 def default_chunk_size(objective: Objective, hidden: Tensor, vocab_size: int, trains_head: bool) -> int:
-    """Rows of a chunk: a power of two near D / 2, at most what a quarter of the free memory holds.
+    """Rows of a chunk: a power of two near D, from 256 to 2048, at most what a quarter of the free memory holds.
 
-    From D / 2 rows on the products dominate the traffic of accumulating the (V, D) gradient; beyond 4096 nothing is
-    gained. The gradient itself is set aside before memory is counted.
+    From about D rows on the products dominate the traffic of accumulating the (V, D) gradient. The gradient itself is
+    set aside before memory is counted.
     """
     width = hidden.shape[1]
     size = _preferred_chunk_size(width)

@@ -65,7 +65,7 @@ class FusedHead:
         self.head: torch.nn.Linear = module.get_output_embeddings()  # pyright: ignore[reportCallIssue]
         self._original = self.head.forward
         self._replacement: Callable[[Tensor], Tensor] | None = None
-        self.head.forward = self._forward
+        self.head.forward = self._forward  # pyright: ignore[reportAttributeAccessIssue]
         self.returned = torch.empty(0)
 
     def remove(self) -> None:

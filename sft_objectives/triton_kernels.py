@@ -69,7 +69,7 @@ class TritonStudent(ChunkStudent):
         if n:
             _reduce_kernel[(n,)](
                 self._logits, self._peak, self._logsumexp, self._entropy, self.vocab_size, self._logits.stride(0),
-                block=BLOCK,
+                block=BLOCK,  # pyright: ignore[reportArgumentType]
             )  # fmt: skip
 
     def _tile(self, tile: slice) -> Tensor:
@@ -104,7 +104,7 @@ class TritonStudent(ChunkStudent):
         if len(z):
             _gradient_kernel[(len(z), triton.cdiv(self.vocab_size, BLOCK))](
                 z, self._peak[tile], self._logsumexp[tile], total, z if dense is None else dense, self.vocab_size,
-                z.stride(0), with_dense=dense is not None, block=BLOCK,
+                z.stride(0), with_dense=dense is not None, block=BLOCK,  # pyright: ignore[reportArgumentType]
             )  # fmt: skip
 
 
