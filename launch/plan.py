@@ -29,6 +29,7 @@ STAGES: dict[str, tuple[str, int]] = {
 
 _SUPPORT = frozenset({"support_ids", "support_logprobs", "label_logprob"})
 # What a reference cache holds, by producer; "logits" (the whole vocabulary) only comes from a live model.
+SAMPLE_TOP_K = 10  # ids per position of a cache's sample of chats
 CACHE_FIELDS = {
     "forward": _SUPPORT | {"label_mass", "logsumexp", "entropy", "n1", "n2", "ceil_n1", "ceil_n2"},
     "vllm": _SUPPORT | {"n1", "n2", "ceil_n1", "ceil_n2"},
@@ -216,6 +217,7 @@ class _Graph:
         inputs: dict[str, tuple[Input, str | None]] = {"model": base}
         if objective.needs.dataset:
             sources.add("base")
+            self.check_sample(objective.needs)
         for role in ("base", "teacher", "checkpoint"):
             if role in sources:
                 model = base if role == "base" else self.model(role, getattr(recipe.model, role))
@@ -225,7 +227,8 @@ class _Graph:
                 if "logits" not in needed or (
                     role == "base" and (objective.needs.dataset or recipe.sft.metrics.kl_from_base)
                 ):
-                    self.check_cache(role, needed, objective.needs.support.get(role, 0))
+                    cached = frozenset[str]() if "logits" in needed else needed
+                    self.check_cache(role, cached, objective.needs.support.get(role, 0))
                     inputs[f"{role}_cache"] = self.cache(role, model)
         if recipe.sft.regularizer.name == "l2_to_init":
             inputs["base"] = base
@@ -290,7 +293,9 @@ class _Graph:
         if recipe.model.chat_template is not None:
             inputs["chat_template"] = self.outside(recipe.model.chat_template, "model.chat_template")
         settings = {"data": _dump(recipe.data), "model": _dump(recipe.model), "platform": _dump(recipe.platform)}
-        self.stage("prepare", "prepare", recipe.data.source, settings, {"data": bearing}, inputs)
+        # every other stage reads this one's artifact, so `eos` is in all their fingerprints
+        bearing = {"data": bearing, "eos": recipe.model.eos}
+        self.stage("prepare", "prepare", recipe.data.source, settings, bearing, inputs)
 
     def data(self, role: str = "prepare") -> tuple[Input, None]:
         return Input(stage=self.roles[role]), None
@@ -326,6 +331,23 @@ class _Graph:
             raise RecipeError(
                 f"recipe {recipe.name}: objective {recipe.objective['name']} reads the {role}'s {top_k} most probable "
                 f"ids, cache.top_k={recipe.cache.top_k} keeps fewer; set cache.top_k={top_k} or more"
+            )
+
+    def check_sample(self, needs: Any) -> None:
+        """Refuses an objective whose constants of the training set the cache's sample of chats could not serve."""
+        recipe, stored = self.recipe, min(self.recipe.cache.top_k, SAMPLE_TOP_K)
+        if not needs.dataset_top_k:
+            return
+        if not recipe.cache.sample_sequences:
+            raise RecipeError(
+                f"recipe {recipe.name}: objective {recipe.objective['name']} takes its threshold from a sample of "
+                "chats; set cache.sample_sequences above 0, or objective.threshold"
+            )
+        if needs.dataset_top_k > stored:
+            raise RecipeError(
+                f"recipe {recipe.name}: objective {recipe.objective['name']} takes its threshold from the "
+                f"{needs.dataset_top_k} most probable ids, the cache's sample keeps {stored}; lower objective.top_k or "
+                "objective.threshold_top_k, or set objective.threshold"
             )
 
     def cache(self, role: str, model: tuple[Input, str | None]) -> tuple[Input, None]:

@@ -57,7 +57,7 @@ class Needs:
         expected_log_p, statistic, log_p_outside, entropy, top_k, logsumexp.
     references: source -> fields of `Reference`. The field "logits" means the full vocabulary: logits or live.
     columns: names of per-token data columns.
-    dataset: `dataset_constants` must be called; it reads `dataset_fields`.
+    dataset: `dataset_constants` must be called; it reads `dataset_fields`, and `dataset_top_k` cached ids per position.
     batch: `batch_constants` must be called; its first pass reads `batch_student` (empty: no student forward).
     state: what else the trainer keeps: the old policy is reference "old", the moving average is reference "ema".
     top_k: the largest k that `loss` or `token_scalars` asks of `student.top_k`, 0 if none.
@@ -78,6 +78,7 @@ class Needs:
     sequences: bool = False
     batch_student: frozenset[str] = frozenset()
     dataset_fields: frozenset[str] = frozenset()
+    dataset_top_k: int = 0
     momentum: float | None = None
     inner_updates: int | None = None
 
@@ -104,6 +105,7 @@ class Needs:
             sequences=self.sequences or other.sequences,
             batch_student=self.batch_student | other.batch_student,
             dataset_fields=self.dataset_fields | other.dataset_fields,
+            dataset_top_k=max(self.dataset_top_k, other.dataset_top_k),
             momentum=self.momentum if self.momentum is not None else other.momentum,
             inner_updates=self.inner_updates if self.inner_updates is not None else other.inner_updates,
         )

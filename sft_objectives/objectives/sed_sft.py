@@ -34,7 +34,8 @@ class SedSft(Objective):
         needs = Needs(student=frozenset({"log_p_label", "top_k"}), top_k=self.top_k)
         if self.threshold is not None:
             return needs
-        return replace(needs, dataset=True, dataset_fields=frozenset({"support_logprobs"}))
+        k = self.threshold_top_k or self.top_k
+        return replace(needs, dataset=True, dataset_fields=frozenset({"support_logprobs"}), dataset_top_k=k)
 
     def dataset_constants(self, cache_scalars):
         support, k = cache_scalars["support_logprobs"], self.threshold_top_k or self.top_k

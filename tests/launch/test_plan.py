@@ -43,6 +43,19 @@ def test_stages_are_shared_between_objectives(recipe):
     assert prepare.branches == ("sft", "dft", "lp_sft")
 
 
+def test_a_live_base_and_a_measured_cache_go_together(recipe):
+    plan = make_plan(recipe, ["objective=asft", "sft.metrics.kl_from_base=true"])
+    tuned = next(stage for stage in plan.stages.values() if stage.kind == "sft")
+    assert {"base", "base_cache"} <= set(tuned.inputs)
+
+
+def test_the_sample_of_a_cache_is_as_wide_as_data_prep_makes_it():
+    from data_prep import reference_cache
+    from launch import plan
+
+    assert plan.SAMPLE_TOP_K == reference_cache.SAMPLE_TOP_K
+
+
 def test_only_objectives_that_ask_depend_on_a_cache(recipe):
     for objective, count in {"sft": 0, "dft": 0, "prift_mass": 1, "lp_sft": 1}.items():
         assert kinds(make_plan(recipe, [f"objective={objective}"])).count("cache") == count
@@ -88,6 +101,8 @@ def test_reinforcement_starts_from_published_checkpoints(recipe):
         (["objective.threshold=0.5"], r"no setting 'threshold'"),
         (["objective=lp_sft", "cache.top_k=5"], r"reads the base's 10 most probable ids.*set cache.top_k=10 or more"),
         (["objective=prift_mass", "cache.producer=vllm"], r"needs label_mass of the base.*set cache.producer=forward"),
+        (["objective=sed_sft", "cache.sample_sequences=0"], r"sample of chats; set cache.sample_sequences above"),
+        (["objective=sed_sft", "objective.threshold_top_k=11"], r"threshold from the 11 most probable ids.*keeps 10"),
         (["sft.processes=2"], r"stage sft wants 1 x 2 devices|stage sft wants 2 x 1 devices"),
         (["model.pretrain=null", "model.path=./absent/model"], r"model.path=./absent/model: no such file or directory"),
         (["data.source=files"], r"data.files.sft_train is missing"),

@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -177,6 +178,59 @@ def test_cached_base_is_aligned_with_the_student(tiny_world, settings_of, tmp_pa
 def test_bad_data_is_refused_with_one_line(tiny_world, settings_of, tmp_path):
     with pytest.raises(ValueError, match=r"chats are fewer than one batch; set sft\.batch_size to at most 24"):
         run(settings_of(sft__batch_size=32), tiny_world, tmp_path)
+
+
+# The whole trainer in twelve runs: every pair of padding, micro-batching, ranks, interruption and objective occurs. The
+# objectives keep state, train a low-rank update, or couple the batch; all runs of one objective give one curve.
+LORA = {"rank": 4, "alpha": 8, "target_modules": "all-linear"}
+OBJECTIVES = {
+    "ema": {"objective": {"name": "talr", "source": "ema", "momentum": 0.5}},
+    "lora": {"objective": {"name": "psft", "inner_updates": 2}, "sft__lora": LORA},
+    "batch": {"objective": {"name": "token_selection", "fraction": 0.6}},
+}
+FACTORS = {"packed": (True, False), "dynamic": (True, False), "ranks": (1, 2), "resumed": (False, True)}
+# the first run of an objective is what the others are compared with
+RUNS = {
+    "ema": [(True, True, 1, False), (False, False, 2, False), (True, False, 1, True), (False, True, 2, True)],
+    "lora": [(True, True, 1, False), (False, True, 2, False), (True, False, 2, True), (False, False, 1, True)],
+    "batch": [(True, True, 1, False), (True, False, 2, False), (False, True, 1, True), (False, False, 2, True)],
+}
+
+
+def test_every_pair_of_ways_to_train_occurs():
+    rows = [(name, *levels) for name, runs in RUNS.items() for levels in runs]
+    assert len(rows) == 12
+    for (i, left), (j, right) in combinations(enumerate([tuple(RUNS), *FACTORS.values()]), 2):
+        assert {(row[i], row[j]) for row in rows} == set(product(left, right))
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", RUNS)
+def test_one_curve_however_it_is_trained(name, tiny_world, settings_of, tmp_path):
+    inputs = {**tiny_world, "model": tiny_world["untied"]}
+    wanted = []
+    for index, (packed, dynamic, ranks, resumed) in enumerate(RUNS[name]):
+        settings = settings_of(
+            **OBJECTIVES[name],
+            sft__packed=packed,
+            sft__dynamic_batch=dynamic,
+            sft__micro_batch_size=2,
+            sft__processes=ranks,
+            sft__save_every=1,
+            sft__steps=5,
+        )
+        root = tmp_path / str(index)
+        if resumed:
+            with pytest.raises(Killed):
+                run(settings, inputs, root, kill_after=3)
+            assert list((root / "scratch" / "checkpoints").glob("global_step_*"))
+        found = curve(run(settings, inputs, root))
+        wanted = wanted or found
+        assert [row["step"] for row in found] == [1, 2, 3, 4, 5]
+        for left, right in zip(found, wanted, strict=True):
+            assert left == pytest.approx(right, rel=3e-5, abs=1e-6), RUNS[name][index]
 
 
 INPUTS = {"model": Path("model"), "data": Path("data")}
