@@ -267,6 +267,8 @@ def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
         "agent.num_workers": 1,
         "checkpoint_engine.update_weights_bucket_megabytes": 16,
         "engine_kwargs.vllm.worker_extension_cls": "verl_cpu.vllm_extension.CPUColocateWorkerExtension",
+        # verl waits for whole responses: sending each token of each would cost more than computing it.
+        "engine_kwargs.vllm.stream_interval": rl.max_response_length,
         # One process fewer; VLLM_ENABLE_V1_MULTIPROCESSING=0 allows it (see rl.prepare_environment).
         "engine_kwargs.vllm.distributed_executor_backend": "uni",
         "engine_kwargs.vllm.num_gpu_blocks_override": sequences * math.ceil(length / CPU_BLOCK_SIZE) + 8,

@@ -58,6 +58,17 @@ def grade_choice(response: str, answer: str) -> bool:
     return grade(response, answer, "choice").correct
 
 
+def grade_code(response: str, answer: str, run_generated_code: bool = False) -> bool:
+    """Whether the program in `response` passes the tests in `answer` (`evaluation.grading.code`), in the sandbox.
+
+    Raises ValueError without `run_generated_code` and for an answer that holds no tests, RuntimeError where the kernel
+    offers no sandbox.
+    """
+    from evaluation.grading.code import grade_code as judge
+
+    return judge(response, answer, run_generated_code=run_generated_code).correct
+
+
 def has_boxed_answer(response: str, answer: str) -> bool:
     r"""Format alone: the response ends its reasoning with exactly one \boxed{...} that is not empty."""
     found = extract_boxed(response)
@@ -76,11 +87,12 @@ REWARDS: dict[str, Callable[..., bool]] = {
     "numeric": grade_numeric,
     "date": grade_date,
     "choice": grade_choice,
+    "code": grade_code,
     "has_boxed_answer": has_boxed_answer,
     "format": matches_format,
 }
 # These run inside a pool worker already: they name a grader instead of asking a second pool.
-_GRADERS = ("math", "boxed", "exact", "numeric", "date", "choice")
+_GRADERS = ("math", "boxed", "exact", "numeric", "date", "choice", "code")
 
 
 def load_reward(name: str, settings: Mapping[str, Any]) -> Callable[..., bool | float]:
@@ -102,6 +114,11 @@ def load_reward(name: str, settings: Mapping[str, Any]) -> Callable[..., bool | 
         inspect.signature(function).bind("response", "answer", **settings)
     except TypeError as error:
         raise ValueError(f"rl.reward.settings: {dict(settings)} do not fit {name}: {error}") from error
+    if name == "code" and settings.get("run_generated_code") is not True:
+        raise ValueError(
+            "rl.reward.settings: the reward code runs programs that the model wrote, in the sandbox; "
+            "set rl.reward.settings.run_generated_code=true to allow it"
+        )
     return function
 
 
@@ -132,7 +149,8 @@ def _pool_call(reward: str, response: str, answer: str, settings: Mapping[str, A
     """Function and arguments for the grading pool; `settings` become plain JSON."""
     if reward in _GRADERS:
         grader = f"numeric:{settings['tolerance']}" if "tolerance" in settings else reward
-        return "evaluation.grading.pool:grade_as_json", response, answer, grader
+        run_generated_code = settings.get("run_generated_code") is True
+        return "evaluation.grading.pool:grade_as_json", response, answer, grader, run_generated_code
     return "rl_stage.rewards:call_reward", reward, response, answer, {str(k): v for k, v in settings.items()}
 
 

@@ -48,6 +48,19 @@ def test_unknown_rewards_and_settings_are_named():
         rewards.load_reward("numeric", {"slack": 1})
 
 
+def test_code_runs_only_when_allowed():
+    answer = '{"prefix": "", "entry_point": "double", "test": "assert double(2) == 4"}'
+    allowed = {"run_generated_code": True}
+    with pytest.raises(ValueError, match="run_generated_code=true"):
+        rewards.load_reward("code", {})
+    assert rewards.load_reward("code", allowed)("def double(x): return 2 * x", answer, **allowed) is True
+    reward = SimpleNamespace(name="code", settings=allowed, correct=1.0, wrong=0.0, timeout=30.0)
+    responses = ("def double(x): return 2 * x", "def double(x): return x")
+    found = rewards.score_many(reward, [(response, answer) for response in responses], lambda done: None)
+    assert [result.correct for result in found] == [True, False]
+    assert not any(result.failed for result in found)
+
+
 # Rewards of one's own, named by their dotted path; pool workers import them.
 OWN = """
 import time
