@@ -1,4 +1,4 @@
-"""Command line: `python -m evaluation compare A B`."""
+"""Command line: `python -m evaluation {compare,average,problems}`."""
 
 import argparse
 import json
@@ -16,18 +16,50 @@ def main() -> int:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--resamples", type=int, default=10_000)
     command.add_argument("--json", action="store_true", help="rows as JSON")
+    command.set_defaults(function=_compare)
+    command = commands.add_parser("average", help="mean over the benchmarks and tasks of an evaluate artifact")
+    command.add_argument("artifact", type=pathlib.Path)
+    command.add_argument("--base", type=pathlib.Path, help="the artifact of the model before fine-tuning")
+    command.add_argument("--minimum", type=float, help="leave out where the base is below; default: eval.base_minimum")
+    command.set_defaults(function=_average)
+    command = commands.add_parser("problems", help="turn a published benchmark into a file for data.files.benchmarks")
+    command.add_argument("name", nargs="?", help="the benchmark; without a name all are listed with the file they need")
+    command.add_argument("--file", type=pathlib.Path, help="a local copy of the published file; default: the hub's")
+    command.add_argument("--output", type=pathlib.Path, help="default: problems/<name>.parquet")
+    command.set_defaults(function=_problems)
     arguments = parser.parse_args()
-
-    from evaluation.compare import compare
-
     try:
-        rows = compare(arguments.a, arguments.b, seed=arguments.seed, resamples=arguments.resamples)
+        arguments.function(arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _average(arguments: argparse.Namespace) -> None:
+    from evaluation.compare import average
+
+    print(json.dumps(average(arguments.artifact, arguments.base, arguments.minimum), indent=1))
+
+
+def _problems(arguments: argparse.Namespace) -> None:
+    from evaluation.registry import BENCHMARKS, needed, write_problems
+
+    if arguments.name is None:
+        print("\n".join(needed(name) for name in BENCHMARKS))
+        return
+    output = arguments.output or pathlib.Path("problems") / f"{arguments.name}.parquet"
+    count = write_problems(arguments.name, arguments.file, output)
+    print(f"{output}: {count} problems; data.files.benchmarks.{arguments.name}={output}")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from evaluation.compare import compare
+
+    rows = compare(arguments.a, arguments.b, seed=arguments.seed, resamples=arguments.resamples)
     if arguments.json:
         print(json.dumps(rows, indent=1))
-        return 0
+        return
     print(
         f"{'benchmark':20} {'metric':8} {'a':>7} {'b':>7} {'b - a':>8} "
         f"{'95% interval':>18} {'p':>7} {'p Holm':>7} {'n':>5}"
@@ -39,7 +71,6 @@ def main() -> int:
             f"{interval:>18} {row['p_value']:7.4f} {row['p_holm']:7.4f} {row['n']:5d}"
         )
     print(f"p Holm: adjusted for the {len(rows)} comparisons of this table.")
-    return 0
 
 
 if __name__ == "__main__":

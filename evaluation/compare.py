@@ -50,6 +50,57 @@ def compare(
     return rows
 
 
+def average(artifact: pathlib.Path, base: pathlib.Path | None = None, minimum: float | None = None) -> dict[str, Any]:
+    """Mean score over an artifact's benchmarks (pass@1) and tasks (their first accuracy), with what was left out.
+
+    minimum: leave out every benchmark and task on which the artifact `base`, the model before fine-tuning, scores below
+    it (TALR, appendix C.3: 0.5); None takes the artifact's own `eval.base_minimum`. Returns {"value",
+    "low", "high", "included": [names], "excluded": [names]}; the interval treats benchmarks as independent. Raises
+    ValueError if a minimum is asked for without `base`, or nothing is left.
+    """
+    metrics = read_metrics(artifact)
+    minimum = metrics["base_minimum"] if minimum is None else minimum
+    scores = _headlines(metrics)
+    if minimum is not None and base is None:
+        raise ValueError(f"average: the minimum {minimum} is the base model's; give its artifact with --base")
+    before = _headlines(read_metrics(base)) if minimum is not None and base is not None else {}
+    lacking = sorted(set(scores) - set(before)) if before else []
+    if lacking:
+        raise ValueError(f"average: {base} has no {', '.join(lacking)}; evaluate the base model alike")
+    excluded = [name for name in scores if minimum is not None and before[name]["value"] < minimum]
+    included = [name for name in scores if name not in excluded]
+    if not included:
+        raise ValueError(f"average: the base model is below {minimum} on all of {', '.join(scores)}")
+    kept = [scores[name] for name in included]
+    value = sum(one["value"] for one in kept) / len(kept)
+    below = sum((one["value"] - one["low"]) ** 2 for one in kept) ** 0.5 / len(kept)
+    above = sum((one["high"] - one["value"]) ** 2 for one in kept) ** 0.5 / len(kept)
+    return {"value": value, "low": value - below, "high": value + above, "included": included, "excluded": excluded}
+
+
+# By preference; the harness' tasks report several. IFEval and GSM8K: those of TALR's table 2.
+HEADLINES = (
+    "inst_level_strict_acc,none",
+    "exact_match,flexible-extract",
+    "pass@1,create_test",
+    "acc,none",
+    "exact_match,none",
+)
+
+
+def _headlines(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
+    found = {
+        name: one["metrics"].get("balanced_accuracy", one["metrics"]["pass@1"])
+        for name, one in metrics["benchmarks"].items()
+    }
+    for name, task in metrics["tasks"].items():
+        metric = next((metric for metric in HEADLINES if metric in task["metrics"]), None)
+        if metric is None:
+            raise ValueError(f"average: task {name!r} has none of {', '.join(HEADLINES)}")
+        found[name] = task["metrics"][metric]
+    return found
+
+
 def _differs(a: dict, b: dict, key: str) -> bool:
     # The sampling seed may differ: other draws of the same protocol are comparable.
     return key != "seed" and a.get(key) != b.get(key)

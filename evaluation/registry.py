@@ -169,7 +169,7 @@ def _minerva(row: Row) -> tuple[Messages, str]:
 
 def _olympiad(row: Row) -> tuple[Messages, str]:
     # Several answers are one list; the comparison takes them in any order.
-    answers = [answer.strip().strip("$") for answer in row["final_answer"]]
+    answers = [answer.replace("$", "").strip() for answer in row["final_answer"]]
     return _user(f"{row['question']}\n{BOXED}"), ", ".join(answers)
 
 

@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation.artifact import GENERATIONS, read_metrics, write_metrics
-from evaluation.compare import compare
+from evaluation.compare import average, compare
 
 PROTOCOL = {"name": "sums", "num_samples": 2, "temperature": 1.0, "seed": 0}
 
@@ -46,3 +46,27 @@ def test_another_format_version_is_refused(tmp_path):
     (directory / "metrics.json").write_text('{"version": 0}')
     with pytest.raises(ValueError, match="version 0"):
         read_metrics(directory)
+
+
+def scored(directory, target, ifeval, minimum=0.5):
+    estimate = {"low": 0.0, "high": 1.0, "n": 10}
+    directory.mkdir()
+    metrics = {
+        "benchmarks": {"sums": {"metrics": {"pass@1": {"value": target, **estimate}}}},
+        "tasks": {"ifeval": {"metrics": {"inst_level_strict_acc,none": {"value": ifeval, **estimate}}}},
+        "base_minimum": minimum,
+    }
+    write_metrics(directory, metrics)
+    return directory
+
+
+def test_the_average_leaves_out_what_the_base_cannot_do(tmp_path):
+    base, tuned = scored(tmp_path / "base", 0.2, 0.6), scored(tmp_path / "tuned", 0.8, 0.5)
+    found = average(tuned, base)
+    assert (found["value"], found["included"], found["excluded"]) == (0.5, ["ifeval"], ["sums"])
+    assert average(tuned, base, 0.1)["value"] == pytest.approx(0.65)
+    assert average(scored(tmp_path / "free", 0.8, 0.5, None))["included"] == ["sums", "ifeval"]
+    with pytest.raises(ValueError, match="--base"):
+        average(tuned)
+    with pytest.raises(ValueError, match="below 0.9"):
+        average(tuned, base, 0.9)

