@@ -2,7 +2,7 @@
 
 import sys
 
-# transformers imports scikit-learn for assisted generation and vLLM scipy.signal for resampling audio, which nobody here
-# uses: a fifth of the imports of each of the processes of a run. To Python this means "not installed".
+# transformers imports scikit-learn for assisted generation and vLLM scipy.signal for resampling audio, and nobody here
+# does either: a fifth of the imports of each of a run's processes. To Python this means "not installed".
 for name in ("sklearn", "scipy.signal"):
     sys.modules.setdefault(name, None)  # type: ignore[arg-type]
