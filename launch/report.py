@@ -436,7 +436,11 @@ def _figures(table: _Table, source: _Source) -> dict[str, str]:
                         axis.plot(steps, values, color=colour, linewidth=1, label=line.name if first else "_")
             axis.set(title=title, xlabel="step")
         if any(axis.lines for axis in axes):
-            axes[-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            shown = {
+                label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+            }
+            places = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            axes[-1].legend(list(shown.values()), list(shown), fontsize=7, frameon=False, **places)
             save("training", figure)
         else:
             pyplot.close(figure)
