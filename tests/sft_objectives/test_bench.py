@@ -1,0 +1,59 @@
+"""The benchmark runs to its end on small sizes, and its rows say what they should."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+import sft_objectives
+from sft_objectives import bench
+
+SMALL = ["--tokens", "48", "--width", "16", "--vocab-size", "301", "--repeats", "1", "--device", "cpu"]
+
+
+def output(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["bench", *SMALL, "--dtype", "float32", *arguments])
+    bench.main()
+    return capsys.readouterr().out
+
+
+def test_json_has_a_row_for_every_objective_and_variant(monkeypatch, capsys):
+    rows = json.loads(output(monkeypatch, capsys, "--json"))
+    wanted = [(name, {}) for name in sft_objectives.names()] + list(bench.VARIANTS)
+    assert [(row["objective"], row["settings"]) for row in rows] == [(name, dict(s)) for name, s in wanted]
+    for row in rows:
+        assert row["device"] == "cpu" and row["verl"] is True
+        for key in ("verl_plain", "verl_fused", "naive"):
+            assert row[f"time_vs_{key}"] > 0 and row[f"memory_vs_{key}"] > 0
+        assert row["time_vs_liger"] is None and row["time_vs_cut"] is None
+    passes = {row["objective"]: row["passes"] for row in rows}
+    assert passes["talr"] == 2 and passes["sft"] == passes["eaft"] == 1
+
+
+def test_the_table_has_a_line_for_each(monkeypatch, capsys):
+    lines = output(monkeypatch, capsys, "--objectives", "sft,gem", "--no-naive").splitlines()
+    assert "vocab_size 301" in lines[0] and "verl plain" in lines[1]
+    assert [line.split()[0] for line in lines[2:]] == ["sft", "gem", "gem"]
+    assert all(line.split()[-1] == "-" for line in lines[2:])
+
+
+def test_without_verl_the_plain_form_is_pytorch_s(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "_module", lambda name: None)
+    (row,) = json.loads(output(monkeypatch, capsys, "--objectives", "sft", "--json"))
+    assert row["verl"] is False and row["time_vs_verl_plain"] > 0 and row["time_vs_verl_fused"] is None
+
+
+def test_a_baseline_that_lacks_memory_is_left_out(monkeypatch):
+    import torch
+
+    def too_large():
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    work = bench.Workload(8, 4, 20, torch.float32, torch.device("cpu"))
+    taken = bench._seconds(work, {"plain": work.baselines()["verl_plain"], "huge": too_large}, 2)
+    assert list(taken) == ["plain"] and len(taken["plain"]) == 2
+    assert bench._ratio(taken["plain"], taken.get("huge")) is None
+    assert bench._ratio([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == pytest.approx(3.0)
