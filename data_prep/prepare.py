@@ -402,7 +402,7 @@ def load_tokenizer(inputs: dict[str, Path]) -> PreTrainedTokenizerBase:
     if not stops & set(ids[-3:]):
         raise ValueError(
             f"{path}: the chat template ends a turn with {tokenizer.decode(ids[-3:])!r}, without an eos_token_id of "
-            f"{file}, so no response would stop; change eos_token_id and eos_token, or set model.chat_template"
+            f"{file}, so no response would stop; set model.eos to the token that ends a turn, or model.chat_template"
         )
     return tokenizer
 

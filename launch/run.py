@@ -65,6 +65,7 @@ class Progress:
     message: str = ""
     faults: int = 0
     halved: bool = False
+    salvaged: bool = False
     not_before: float = 0.0
     attempt: int = 0
     seconds: float = 0.0
@@ -378,6 +379,17 @@ class _Driver:
         progress.ready_since = progress.ready_since or time.monotonic()
         return True
 
+    def _salvage(self, progress: Progress) -> bool:
+        """Has a damaged reference cache made again from its whole shards, once a run; False if that cannot be."""
+        if progress.salvaged:
+            return False
+        damaged = self.store.salvage(progress.stage, self.beat.run)
+        if damaged is None:
+            return False
+        progress.salvaged, progress.state = True, "waiting"
+        self.display.say(f"cache {progress.stage.label}: damaged; computing {damaged} again")
+        return True
+
     def _push(self, stage: Stage) -> None:
         """Copies an artifact to the replica; a failure costs the copy only, and the next run tries again."""
         if self.replica is None:
@@ -630,6 +642,8 @@ class _Driver:
         if outcome == "ok" or self.store.has(stage):
             progress.state = "done"
             self._push(stage)
+        elif "damaged" in result and self._salvage(self.progress[result["damaged"]]):
+            progress.message = ""
         elif outcome == "unstarted" or (outcome in ("stopped", "lost") and self.stopping):
             pass
         elif outcome == "oom" and not progress.halved and halve_micro_batch(stage.settings) is not None:

@@ -63,6 +63,7 @@ class Model(Section):
     attention: Literal["sdpa", "flash_attention_2", "eager"] = setting("sdpa", "attention kernel; missing is an error")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "weights and activations in training")
     chat_template: str | None = setting(None, "Jinja file that replaces the tokenizer's chat template")
+    eos: str | None = setting(None, "token that ends a turn, where the model's own files name another one")
     trust_remote_code: bool = setting(False, "run Python code that comes with the model")
 
 

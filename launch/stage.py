@@ -142,17 +142,33 @@ def classify(error: BaseException) -> tuple[str, str]:
     return ("config" if isinstance(error, ValueError) else "fault"), message
 
 
+def model_inputs(inputs: Mapping[str, str], settings: Any, scratch: Path) -> dict[str, Path]:
+    """The inputs as paths; a model from outside becomes a directory, the base one with `model.eos` as its EOS."""
+    from data_prep.model_directory import model_directory
+
+    found = {name: Path(path) for name, path in inputs.items()}
+    model = getattr(settings, "model", None)
+    for name, path in inputs.items():
+        if model is not None and path == model.path:
+            found[name] = model_directory(path, model.revision, model.eos, scratch / "model")
+        elif model is not None and path in (model.teacher.path, model.checkpoint.path):
+            revision = model.teacher.revision if path == model.teacher.path else model.checkpoint.revision
+            found[name] = model_directory(path, revision, None, scratch / name)
+    return found
+
+
 def _call(request: dict[str, Any]) -> None:
     module, _, function = request["function"].partition(":")
     run: Callable[..., None] = getattr(importlib.import_module(module), function)
     check_rooms()
-    inputs = {name: Path(path) for name, path in request["inputs"].items()}
+    settings = namespace(request["settings"])
+    inputs = model_inputs(request["inputs"], settings, Path(request["scratch"]))
     report = Reporter(Path(request["logs"]) / "progress.json", request["attempt"])
     report(0, 1)
     # the request names the environment's variables, their values came with the process
     variables = request["settings"]["platform"]["env"]
     variables.update({name: os.environ[name] for name in variables if name in os.environ})
-    run(namespace(request["settings"]), inputs, Path(request["output"]), Path(request["scratch"]), report)
+    run(settings, inputs, Path(request["output"]), Path(request["scratch"]), report)
     check_rooms()
 
 
@@ -356,7 +372,8 @@ def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
     job: root, run, tag, stages [{stage, attempt, request, verify: [(directory, fingerprint, below)], flops}], cluster,
     temporary, cwd, timeout, silence, grace (seconds).
     Returns, per stage, {fingerprint, outcome, message, seconds, peak_memory_bytes, bytes}; outcome is ok,
-    config, disk, oom, fault, timeout, hung, stopped, lost (the lease) or unstarted.
+    config, disk, oom, fault, timeout, hung, stopped, lost (the lease) or unstarted; `damaged`, where given, is the
+    fingerprint of the input that was found damaged.
     """
     store = Store(job["root"])
     results: dict[str, dict[str, Any]] = {}
@@ -379,12 +396,13 @@ def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
 
     waiting = []
     for entry in job["stages"]:
+        fingerprint = ""
         try:
             for directory, fingerprint, below in entry["verify"]:
                 store.verify(Path(directory), fingerprint, below)
             waiting.append(entry)
         except Corrupt as error:
-            settle(entry, {"outcome": "config", "message": str(error)})
+            settle(entry, {"outcome": "config", "message": str(error), "damaged": fingerprint})
     if waiting:
         # the driver's directory is on this node if the driver is; Ray's sockets need a short path
         temporary = tempfile.mkdtemp(prefix="s", dir=job["temporary"] if os.path.isdir(job["temporary"]) else "/tmp")

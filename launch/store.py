@@ -268,7 +268,8 @@ class Store:
         """The record of a published artifact, or None.
 
         Compares the whole fingerprint and the size of every file. Raises StoreError if the address belongs to another
-        fingerprint, Corrupt if a file is missing or has another size.
+        fingerprint, Corrupt if a file is missing or has another size. Damage to a reference cache is left to the stage
+        that reads it, whose run then has the cache mended (`salvage`).
         """
         directory = self.directory(stage)
         record = self.record(directory)
@@ -276,7 +277,7 @@ class Store:
             return None
         if record.fingerprint != stage.fingerprint:
             raise StoreError(f"{directory} belongs to {record.fingerprint}, not {stage.fingerprint}: move it away")
-        for name, entry in record.payload.items():
+        for name, entry in record.payload.items() if stage.kind != "cache" else ():
             path = directory / name
             try:
                 size = path.stat().st_size
@@ -510,6 +511,27 @@ class Store:
             record = self._commit(stage, temporary, record, run)
         shutil.rmtree(self.scratch(stage), ignore_errors=True)
         return record
+
+    def salvage(self, stage: Stage, run: str) -> str | None:
+        """Take a damaged reference cache apart, so that making it again computes only what is damaged.
+
+        Whole shards go to the stage's scratch directory and the artifact is deleted. Returns what was damaged, in
+        words, or None for other kinds of artifacts and while another run holds the stage.
+        """
+        if stage.kind != "cache" or not self.acquire(stage, run):
+            return None
+        from data_prep.reference_cache import salvage
+
+        directory, scratch = self.directory(stage), self.scratch(stage)
+        scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            damaged = ", ".join(salvage(directory, scratch)) or "no shard"
+        except (ValueError, KeyError, TypeError) as error:
+            damaged = f"all of it ({' '.join(str(error).split())})"
+        with self._locked(stage.kind):
+            (directory / RECORD).unlink(missing_ok=True)
+            shutil.rmtree(directory)
+        return damaged
 
     def adopt(self, stage: Stage, directory: Path, record: Record, run: str) -> Record:
         """Publish files that were made elsewhere, with the record they came with; `directory` is moved into place.

@@ -14,7 +14,17 @@ import pytest
 import toy
 
 from launch.schema import Eval, Model, Pretrain, Recipe
-from launch.stage import Reporter, Stopped, check_rooms, classify, environment, namespace, request_of, supervise
+from launch.stage import (
+    Reporter,
+    Stopped,
+    check_rooms,
+    classify,
+    environment,
+    model_inputs,
+    namespace,
+    request_of,
+    supervise,
+)
 from launch.store import ATTEMPT_VARIABLE, Store, attempt_processes, read_json, start_time
 
 
@@ -288,3 +298,18 @@ def test_shared_memory_of_a_killed_stage_is_removed(tmp_path):
     (result,) = supervise(job(store, stage))
     assert result["outcome"] == "fault"
     assert not Path("/dev/shm", name.read_text()).exists()
+
+
+def test_a_model_from_outside_becomes_a_directory_with_the_chosen_eos(tmp_path):
+    from data_prep.tokenizer import END_OF_TEXT, build_tokenizer
+
+    base = tmp_path / "base"
+    build_tokenizer([], 64).save_pretrained(base)
+    (base / "config.json").write_text("{}")
+    model = {"path": str(base), "revision": None, "eos": END_OF_TEXT, "teacher": {"path": None, "revision": None}}
+    settings = namespace({"model": {**model, "checkpoint": {"path": None, "revision": None}}})
+    found = model_inputs({"model": str(base), "data": "elsewhere"}, settings, tmp_path / "scratch")
+    assert found["data"] == Path("elsewhere")
+    assert json.loads((found["model"] / "tokenizer_config.json").read_text())["eos_token"] == END_OF_TEXT
+    settings.model.eos = None
+    assert model_inputs({"model": str(base)}, settings, tmp_path / "scratch")["model"] == base
