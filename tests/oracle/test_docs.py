@@ -23,6 +23,18 @@ def test_the_worked_example_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     printed = re.search(r"```text\n(.*?)```", page, re.DOTALL)
     assert printed and done.stdout == printed[1]
+    command = re.search(r"```bash\nPYTHONPATH=\. python (.*)\n```", page)
+    assert command
+    planned = subprocess.run(
+        [sys.executable, *command[1].split()],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.startswith("microworld: 1 branch")
 
 
 def test_every_objective_is_in_the_table():

@@ -89,6 +89,13 @@ def test_lp_sft_adds_nothing_at_the_base_checkpoint(at_reference):
     assert (unnormalised - at_reference.gradient(load("sft"))).abs().max() > 1e-2
 
 
+def test_the_power_family_is_continuous_at_zero(make_batch):
+    """In float32, where 1 - p^a would be all rounding."""
+    batch = make_batch(torch.float32)
+    near, at = (batch.losses(load("beyond_log", exponent=exponent)) for exponent in (1e-7, 0.0))
+    torch.testing.assert_close(near, at, rtol=1e-5, atol=0)
+
+
 def test_gem_is_cross_entropy_at_another_temperature(batch):
     beta = 0.7
     scaled = torch.nn.functional.cross_entropy(batch.logits / beta, batch.labels, reduction="none")

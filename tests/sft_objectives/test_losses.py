@@ -124,6 +124,8 @@ def test_the_gradient_does_not_depend_on_the_split(name, settings, batch):
     torch.testing.assert_close(
         in_parts(objective, batch, [rows[:9], rows[9:13], rows[13:]]), whole, rtol=1e-12, atol=1e-15
     )
+    # a micro-batch, or a rank, in which nothing is supervised
+    torch.testing.assert_close(in_parts(objective, batch, [rows[:0], rows]), whole, rtol=1e-12, atol=1e-15)
     # chunks that cut sequences, as a fused kernel or sequence parallelism does
     torch.testing.assert_close(in_parts(objective, batch, list(rows.split(5))), whole, rtol=1e-12, atol=1e-15)
     if not load(name, **settings).needs.batch:
