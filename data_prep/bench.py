@@ -295,7 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.bench", description="Figures of the reference cache.")
     parser.add_argument("--model", type=Path, help="Hugging Face directory (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens of one forward measurement")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens of one forward measurement")
     parser.add_argument("--tokens-per-batch", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -128,7 +128,6 @@ cache.run(settings, {"model": model, "data": data}, root / "output", root / "scr
 """
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 def test_killed_run_resumes_and_ends_with_equal_bytes(world, tmp_path):
     (tmp_path / "killed" / "output").mkdir(parents=True)
