@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
+import toy
 from test_report import evaluate, publish
 
 from launch.compose import RecipeError
-from launch.plan import make_plan
+from launch.plan import Branch, make_plan
 from launch.report import write_report
+from launch.run import run
+from launch.schema import Selection
 from launch.select import select
 from launch.store import Store, StoreError
 
@@ -109,3 +113,25 @@ def test_the_report_shows_the_choice_its_budget_and_paired_differences_over_prob
     assert "all, shared stages once" in text
     page = (tmp_path / "microworld" / "report.html").read_text()
     assert "Against sft lr=0.0003" in page and "Equal budget" in page
+
+
+@pytest.mark.e2e
+def test_a_run_trains_the_candidates_and_then_only_what_the_best_needs(tmp_path, ray_session, capsys):
+    branches, stages = [], []
+    plan = toy.plan(tmp_path)
+    selection = Selection(fields=["sft.lr"])
+    recipe = plan.branches[0].recipe.model_copy(update={"selection": selection})
+    for lr, loss in ((1, 0.7), (2, 0.4), (3, 0.9)):
+        sft = toy.stage("validated", f"lr{lr}", seed=lr, val_loss=loss)
+        rl = toy.steps(f"lr{lr}", "rl", inputs={"model": (sft, "checkpoint:final")})
+        roles = {"sft": sft.fingerprint, "rl@final": rl.fingerprint}
+        branches.append(Branch(f"lr={lr}", (f"sft.lr={lr}",), recipe, roles))
+        stages += [sft, rl]
+    plan = replace(toy.plan(tmp_path, *stages), branches=branches)
+    assert run(plan) == 0
+    made = {stage.label for stage in stages if stage.kind == "rl" and Store(tmp_path).has(stage)}
+    assert made == {"lr2"}
+    assert len(Store(tmp_path).costs()) == 4
+    capsys.readouterr()
+    assert run(plan) == 0
+    assert "4 cached" in capsys.readouterr().out
