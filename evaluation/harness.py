@@ -29,7 +29,7 @@ def run_task(
     the mean over all problems of its tasks. Metrics that are no mean over problems (a corpus' perplexity) are left out.
     Raises ValueError for an unknown task, one whose data is out of reach, and one that runs code without leave.
     """
-    import lm_eval
+    from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=task_files)
@@ -53,7 +53,7 @@ def run_task(
         )
     if unsafe:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    found = lm_eval.simple_evaluate(
+    found: Any = simple_evaluate(
         model=_language_model(engine, tokenizer, max_length, heartbeat),
         tasks=[task.name],
         task_manager=manager,
@@ -68,7 +68,6 @@ def run_task(
         fewshot_random_seed=seed,
         confirm_run_unsafe_code=bool(unsafe),
     )
-    assert found is not None
     return {
         "metrics": _estimates(found["samples"], seed, resamples),
         "problems": sum(len({row["doc_id"] for row in rows}) for rows in found["samples"].values()),

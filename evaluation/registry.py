@@ -12,7 +12,7 @@ import pathlib
 import pickle
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -41,7 +41,7 @@ class Published:
 
     file: str
     revision: str
-    columns: dict[str, type | tuple[type, ...]]
+    columns: Mapping[str, type | tuple[type, ...]]
     problem: Callable[[Row], tuple[Messages, str]]
     grader: str | Callable[[Row], str]
     identity: str | None = None

@@ -5,6 +5,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from evaluation.generation.engine import HEARTBEAT_SECONDS, Completion, EngineOptions, VllmEngine, model_files_digest
 from evaluation.generation.sampling import Request, Sample, Sampling
@@ -36,7 +37,7 @@ class Replicas:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_ray_session(count))
             actor = ray.remote(_Replica).options(num_cpus=1, num_gpus=devices)
-            self._actors = [actor.remote(str(self.model), asdict(options)) for _ in range(count)]
+            self._actors: list[Any] = [actor.remote(str(self.model), asdict(options)) for _ in range(count)]
             stack.callback(self._end_actors)
             facts = ray.get([replica.facts.remote() for replica in self._actors])
             if any(other != facts[0] for other in facts):
@@ -65,7 +66,7 @@ class Replicas:
         import ray
 
         self.usable = False
-        streams = []
+        streams: list[Any] = []
         for place, replica in enumerate(self._actors):
             mine = [
                 (number, [(request.prompt, request.seed, asdict(request.sampling)) for request in requests])
@@ -76,6 +77,7 @@ class Replicas:
         while streams:
             ready, _ = ray.wait(streams, num_returns=1, timeout=HEARTBEAT_SECONDS, fetch_local=False)
             heartbeat()
+            stream: Any
             for stream in ready:
                 try:
                     number, rows = ray.get(next(stream))

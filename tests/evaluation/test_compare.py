@@ -68,5 +68,5 @@ def test_the_average_leaves_out_what_the_base_cannot_do(tmp_path):
     assert average(scored(tmp_path / "free", 0.8, 0.5, None))["included"] == ["sums", "ifeval"]
     with pytest.raises(ValueError, match="--base"):
         average(tuned)
-    with pytest.raises(ValueError, match="below 0.9"):
+    with pytest.raises(ValueError, match=r"below 0\.9"):
         average(tuned, base, 0.9)
