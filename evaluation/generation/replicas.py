@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from evaluation.generation.engine import HEARTBEAT_SECONDS, Completion, EngineOptions, VllmEngine, model_files_digest
 from evaluation.generation.sampling import Request, Sample, Sampling
@@ -77,10 +77,9 @@ class Replicas:
         while streams:
             ready, _ = ray.wait(streams, num_returns=1, timeout=HEARTBEAT_SECONDS, fetch_local=False)
             heartbeat()
-            stream: Any
             for stream in ready:
                 try:
-                    number, rows = ray.get(next(stream))
+                    number, rows = ray.get(next(cast(Iterator, stream)))
                 except StopIteration:
                     streams.remove(stream)
                     continue
