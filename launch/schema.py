@@ -284,7 +284,7 @@ class Eval(Section):
     enabled: bool = setting(True, "evaluate the base and every checkpoint")
     benchmarks: list[Benchmark] = setting([], "what to run")
     tasks: list[Task] = setting([], "what to run through lm-evaluation-harness")
-    task_files: str | None = setting(None, "directory of one's own task files, and of local data for the harness' tasks")
+    task_files: str | None = setting(None, "directory of one's own task files and of local data for harness tasks")
     base_minimum: float | None = setting(None, "average only where the base model reaches this (TALR: 0.5)", ge=0, le=1)
     k: list[int] = setting([1, 2, 4, 8, 16], "pass@k; a benchmark leaves out those above its num_samples")
     target: str = setting("target", "the benchmark of the SFT domain; the others count as general ability")
