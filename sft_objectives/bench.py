@@ -77,7 +77,9 @@ class Workload:
                 replace(Reference.from_logits(other[rows] @ live[1].t(), labels[-1], top_k=TOP_K), logits=None)
             )
         self.labels = torch.cat(labels)
-        fields = {name: torch.cat([part.get(name) for part in parts]) for name in sorted(parts[0].fields)}
+        fields: dict[str, Any] = {
+            name: torch.cat([part.get(name) for part in parts]) for name in sorted(parts[0].fields)
+        }
         self.cached = Reference(**fields)
         self.live = replace(self.cached, live=live)
         lengths = [min(SEQUENCE, tokens - start) for start in range(0, tokens, SEQUENCE)]
@@ -161,7 +163,7 @@ class Workload:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             step().backward()
         assert profile.profiler is not None and profile.profiler.kineto_results is not None
-        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        events: list[Any] = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         held = peak = 0
         for event in sorted(events, key=lambda event: event.start_ns()):
             held += event.nbytes()
