@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -14,16 +14,26 @@ Status = Literal["ok", "no_answer", "timeout", "error", "crash"]
 # math-verify's patterns are quadratic in the worst case; an unboxed final answer stands at the end.
 TAIL_CHARACTERS = 5_000
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-BOX_SEPARATOR = re.compile(r"[\s$,;.]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")
+# Between the boxes of one answer: "$\boxed{1}$ and $\boxed{2}$", "x = \boxed{1}, \quad y = \boxed{2}".
+GAP = r"(?:[\s$,;.]|\\q?quad|\\[,;: ()\[\]])*"
+BOX_SEPARATOR = re.compile(
+    rf"{GAP}(?:\\text\s*\{{\s*)?(?:and|or)?(?:\s*\}})?{GAP}"
+    rf"|{GAP}\\text\s*\{{[^{{}}]{{0,60}}\b(?:and|or)\s*\}}{GAP}"
+    rf"|{GAP}(?:\\text\s*\{{\s*)?(?:and|or|,)(?:\s*\}})?{GAP}[A-Za-z](?:_\{{?\w{{1,3}}\}}?)?\s*=\s*"
+)
 ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 ANSWER_PHRASE = re.compile(r"(?i:answer)\s*(?:(?i:is)\s*:?|:)\s*(.+)")
+FINAL_ANSWER = re.compile(r"(?i:final answer is)[\s:]*\$?[^$\n]{1,200}\$?")
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
+PERCENT = re.compile(r"(-?[0-9.,]+)\s*(?:\\?%|(?:\\text\s*\{\s*)?(?:percent(?:age)?|pct)\s*\}?)")
 INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 DECIMAL = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
+DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]{1,2}")
 FRACTION = re.compile(r"(-?)\\frac\{([0-9]{1,18})\}\{([0-9]{1,18})\}")
 SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])|\\[!,;:]")
 IDLE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
 CHOICE = re.compile(r"\(?\b([A-Z])\b\)?")
+LABEL = re.compile(r"\(?\b([A-Z])[.):](?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -115,22 +125,42 @@ def check_grader(grader: str) -> tuple[Callable[[str, str, str], Grade], str]:
 
 
 def _grade_boxed(response: str, answer: str, _: str) -> Grade:
-    boxed = extract_boxed(response)
+    boxed = [_bare(content) for content in extract_boxed(response)]
     if not boxed:
         return Grade(False, "no_answer")
     if len(boxed) == 1:
         verdict = _compare_text(boxed[0], answer)
         if verdict is not None:
             return Grade(verdict, "ok")
+        percent = PERCENT.fullmatch(boxed[0])
+        if percent is not None:
+            # math-verify takes 10% for 10 and for 0.1, but only outside of LaTeX.
+            return _compare_math(f"{percent[1]}%", answer)
+    return _compare_math(_delimited(boxed), answer)
+
+
+def _delimited(boxed: list[str]) -> str:
+    """The contents of an answer's boxes as math-verify reads them."""
     # A bare % is a comment in TeX, and models write it all the same.
-    boxed = [re.sub(r"(?<!\\)%", r"\\%", content) for content in boxed]
-    return _compare_math(" and ".join(f"$\\boxed{{{content}}}$" for content in boxed), answer)
+    contents = [re.sub(r"(?<!\\)%", r"\\%", content) for content in boxed]
+    return " and ".join(f"$\\boxed{{{content}}}$" for content in contents)
 
 
 def _grade_math(response: str, answer: str, _: str) -> Grade:
     if extract_boxed(response):
+        # Some models box a step and announce the result after it.
+        announced = FINAL_ANSWER.search(response, [match.start() for match in BOX.finditer(response)][-1])
+        if announced is not None:
+            verdict = _compare_math(announced[0], answer)
+            if verdict.status != "no_answer":
+                return verdict
         return _grade_boxed(response, answer, "")
     return _compare_math(response[-TAIL_CHARACTERS:], answer)
+
+
+def _bare(latex: str) -> str:
+    """Without currency signs, which math-verify would take for delimiters, and a backslash at the end."""
+    return latex.replace("\\$", "").strip().removesuffix("\\").strip()
 
 
 def _compare_text(found: str, answer: str) -> bool | None:
@@ -173,8 +203,8 @@ def _compare_math(prediction: str, answer: str) -> Grade:
     if not found:
         return Grade(False, "no_answer")
     raised = False
-    for expected in gold:
-        for candidate in found:
+    for expected in _comparable(gold):
+        for candidate in _comparable(found):
             try:
                 if math_verify.verify(expected, candidate, timeout_seconds=None, raise_on_error=True):
                     return Grade(True, "ok")
@@ -183,15 +213,31 @@ def _compare_math(prediction: str, answer: str) -> Grade:
     return Grade(False, "error" if raised else "ok")
 
 
+def _comparable(values: Sequence) -> list:
+    """Without a division by zero, which "12:00" is to a LaTeX parser and which nothing compares with."""
+    import sympy
+
+    return [value for value in values if value is not sympy.zoo and value is not sympy.nan]
+
+
 @lru_cache(maxsize=4096)
 def _parse_reference(answer: str) -> tuple:
     import math_verify
+    from sympy import Float
 
+    answer = _bare(answer)
+    percent = PERCENT.fullmatch(answer.strip("$ "))
+    if percent is not None:
+        return tuple(math_verify.parse(f"{percent[1]}%", parsing_timeout=None))  # type: ignore[arg-type]
+    boxed = extract_boxed(answer)
     delimited = any(mark in answer for mark in ("$", "\\boxed", "\\(", "\\["))
     for text in (answer,) if delimited else (f"${answer}$", answer):
         found = math_verify.parse(text, parsing_timeout=None)  # type: ignore[arg-type]
         if any(not isinstance(item, str) for item in found):
-            return tuple(found)
+            # math-verify takes all boxes together; the last run of them may be what is meant.
+            last = math_verify.parse(_delimited(boxed), parsing_timeout=None) if boxed else []  # type: ignore[arg-type]
+            decimal = [Float(answer.replace(",", "."))] if DECIMAL_COMMA.fullmatch(answer) else []
+            return (*found, *last, *decimal)
     text = answer.strip().strip("$").strip()
     if not text:
         raise ValueError("answer: the reference answer is empty; drop the problem or give its answer")
@@ -289,10 +335,13 @@ def _grade_choice(response: str, answer: str, _: str) -> Grade:
     if not re.fullmatch("[A-Z]", expected):
         raise ValueError(f"answer: {answer!r} is not one letter, as the choice grader needs")
     found = extract_answer(response)
-    letters = CHOICE.findall((found if found is not None else response).replace("\\text{", "").replace("}", ""))
+    text = (found if found is not None else response).replace("\\text{", "").replace("}", "").strip()
+    letters = CHOICE.findall(text)
     if not letters:
         return Grade(False, "no_answer")
-    return Grade((letters[0] if found is not None else letters[-1]) == expected, "ok")
+    # "D. It cannot be A or B": a label before the reasons is the answer, unless other options are labelled too.
+    leads = found is not None or (LABEL.match(text) is not None and len(set(LABEL.findall(text))) == 1)
+    return Grade((letters[0] if leads else letters[-1]) == expected, "ok")
 
 
 def _grade_code(response: str, answer: str, _: str) -> Grade:
