@@ -1,6 +1,7 @@
 """Paired comparison of two `evaluate` artifacts: same problems, two models."""
 
 import pathlib
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -60,17 +61,27 @@ def average(artifact: pathlib.Path, base: pathlib.Path | None = None, minimum: f
     """
     metrics = read_metrics(artifact)
     minimum = metrics["base_minimum"] if minimum is None else minimum
-    scores = _headlines(metrics)
     if minimum is not None and base is None:
         raise ValueError(f"average: the minimum {minimum} is the base model's; give its artifact with --base")
-    before = _headlines(read_metrics(base)) if minimum is not None and base is not None else {}
-    lacking = sorted(set(scores) - set(before)) if before else []
+    return average_of(metrics, None if base is None else read_metrics(base), minimum)
+
+
+def average_of(
+    metrics: Mapping[str, Any],
+    before: Mapping[str, Any] | None,
+    minimum: float | None,
+    without: Collection[str] = (),
+) -> dict[str, Any]:
+    """`average` of metrics already read; `before` are the base model's, `without` names to leave out unseen."""
+    scores = {name: score for name, score in _headlines(metrics).items() if name not in without}
+    bases = _headlines(before) if minimum is not None and before is not None else {}
+    lacking = sorted(set(scores) - set(bases)) if minimum is not None else []
     if lacking:
-        raise ValueError(f"average: {base} has no {', '.join(lacking)}; evaluate the base model alike")
-    excluded = [name for name in scores if minimum is not None and before[name]["value"] < minimum]
+        raise ValueError(f"average: the base model has no {', '.join(lacking)}; evaluate it alike")
+    excluded = [name for name in scores if minimum is not None and bases[name]["value"] < minimum]
     included = [name for name in scores if name not in excluded]
     if not included:
-        raise ValueError(f"average: the base model is below {minimum} on all of {', '.join(scores)}")
+        raise ValueError(f"average: nothing to average; the base model is below {minimum} on {', '.join(scores)}")
     kept = [scores[name] for name in included]
     value = sum(one["value"] for one in kept) / len(kept)
     below = sum((one["value"] - one["low"]) ** 2 for one in kept) ** 0.5 / len(kept)
@@ -88,7 +99,7 @@ HEADLINES = (
 )
 
 
-def _headlines(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _headlines(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     found = {
         name: one["metrics"].get("balanced_accuracy", one["metrics"]["pass@1"])
         for name, one in metrics["benchmarks"].items()

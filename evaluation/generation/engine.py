@@ -70,7 +70,6 @@ class VllmEngine:
         self.files = model_files_digest(self.model)
         self.reproducible = on_cpu or os.environ.get("VLLM_BATCH_INVARIANT") == "1"
         self.description = {"vllm": vllm.__version__, **asdict(options), "model": str(self.model)}
-        self._one_shard_at_a_time = on_cpu
         platform_options: dict[str, Any] = (
             {"enforce_eager": True, "enable_prefix_caching": False, "max_num_seqs": 128}
             if on_cpu
@@ -85,6 +84,8 @@ class VllmEngine:
             worker_extension_cls="verl_cpu.vllm_reload.ReloadWorkerExtension",
             **platform_options,
         )
+        # Off the CPU the next shard enters while the last responses of this one are written: the engine stays full.
+        self._refill = 0 if on_cpu else self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def load(self, model: pathlib.Path) -> None:
         """Exchange the weights for those of another checkpoint of the same architecture and tokenizer.
@@ -114,9 +115,7 @@ class VllmEngine:
         beat = time.monotonic()
         try:
             while waiting or open_shards:
-                # Off the CPU the next shard enters while the last responses of this one are still being written.
-                limit = 0 if self._one_shard_at_a_time else len(waiting[-1][1]) if waiting else 0
-                while waiting and engine.get_num_unfinished_requests() <= limit:
+                while waiting and engine.get_num_unfinished_requests() <= self._refill:
                     number, requests = waiting.pop()
                     open_shards[number], missing[number] = [None] * len(requests), len(requests)
                     for place, request in enumerate(requests):

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
@@ -85,8 +85,8 @@ def sample(
 
     Equal prompts are drawn once and share their responses. Requests are cut into fixed shards of `batch_size`; each
     finished shard is a file in `directory`, found again by a run that starts over, so a kill loses only the shards in
-    flight. progress(done, total) counts requests and is called every few seconds at least. on_sample(prompt index,
-    sample index, sample) is called as responses arrive.
+    flight: one on the CPU, on a GPU as many as fill the engine. progress(done, total) counts requests and is called
+    every few seconds at least. on_sample(prompt index, sample index, sample) is called as responses arrive.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for place, prompt in enumerate(prompts):
@@ -122,9 +122,8 @@ def sample(
         else:
             pending.append((number, shard))
     for number, samples in backend.run(pending, lambda: progress(done, len(requests))) if pending else ():
-        write_table(
-            pa.Table.from_pylist([asdict(drawn) for drawn in samples], SCHEMA), directory / f"{number:06d}.parquet"
-        )
+        table = pa.Table.from_pylist([vars(drawn) for drawn in samples], SCHEMA)
+        write_table(table, directory / f"{number:06d}.parquet")
         accept(number, samples)
     return results  # type: ignore[return-value]  # every place is filled once all shards are accepted
 
@@ -139,5 +138,6 @@ def write_table(table: pa.Table, path: pathlib.Path) -> None:
 def _key(requests: Sequence[Request], batch_size: int, description: dict) -> str:
     digest = hashlib.sha256(json.dumps([batch_size, description], sort_keys=True).encode())
     for request in requests:
-        digest.update(json.dumps(asdict(request), sort_keys=True).encode())
+        # The seed is made of the prompt and the sample's place.
+        digest.update(json.dumps([request.seed, vars(request.sampling)], sort_keys=True).encode())
     return digest.hexdigest()[:16]

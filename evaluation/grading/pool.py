@@ -1,10 +1,12 @@
 """Graders behind a pool of subprocesses with hard time-outs; safe from threads, Ray workers and event loops."""
 
 import atexit
+import contextlib
 import itertools
 import json
 import os
 import pathlib
+import queue
 import subprocess
 import sys
 import threading
@@ -36,8 +38,9 @@ class GradingPool:
 
     workers: several times the cores by default. At most two tasks a core compete; one that runs longer than a
     quarter of a second gives way and leaves its place to another worker, so that hung tasks do not hold up the rest.
-    timeout_seconds: wall time of one task, counted from its start. memory_bytes: address space of one worker.
-    A killed or crashed worker is replaced by a fork. At most 4096 tasks are pending; `submit` waits beyond that.
+    timeout_seconds: wall time of one task, counted from its start; a task that a loaded machine kept from running gets
+    more, up to ten times as much. memory_bytes: address space of one worker. A killed or crashed worker is replaced by
+    a fork. `submit` never waits: a thread passes the tasks on, at most 4096 at a time.
     """
 
     def __init__(
@@ -73,24 +76,25 @@ class GradingPool:
         self._futures: dict[int, Future[Outcome]] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(MAX_PENDING)
+        self._slots = threading.Semaphore(MAX_PENDING)
+        self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._closed = False
+        threading.Thread(target=self._send, name="grading-tasks", daemon=True).start()
         threading.Thread(target=self._collect, name="grading-results", daemon=True).start()
 
     def submit(self, function: str, *arguments: Any, timeout_seconds: float | None = None) -> "Future[Outcome]":
         """Call "module:function" in a worker. The future never raises for what the function did: see `Outcome`."""
-        self._slots.acquire()
         future: Future[Outcome] = Future()
         # Running from the start: there is no taking a task back, and an event loop must not cancel it under us.
         future.set_running_or_notify_cancel()
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         with self._lock:
             if self._closed:
-                self._slots.release()
                 raise RuntimeError("grading pool: it is closed, or its process died")
             number = next(self._numbers)
+            message = json.dumps([number, function, arguments, seconds]).encode()
             self._futures[number] = future
-            self._tasks.send_bytes(json.dumps([number, function, arguments, seconds]).encode())
+            self._outgoing.put(message)
         return future
 
     def submit_grade(
@@ -142,8 +146,7 @@ class GradingPool:
         with self._lock:
             if self._closed:
                 return
-            self._closed = True
-            self._tasks.close()
+            self._stop()
         self._process.wait()
 
     def __enter__(self) -> "GradingPool":
@@ -151,6 +154,21 @@ class GradingPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _stop(self) -> None:
+        self._closed = True
+        # Wakes the sending thread, which closes the pipe, which ends the process.
+        self._outgoing.put(b"")
+        self._slots.release()
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self._closed:
+                message = self._outgoing.get()
+                self._slots.acquire()
+                if not self._closed:
+                    self._tasks.send_bytes(message)
+        self._tasks.close()
 
     def _collect(self) -> None:
         try:
@@ -161,12 +179,10 @@ class GradingPool:
         except (EOFError, OSError):
             with self._lock:
                 if not self._closed:
-                    self._closed = True
-                    self._tasks.close()
+                    self._stop()
                 lost, self._futures = self._futures, {}
             for future in lost.values():
                 future.set_result(Outcome("crash", None))
-                self._slots.release()
             self._results.close()
 
 

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from evaluation.grading import Grade, GradingPool, grade
-from evaluation.grading.pool import Outcome
+from evaluation.grading.pool import MAX_PENDING, Outcome
+from evaluation.grading.server import STARVED_SECONDS, Worker
 
 # Passes a power tower to sympy: busy for hours, in C code that no Python exception reaches.
 HANGING = r"\boxed{9^{9^{9^{9^{9}}}}}"
@@ -75,6 +76,40 @@ def test_a_dead_grading_process_fails_its_tasks_and_refuses_more():
     assert sleeping.result(timeout=10) == Outcome("crash", None)
     with pytest.raises(RuntimeError, match="died"):
         pool.submit("time:sleep", 0)
+
+
+def test_submitting_never_waits_for_grading():
+    with GradingPool(workers=1) as slow:
+        slow.grade("1", "1")
+        sleeping = slow.submit("time:sleep", 2, timeout_seconds=60)
+        futures = [slow.submit("operator:add", i, 1) for i in range(MAX_PENDING + 100)]
+        assert not sleeping.done()
+        assert [future.result().value for future in futures] == list(range(1, len(futures) + 1))
+
+
+def test_a_task_that_was_kept_from_running_gets_its_time_again_and_one_that_ran_or_slept_does_not():
+    def give(function, *arguments):
+        worker = Worker(1 << 32)
+        worker.give(0, function, list(arguments), 3.0)
+        return worker
+
+    busy, asleep = give("operator:pow", 9, 10**9), give("time:sleep", 60)
+    try:
+        deadline = time.monotonic() + 60
+        while not busy.starved():
+            assert time.monotonic() < deadline
+        moved = busy.deadline
+        assert moved > time.monotonic() + 2
+        while busy.starved():
+            assert time.monotonic() < deadline
+            busy.extensions = 9
+            time.sleep(STARVED_SECONDS / 5)
+        while asleep.starved():
+            assert time.monotonic() < deadline
+        assert not asleep.starved()
+    finally:
+        busy.kill()
+        asleep.kill()
 
 
 def test_killing_the_user_of_a_pool_leaves_no_process_behind():
