@@ -86,6 +86,10 @@ def prepare_environment(settings: SimpleNamespace) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("TQ_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    if "RAY_ADDRESS" not in os.environ:
+        # Ray's switch for desktop systems: without it a private Ray replaces 127.0.0.1 by the machine's address, and
+        # vLLM's server and verl's queue, which know no password, would listen there.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if settings.platform.name == "cpu":
         os.environ["VERL_PLATFORM"] = "cpu"
         os.environ["VERL_USE_EXTERNAL_MODULES"] = "verl_cpu.plugin,rl_stage.lean"

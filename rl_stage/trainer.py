@@ -214,7 +214,9 @@ class _Measured(_Trainer):
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         row = {ours: float(metrics[theirs]) for theirs, ours in METRICS.items() if theirs in metrics}
-        row |= self._reward_metrics(batch)
+        rewards = self._reward_metrics(batch)
+        metrics.update({f"reward/{name}": value for name, value in rewards.items()})
+        row |= rewards
         self.curve.add(global_steps, row)
         self.exports.timing(step=global_steps, seconds=time.monotonic() - self.step_began, **_seconds(timing_raw))
         shown = {name: row[name] for name in ("reward", "pass_rate", "response_length", "entropy") if name in row}

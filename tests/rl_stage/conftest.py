@@ -8,10 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 TINY_RL = {
     "steps": 2,
     "prompts": 8,
@@ -66,49 +62,22 @@ def inputs(tmp_path) -> dict[str, pathlib.Path]:
     return {"model": tmp_path / "model", "data": tmp_path / "data"}
 
 
+def _write_tiny_model(directory: pathlib.Path, tied: bool) -> pathlib.Path:
+    from rl_stage.bench import write_model
+
+    return write_model(directory, hidden=64, layers=2, heads=2, initializer_range=0.1, tied=tied)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> pathlib.Path:
-    """A random fp32 byte-level Qwen2 model with tied embeddings and a ChatML tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    """A random model whose output head is its embedding."""
+    return _write_tiny_model(tmp_path_factory.mktemp("tiny") / "model", tied=True)
 
-    directory = tmp_path_factory.mktemp("tiny") / "model"
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token=special[2],
-        pad_token=special[0],
-        additional_special_tokens=[special[1]],
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = TEMPLATE
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            initializer_range=0.1,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory) -> pathlib.Path:
+    """A random model with an output head of its own."""
+    return _write_tiny_model(tmp_path_factory.mktemp("untied") / "model", tied=False)
 
 
 def _write_prompts(directory: pathlib.Path, rows: int = 32) -> pathlib.Path:
@@ -140,8 +109,9 @@ RUN = """
 import json, pathlib, sys
 from launch.schema import Recipe
 from launch.stage import namespace
-from rl_stage.rl import run
+import importlib
 request = json.loads(pathlib.Path(sys.argv[1]).read_text())
+run = importlib.import_module(request["stage"]).run
 paths = {name: pathlib.Path(path) for name, path in request["paths"].items()}
 def report(done, total, **metrics):
     print("REPORT", done, total, flush=True)
@@ -150,8 +120,10 @@ run(namespace(request["settings"], Recipe), {"model": paths["model"], "data": pa
 """
 
 
-def _stage_command(directory: pathlib.Path, model: pathlib.Path, data: pathlib.Path, **rl: object) -> list[str]:
-    """A command that runs the stage in a process of its own, as launch does, with output and scratch in `directory`."""
+def _stage_command(
+    directory: pathlib.Path, model: pathlib.Path, data: pathlib.Path, stage: str = "rl_stage.rl", **rl: object
+) -> list[str]:
+    """A command that runs a stage in a process of its own, as launch does, with output and scratch in `directory`."""
     import yaml
 
     from launch.schema import Recipe
@@ -162,6 +134,7 @@ def _stage_command(directory: pathlib.Path, model: pathlib.Path, data: pathlib.P
     for path in (paths["output"], paths["scratch"]):
         path.mkdir(parents=True, exist_ok=True)
     request = {
+        "stage": stage,
         "settings": {name: tree[name] for name in ("rl", "data", "model", "platform", "seed")},
         "paths": {name: str(path) for name, path in paths.items()},
     }

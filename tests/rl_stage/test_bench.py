@@ -1,0 +1,48 @@
+"""The benchmark compares like with like: stock verl gets every key that our stage sets."""
+
+import importlib.util
+import pathlib
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from rl_stage import bench
+from rl_stage.config import verl_config
+
+
+@pytest.fixture
+def paths(inputs, tmp_path):
+    return {**inputs, "scratch": tmp_path, "output": tmp_path / "output"}
+
+
+def test_stock_verl_gets_our_keys(paths, tmp_path):
+    settings = bench.namespace(bench.stage_settings(prompts=4, samples=2, steps=5))
+    command = bench.stock_command(settings, paths)
+    assert command[1:3] == ["-m", "verl.trainer.main_ppo"]
+    overrides = [argument for argument in command[3:] if not argument.startswith("hydra.")]
+    verl = importlib.util.find_spec("verl")
+    assert verl is not None and verl.submodule_search_locations
+    directory = pathlib.Path(verl.submodule_search_locations[0]) / "trainer" / "config"
+    with initialize_config_dir(str(directory), version_base=None):
+        stock = OmegaConf.to_container(compose("ppo_trainer", overrides))
+    ours = OmegaConf.to_container(verl_config(settings, paths, tmp_path))
+    different = {name for name, _ in bench.differences(ours, stock)} | {
+        name for name, _ in bench.differences(stock, ours)
+    }
+    assert {name for name in different if not name.startswith((*bench.OURS_ALONE, "ray_kwargs"))} == set()
+
+
+def test_ratios_are_of_medians():
+    rows = [
+        {"side": side, "steps": steps, "step_seconds": steps[1], "startup_seconds": start, "peak_memory_gb": peak}
+        for side, steps, start, peak in (
+            ("ours", [1.0, 2.0, 9.0], 30.0, 4.0),
+            ("stock", [1.0, 4.0, 9.0], 60.0, 6.0),
+            ("ours", [1.0, 2.0, 2.0], 32.0, 5.0),
+            ("stock", [4.0, 4.0, 4.0], 64.0, 6.5),
+        )
+    ]
+    found = bench.figures(rows)
+    assert (found["step_time_ratio"], found["step_time_ratio_low"], found["step_time_ratio_high"]) == (0.5, 0.5, 0.5)
+    assert (found["startup_ratio"], found["peak_memory_gb"], found["stock_peak_memory_gb"]) == (0.5, 5.0, 6.5)
