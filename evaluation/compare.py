@@ -1,54 +1,77 @@
 """Paired comparison of two `evaluate` artifacts: same problems, two models."""
 
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from evaluation.artifact import read_metrics, read_outcomes
-from evaluation.statistics import holm, paired_comparison, pass_at_k
+import numpy as np
+
+from evaluation.artifact import read_answers, read_metrics, read_outcomes, read_task_scores
+from evaluation.statistics import balanced_accuracy, holm, paired_comparison, pass_at_k, ratio_of_sums
 
 
 def compare(
     a: pathlib.Path, b: pathlib.Path, *, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
 ) -> list[dict[str, Any]]:
-    """Differences b - a of every shared benchmark and metric: greedy, pass@1, and each pass@k that both hold.
+    """Differences b - a of every shared benchmark and metric: greedy, balanced accuracy, pass@1, and each pass@k that
+    both hold; of every shared harness task its headline metric.
 
     One row each: benchmark, metric, a, b, difference, low, high, p_value, p_holm (adjusted over all rows), n. Raises
-    ValueError if no benchmark is shared or a shared one differs in its problems or protocol.
+    ValueError if nothing is shared or something shared differs in its problems or protocol.
     """
-    metrics_a, metrics_b = read_metrics(a)["benchmarks"], read_metrics(b)["benchmarks"]
-    shared = [name for name in metrics_a if name in metrics_b]
-    if not shared:
-        raise ValueError(f"compare: no shared benchmark; {a} has {sorted(metrics_a)}, {b} has {sorted(metrics_b)}")
+    metrics_a, metrics_b = read_metrics(a), read_metrics(b)
     rows: list[dict[str, Any]] = []
-    for name in shared:
-        protocols = metrics_a[name]["protocol"], metrics_b[name]["protocol"]
-        different = sorted(key for key in protocols[0].keys() | protocols[1].keys() if _differs(*protocols, key))
-        if different:
-            raise ValueError(f"compare: the protocols of {name!r} differ in {', '.join(different)}; evaluate alike")
-        outcomes_a, outcomes_b = read_outcomes(a, name), read_outcomes(b, name)
-        if outcomes_a["sampled"].keys() != outcomes_b["sampled"].keys():
-            raise ValueError(f"compare: {name!r} was evaluated on different problems; use one prepared data set")
-        for metric in metrics_a[name]["metrics"]:
-            if metric != "greedy" and not metric.startswith("pass@"):
+
+    def add(name: str, metric: str, kind: str, scores: Sequence[Mapping[Any, Any]], statistic=None) -> None:
+        ids = sorted(scores[0])
+        sides = [np.array([one[i] for i in ids], dtype=np.float64) for one in scores]
+        found = paired_comparison(*sides, seed=seed, resamples=resamples, confidence=confidence, statistic=statistic)
+        values = {side: m[kind][name]["metrics"][metric]["value"] for side, m in (("a", metrics_a), ("b", metrics_b))}
+        rows.append({"benchmark": name, "metric": metric, **values, **asdict(found)})
+
+    for name in _shared(metrics_a, metrics_b, "benchmarks"):
+        outcomes = read_outcomes(a, name), read_outcomes(b, name)
+        _same_problems(name, *(one["sampled"].keys() for one in outcomes))
+        for metric in metrics_a["benchmarks"][name]["metrics"]:
+            if metric not in metrics_b["benchmarks"][name]["metrics"]:
                 continue
-            if metric not in metrics_b[name]["metrics"]:
-                continue
-            scores = [_scores(outcomes, metric) for outcomes in (outcomes_a, outcomes_b)]
-            ids = sorted(scores[0])
-            found = paired_comparison(
-                [scores[0][i] for i in ids],
-                [scores[1][i] for i in ids],
-                seed=seed,
-                resamples=resamples,
-                confidence=confidence,
-            )
-            values = {side: m[name]["metrics"][metric]["value"] for side, m in (("a", metrics_a), ("b", metrics_b))}
-            rows.append({"benchmark": name, "metric": metric, **values, **asdict(found)})
+            if metric == "balanced_accuracy":
+                answers = read_answers(a, name)
+                classes = {answer: place for place, answer in enumerate(sorted(set(answers.values())))}
+                scores = [
+                    {i: (score, classes[answers[i]]) for i, score in _scores(one, "pass@1").items()} for one in outcomes
+                ]
+                add(name, metric, "benchmarks", scores, partial(balanced_accuracy, classes=len(classes)))
+            elif metric == "greedy" or metric.startswith("pass@"):
+                add(name, metric, "benchmarks", [_scores(one, metric) for one in outcomes])
+    for name in _shared(metrics_a, metrics_b, "tasks"):
+        metric = _headline(name, metrics_a["tasks"][name])
+        scores = [read_task_scores(one, name)[metric] for one in (a, b)]
+        _same_problems(name, *(one.keys() for one in scores))
+        add(name, metric, "tasks", scores, ratio_of_sums)
+    if not rows:
+        names = [sorted({**metrics["benchmarks"], **metrics["tasks"]}) for metrics in (metrics_a, metrics_b)]
+        raise ValueError(f"compare: no shared benchmark; {a} has {names[0]}, {b} has {names[1]}")
     for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
     return rows
+
+
+def _shared(a: Mapping[str, Any], b: Mapping[str, Any], kind: str) -> list[str]:
+    shared = [name for name in a[kind] if name in b[kind]]
+    for name in shared:
+        protocols = a[kind][name]["protocol"], b[kind][name]["protocol"]
+        different = sorted(key for key in protocols[0].keys() | protocols[1].keys() if _differs(*protocols, key))
+        if different:
+            raise ValueError(f"compare: the protocols of {name!r} differ in {', '.join(different)}; evaluate alike")
+    return shared
+
+
+def _same_problems(name: str, a: Collection, b: Collection) -> None:
+    if a != b:
+        raise ValueError(f"compare: {name!r} was evaluated on different problems; use one prepared data set")
 
 
 def average(artifact: pathlib.Path, base: pathlib.Path | None = None, minimum: float | None = None) -> dict[str, Any]:
@@ -105,11 +128,15 @@ def _headlines(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         for name, one in metrics["benchmarks"].items()
     }
     for name, task in metrics["tasks"].items():
-        metric = next((metric for metric in HEADLINES if metric in task["metrics"]), None)
-        if metric is None:
-            raise ValueError(f"average: task {name!r} has none of {', '.join(HEADLINES)}")
-        found[name] = task["metrics"][metric]
+        found[name] = task["metrics"][_headline(name, task)]
     return found
+
+
+def _headline(name: str, task: Mapping[str, Any]) -> str:
+    metric = next((metric for metric in HEADLINES if metric in task["metrics"]), None)
+    if metric is None:
+        raise ValueError(f"task {name!r} has none of {', '.join(HEADLINES)}")
+    return metric
 
 
 def _differs(a: dict, b: dict, key: str) -> bool:

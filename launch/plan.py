@@ -362,10 +362,11 @@ class _Graph:
 
     def sft(self, label: str, objective: Any, inputs: dict[str, tuple[Input, str | None]]) -> str:
         recipe = self.recipe
-        if placement_of(recipe, "sft")["nodes"] > 1:
+        nodes = placement_of(recipe, "sft")["nodes"]
+        if recipe.sft.processes % nodes:
             raise RecipeError(
-                f"recipe {recipe.name}: sft.processes={recipe.sft.processes} needs several nodes, SFT runs on one; "
-                f"set it to at most platform.gpus_per_node={recipe.platform.gpus_per_node}"
+                f"recipe {recipe.name}: sft.processes={recipe.sft.processes} does not divide over {nodes} nodes; "
+                f"make it a multiple of {nodes}"
             )
         sections = {name: _dump(getattr(recipe, name)) for name in ("sft", "data", "model", "platform")}
         settings = {**sections, "objective": recipe.objective, "seed": recipe.seed}

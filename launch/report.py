@@ -15,6 +15,7 @@ from typing import Any
 
 import evaluation
 from evaluation import artifact
+from evaluation.compare import average_of
 from launch.plan import Branch, Plan, Stage
 from launch.select import Selected, select
 from launch.status import bytes_text, seconds_text
@@ -36,9 +37,10 @@ COLUMNS = {
 }
 NOTES = (
     "pass@1 and pass@k are of the target benchmark, sampled; k is the largest one measured. General is the mean "
-    "pass@1 of the other benchmarks. Token entropy is the mean over held-out chats after SFT, in nats. Intervals "
-    "are 95% bootstrap intervals over problems; gains are paired by problem. With several seeds a cell is the mean "
-    "and, after ±, the standard deviation over seeds, and gains average each problem over seeds first."
+    "pass@1 of the other benchmarks (of a task its accuracy). Token entropy is the mean over held-out chats after "
+    "SFT, in nats. Intervals are 95% bootstrap intervals over problems; gains are paired by problem. With several "
+    "seeds a cell is the mean and, after ±, the standard deviation over seeds, and gains average each problem over "
+    "seeds first."
 )
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
@@ -75,7 +77,8 @@ def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
     for branch in plan.branches:
         base = branch.stages.get("evaluate:base")
         if base is not None:
-            bases.setdefault(base, Line("base model", ({"sft_eval": plan.stages[base]},)))
+            stage = plan.stages[base]
+            bases.setdefault(base, Line("base model", ({"base_eval": stage, "sft_eval": stage},)))
         if branch.name in ended:
             continue
         starts = [role.partition("@")[2] for role in branch.stages if role.startswith("rl@")] or [None]
@@ -93,7 +96,7 @@ def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
 
 
 def _member(plan: Plan, branch: Branch, start: str | None) -> Mapping[str, Stage]:
-    roles = {"sft": "sft", "sft_eval": "evaluate:sft"}
+    roles = {"base_eval": "evaluate:base", "sft": "sft", "sft_eval": "evaluate:sft"}
     if start is not None:
         roles |= {"rl": f"rl@{start}", "rl_eval": f"evaluate:rl@{start}"}
         if start != "final":
@@ -218,18 +221,15 @@ class _Table:
         return self._over_seeds(line, role, largest)
 
     def _general(self, line: Line, role: str) -> Cell:
-        """Mean over the benchmarks that are not the target's; its interval treats them as independent."""
+        """`evaluation.compare.average` over what is not the target; its interval treats benchmarks as independent."""
 
         def mean(metrics: dict[str, Any]) -> Mapping[str, float] | None:
-            others = [
-                b["metrics"]["pass@1"] for name, b in metrics["benchmarks"].items() if name != self.settings.target
-            ]
-            if not others:
+            before = self.source.metrics(line.members[0].get("base_eval"))
+            minimum = self.settings.base_minimum
+            others = {*metrics["benchmarks"], *metrics["tasks"]} - {self.settings.target}
+            if not others or (minimum is not None and before is None):
                 return None
-            value = sum(e["value"] for e in others) / len(others)
-            below = sum((e["value"] - e["low"]) ** 2 for e in others) ** 0.5 / len(others)
-            above = sum((e["high"] - e["value"]) ** 2 for e in others) ** 0.5 / len(others)
-            return {"value": value, "low": value - below, "high": value + above}
+            return average_of(metrics, before, minimum, without=(self.settings.target,))
 
         return self._over_seeds(line, role, mean)
 

@@ -1,7 +1,7 @@
 """The `sft` stage: settings to verl's configuration, one process a device, Hugging Face checkpoints.
 
-`run` imports no torch: it starts the ranks, relays their progress and assembles the artifact. A rank is this module as
-a program (`python -m sft_objectives.sft <job.json>`). Ranks end when the process that started them does.
+`run` imports no torch: it has `ranks` run one process a device and assembles the artifact. A rank is this module as a
+program (`python -m sft_objectives.sft <job.json> <descriptor>`) and ends when the process that started it does.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import selectors
 import shutil
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from .ranks import BAD_CONFIGURATION, node_count, run_ranks
 from .registry import load
 
 if TYPE_CHECKING:
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
     from .contract import Needs, Objective
 
-HEARTBEAT = 2.0  # seconds
-BAD_CONFIGURATION = 64  # exit status of a rank whose settings or data are wrong
 REFERENCE_INPUTS = ("base", "teacher", "checkpoint")
 _SUPPORT = {"support_ids", "support_logprobs"}
 # keys that verl's dataclasses know and its YAML files leave out, and mappings whose keys are free
@@ -72,7 +68,7 @@ def verl_config(settings: SimpleNamespace, inputs: Mapping[str, Path], scratch: 
     cpu = settings.platform.name == "cpu"
     precision = {"float32": "fp32", "bfloat16": "bf16"}[model.dtype]
     per_device = sft.batch_size // data_parallel(settings)
-    nodes = 1 if cpu else -(-sft.processes // settings.platform.gpus_per_node)
+    nodes = node_count(settings)
     values: dict[str, Any] = {
         "model.path": str(inputs["model"]),
         "model.trust_remote_code": model.trust_remote_code,
@@ -280,12 +276,7 @@ def run(
     killed run continues from the last complete checkpoint in `scratch` and ends with the same bytes. Raises ValueError
     for settings or data that are wrong, RuntimeError if a process failed.
     """
-    config = verl_config(settings, inputs, scratch)
-    if config.trainer.nnodes > 1:
-        raise ValueError(
-            f"sft.processes={settings.sft.processes} needs {config.trainer.nnodes} nodes; SFT runs on one: set it to "
-            f"at most platform.gpus_per_node={settings.platform.gpus_per_node}"
-        )
+    verl_config(settings, inputs, scratch)
     scratch.mkdir(parents=True, exist_ok=True)
     result = scratch / "result.json"
     result.unlink(missing_ok=True)
@@ -296,7 +287,7 @@ def run(
     }
     (scratch / "job.json").write_text(json.dumps(job, sort_keys=True))
     started = time.monotonic()
-    _run_ranks(settings, scratch / "job.json", report)
+    run_ranks(settings, scratch / "job.json", report)
     outcome = json.loads(result.read_text())
     _assemble(outcome, scratch, output, seconds=time.monotonic() - started)
 
@@ -316,79 +307,6 @@ def as_namespace(value: Any, like: tuple[str, ...] = ("objective", "verl", "env"
         items = {name: item if name in like else as_namespace(item) for name, item in value.items()}
         return SimpleNamespace(**items)
     return value
-
-
-def _run_ranks(settings: SimpleNamespace, job: Path, report: Callable[..., None]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    read_end, write_end = os.pipe()
-    processes = settings.sft.processes
-    ranks: list[subprocess.Popen[bytes]] = []
-    try:
-        for rank in range(processes):
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "sft_objectives.sft", str(job), str(write_end)],
-                    env=_environment(settings, rank, port),
-                    stdin=subprocess.PIPE,  # its end of file tells a rank that this process is gone
-                    pass_fds=(write_end,),
-                )
-            )
-        os.close(write_end)
-        _relay(ranks, read_end, report)
-    finally:
-        for process in ranks:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            if process.stdin:
-                process.stdin.close()
-        os.close(read_end)
-
-
-def _environment(settings: SimpleNamespace, rank: int, port: int) -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    local = {"VERL_PLATFORM": "cpu", "GLOO_SOCKET_IFNAME": "lo"} if settings.platform.name == "cpu" else {}
-    return {
-        **os.environ,
-        **local,
-        **settings.platform.env,
-        "PYTHONPATH": path,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(settings.sft.processes),
-        "LOCAL_WORLD_SIZE": str(settings.sft.processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-
-
-def _relay(ranks: list[subprocess.Popen[bytes]], read_end: int, report: Callable[..., None]) -> None:
-    """Pass the ranks' messages to `report` until all have ended; raises as soon as one failed."""
-    done, total, metrics, pending, refused = 0, 0, {}, b"", None
-    with selectors.DefaultSelector() as selector:
-        selector.register(read_end, selectors.EVENT_READ)
-        is_open = True
-        while is_open or any(process.poll() is None for process in ranks):
-            if is_open and selector.select(HEARTBEAT):
-                received = os.read(read_end, 1 << 16)
-                is_open = bool(received)
-                *lines, pending = (pending + received).split(b"\n")
-                for line in lines:
-                    message = json.loads(line)
-                    refused = message.get("refused", refused)
-                    if "done" in message:
-                        done, total, metrics = message["done"], message["total"], message["metrics"]
-            elif not is_open:
-                time.sleep(0.05)
-            report(done, total, **metrics)
-            failed = [process.returncode for process in ranks if process.poll() not in (None, 0)]
-            if BAD_CONFIGURATION in failed and refused is not None:
-                raise ValueError(refused)
-            if failed:
-                raise RuntimeError(f"an SFT process ended with status {failed[0]}; its traceback is in the log above")
 
 
 def _assemble(outcome: Mapping[str, Any], scratch: Path, output: Path, seconds: float) -> None:

@@ -130,8 +130,15 @@ def test_outside_files_are_known_by_their_bytes(recipe, tmp_path):
     assert list(make_plan(recipe, overrides).stages) != list(first.stages)
 
 
-def test_sft_over_several_nodes_is_refused_before_anything_runs(recipe):
+def test_sft_spreads_evenly_over_nodes_or_is_refused(recipe):
     cluster = ["platform.nodes=2", "platform.gpus_per_node=8", "rl.processes=16"]
-    assert "sft" in kinds(make_plan(recipe, [*cluster, "sft.processes=8"]))
-    with pytest.raises(RecipeError, match=r"sft\.processes=16 needs several nodes, .*gpus_per_node=8"):
-        make_plan(recipe, [*cluster, "sft.processes=16"])
+
+    def placement(processes):
+        plan = make_plan(recipe, [*cluster, f"sft.processes={processes}"])
+        return next(stage.placement for stage in plan.stages.values() if stage.kind == "sft")
+
+    assert (placement(8)["nodes"], placement(8)["gpus_per_node"]) == (1, 8)
+    assert (placement(16)["nodes"], placement(16)["gpus_per_node"]) == (2, 8)
+    with pytest.raises(RecipeError, match=r"sft\.processes=9 does not divide over 2 nodes"):
+        placement(9)
+

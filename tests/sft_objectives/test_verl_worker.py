@@ -54,7 +54,8 @@ def run_ranks(
     world, settings, out: Path, *, ranks: int, splits, port: int, model: str = "model", expected=False, **job
 ):
     """Run `engine_matrix.py` on `ranks` processes; returns `out`."""
-    from sft_objectives.sft import _environment, as_dict
+    from sft_objectives.ranks import rank_environment
+    from sft_objectives.sft import as_dict
 
     out.mkdir(parents=True)
     references = {"base": str(world["untied"]), "teacher": str(world["other"]), "checkpoint": str(world["other"])}
@@ -74,8 +75,11 @@ def run_ranks(
     (out / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-W", "ignore", str(HERE / "engine_matrix.py"), str(out / "job.json")]
     log = (out / "log.txt").open("w")
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
-        subprocess.Popen(command, env=_environment(settings, rank, port), stdout=log, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            command, env=rank_environment(settings, rank, ranks) | meeting, stdout=log, stderr=subprocess.STDOUT
+        )
         for rank in range(ranks)
     ]
     try:
