@@ -1,4 +1,7 @@
-"""The `evaluate` artifact: metrics.json and generations/<benchmark>.parquet. Other rooms read it through here."""
+"""The `evaluate` artifact: metrics.json, generations/<benchmark>.parquet and tasks/<task>.parquet.
+
+Other rooms read it through here.
+"""
 
 import json
 import pathlib
@@ -23,6 +26,19 @@ GENERATIONS = pa.schema(
         ("grader", pa.string()),
         ("correct", pa.bool_()),
         ("status", pa.string()),
+    ]
+)
+
+# Of a task of lm-evaluation-harness; `scores` is {metric: (sum, count)} as JSON.
+TASK_ROWS = pa.schema(
+    [
+        ("task", pa.string()),  # the group's part it belongs to
+        ("problem", pa.int64()),
+        ("filter", pa.string()),
+        ("requests", pa.string()),  # what the model was asked, as JSON
+        ("responses", pa.string()),  # texts, or log-likelihoods and whether greedy, as JSON
+        ("target", pa.string()),
+        ("scores", pa.string()),
     ]
 )
 
@@ -57,3 +73,19 @@ def read_outcomes(directory: pathlib.Path, benchmark: str) -> dict[str, dict[str
     for row in sorted(rows, key=lambda row: row["sample"]):
         outcomes.setdefault(row["mode"], {}).setdefault(row["id"], []).append(row["correct"])
     return outcomes
+
+
+def read_answers(directory: pathlib.Path, benchmark: str) -> dict[str, str]:
+    """The reference answer of each problem of a benchmark, by problem id."""
+    path = pathlib.Path(directory) / "generations" / f"{benchmark}.parquet"
+    return {row["id"]: row["answer"] for row in pq.read_table(path, columns=["id", "answer"]).to_pylist()}
+
+
+def read_task_scores(directory: pathlib.Path, task: str) -> dict[str, dict[tuple[str, int], tuple[float, float]]]:
+    """Of each metric ("acc,none") of a harness task, (sum, count) by part of the group and problem."""
+    rows = pq.read_table(pathlib.Path(directory) / "tasks" / f"{task}.parquet").to_pylist()
+    found: dict[str, dict[tuple[str, int], tuple[float, float]]] = {}
+    for row in rows:
+        for metric, (total, count) in json.loads(row["scores"]).items():
+            found.setdefault(f"{metric},{row['filter']}", {})[row["task"], row["problem"]] = (total, count)
+    return found

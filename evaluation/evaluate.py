@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evaluation.artifact import GENERATIONS, write_metrics
+from evaluation.artifact import GENERATIONS, TASK_ROWS, write_metrics
 from evaluation.benchmarks import Problem, read_benchmark
 from evaluation.grading.pool import GradingPool, Outcome, default_pool
-from evaluation.statistics import Estimate, balanced_accuracy, bootstrap, pass_at_k
+from evaluation.statistics import Estimate, balanced_accuracy, bootstrap, pass_at_k, ratio_of_sums
 
 Report = Callable[..., None]
 HELD_OUT_FILE = "sft_val.parquet"
@@ -35,8 +35,9 @@ def run(
     """Evaluate the model in inputs["model"] on the benchmarks of inputs["data"], and its drift from inputs["base"].
 
     settings: `eval`, `model`, `platform` of a recipe. inputs: `model` and optional `base`, Hugging Face directories;
-    `data`, a `prepare` artifact. Writes metrics.json and generations/<benchmark>.parquet (`evaluation.artifact`) and
-    timings.jsonl. Responses are kept in `scratch` shard by shard; what depends on the seed alone is equal after a kill.
+    `data`, a `prepare` artifact. Writes metrics.json, generations/<benchmark>.parquet, tasks/<task>.parquet (all in
+    `evaluation.artifact`) and timings.jsonl. Responses are kept in `scratch` shard by shard; what depends on the seed
+    alone is equal after a kill.
     Raises ValueError for settings or data that cannot be evaluated, before the engine starts.
     """
     from evaluation.generation.engine import EngineOptions, engine_for
@@ -142,6 +143,8 @@ def run(
             heartbeat=progress.beat,
             run_generated_code=evaluation.run_generated_code,
         )
+        (output / "tasks").mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(found.pop("rows"), TASK_ROWS), output / "tasks" / f"{task.name}.parquet")
         estimates = {name: asdict(value) for name, value in found.pop("metrics").items()}
         tasks[task.name] = {"protocol": vars(task), **found, "metrics": estimates}
         timings.append({"what": task.name, "seconds": time.monotonic() - started})
@@ -304,14 +307,7 @@ def _held_out(settings, inputs, prompter, report: Report) -> dict[str, Any] | No
     def per_token(sums: np.ndarray) -> dict:
         # Token-weighted: the ratio of two sums over the resampled chats.
         both = np.stack([sums, found.tokens], axis=1)
-        return asdict(
-            bootstrap(
-                both,
-                seed=evaluation.seed,
-                resamples=evaluation.resamples,
-                statistic=lambda sample: sample[..., 0].sum(axis=1) / sample[..., 1].sum(axis=1),
-            )
-        )
+        return asdict(bootstrap(both, seed=evaluation.seed, resamples=evaluation.resamples, statistic=ratio_of_sums))
 
     metrics: dict[str, Any] = {
         "entropy": per_token(found.entropy),

@@ -1,5 +1,6 @@
 """Tasks of lm-evaluation-harness on our engine: its prompts, metrics and filters, our intervals."""
 
+import json
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.generation.engine import Completion
-from evaluation.statistics import Estimate, bootstrap
+from evaluation.statistics import Estimate, bootstrap, ratio_of_sums
 
 
 def run_task(
@@ -23,14 +24,19 @@ def run_task(
     heartbeat: Callable[[], None],
     run_generated_code: bool = False,
 ) -> dict[str, Any]:
-    """Run one task or group and return {"metrics": {"acc,none": Estimate}, "problems", "versions": {task: version}}.
+    """Run one task or group; returns {"metrics": {"acc,none": Estimate}, "problems", "versions": {task: version},
+    "rows": one a problem and filter, as in `artifact.TASK_ROWS`}.
 
     engine: a `VllmEngine` or `Replicas`. Metrics are named as in the harness, metric and filter; a group's metric is
     the mean over all problems of its tasks. Metrics that are no mean over problems (a corpus' perplexity) are left out.
-    Raises ValueError for an unknown task, one whose data is out of reach, and one that runs code without leave.
+    Raises ValueError for an unknown task, one whose data is out of reach, one that runs code without leave, and where
+    lm-evaluation-harness is not installed.
     """
-    from lm_eval.evaluator import simple_evaluate
-    from lm_eval.tasks import TaskManager
+    try:
+        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise ValueError(f"eval.tasks: {error.name} is not installed; pip install 'sft-then-rl[harness]'") from None
 
     manager = TaskManager(include_path=task_files)
     if task.name not in manager.all_tasks:
@@ -72,7 +78,27 @@ def run_task(
         "metrics": _estimates(found["samples"], seed, resamples),
         "problems": sum(len({row["doc_id"] for row in rows}) for rows in found["samples"].values()),
         "versions": {name: str(version) for name, version in sorted(found["versions"].items())},
+        "rows": _rows(found["samples"]),
     }
+
+
+def _rows(samples: dict[str, list[dict]]) -> list[dict[str, Any]]:
+    rows = []
+    for task, found in sorted(samples.items()):
+        for row in sorted(found, key=lambda row: (row["doc_id"], row["filter"])):
+            pairs = {metric: _sum_and_count(row[metric]) for metric in row["metrics"]}
+            rows.append(
+                {
+                    "task": task,
+                    "problem": row["doc_id"],
+                    "filter": row["filter"],
+                    "requests": json.dumps(row["arguments"], default=str),
+                    "responses": json.dumps(row["resps"], default=str),
+                    "target": str(row["target"]),
+                    "scores": json.dumps({metric: pair for metric, pair in pairs.items() if pair}, sort_keys=True),
+                }
+            )
+    return rows
 
 
 def _estimates(samples: dict[str, list[dict]], seed: int, resamples: int) -> dict[str, Estimate]:
@@ -84,9 +110,6 @@ def _estimates(samples: dict[str, list[dict]], seed: int, resamples: int) -> dic
                 if pair is not None:
                     values.setdefault(f"{metric},{row['filter']}", []).append(pair)
 
-    def ratio(sample: np.ndarray) -> np.ndarray:
-        return sample[..., 0].sum(axis=1) / sample[..., 1].sum(axis=1)
-
     found = {}
     for name, pairs in sorted(values.items()):
         both = np.array(pairs, dtype=np.float64)
@@ -94,7 +117,7 @@ def _estimates(samples: dict[str, list[dict]], seed: int, resamples: int) -> dic
             proportion = bool(((both[:, 0] >= 0) & (both[:, 0] <= 1)).all())
             found[name] = bootstrap(both[:, 0], seed=seed, resamples=resamples, proportion=proportion)
         else:
-            found[name] = bootstrap(both, seed=seed, resamples=resamples, statistic=ratio)
+            found[name] = bootstrap(both, seed=seed, resamples=resamples, statistic=ratio_of_sums)
     return found
 
 

@@ -82,21 +82,34 @@ def bootstrap(
 
 
 def paired_comparison(
-    a: np.ndarray | Sequence, b: np.ndarray | Sequence, *, seed: int, resamples: int, confidence: float = 0.95
+    a: np.ndarray | Sequence,
+    b: np.ndarray | Sequence,
+    *,
+    seed: int,
+    resamples: int,
+    confidence: float = 0.95,
+    statistic: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Comparison:
-    """Paired bootstrap of mean(b) - mean(a).
+    """Paired bootstrap of mean(b) - mean(a), or of another statistic's difference.
 
-    a, b: (problems,) float, the same problems in the same order. The p-value is two-sided: the share of resampled
+    a, b: (problems,) float, with a statistic (problems, ...), the same problems in the same order. statistic: as for
+    `bootstrap`; both sides are resampled alike. The p-value is two-sided: the share of resampled
     differences, centred at zero, at least as far from zero as the observed one, with the +1 correction of Davison and
     Hinkley. Many comparisons in one table need `holm`. Raises ValueError for unequal shapes and as `bootstrap` does.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1:
+    if a.shape != b.shape or (statistic is None and a.ndim != 1):
         raise ValueError(f"paired_comparison: shapes {a.shape} and {b.shape} are not the same one-dimensional shape")
     differences = b - a
     _check(differences, resamples, confidence)
-    observed = float(differences.mean())
-    estimates = _resampled_means(differences, seed, resamples)
+    if statistic is None:
+        observed = float(differences.mean())
+        estimates = _resampled_means(differences, seed, resamples)
+    else:
+        observed = float(statistic(b[None])[0] - statistic(a[None])[0])
+        rng = np.random.default_rng(seed)
+        drawn = (rng.integers(len(a), size=(size, len(a))) for size in _chunks(resamples))
+        estimates = np.concatenate([statistic(b[places]) - statistic(a[places]) for places in drawn])
     alpha = 1.0 - confidence
     low, high = np.quantile(estimates, [alpha / 2, 1.0 - alpha / 2])
     # The slack keeps exact ties (a lattice of equal differences) from being lost to rounding.
@@ -117,6 +130,14 @@ def balanced_accuracy(rows: np.ndarray, classes: int) -> np.ndarray:
         count = members.sum(axis=1)
         recalls.append(np.where(count > 0, (scores * members).sum(axis=1) / np.maximum(count, 1), np.nan))
     return np.nanmean(np.stack(recalls, axis=1), axis=1)
+
+
+def ratio_of_sums(rows: np.ndarray) -> np.ndarray:
+    """Sum of the first over the sum of the second of each problem's two values: a mean over parts of problems.
+
+    rows: (resamples, problems, 2). Returns (resamples,). A statistic for `bootstrap`.
+    """
+    return rows[..., 0].sum(axis=1) / rows[..., 1].sum(axis=1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

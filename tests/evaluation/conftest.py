@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_model(directory: pathlib.Path, *, tied: bool, seed: int, hidden: int = 32) -> pathlib.Path:
+def write_model(directory: pathlib.Path, *, tied: bool, seed: int, hidden: int, context: int) -> pathlib.Path:
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -33,7 +33,7 @@ def write_model(directory: pathlib.Path, *, tied: bool, seed: int, hidden: int =
         eos_token=characters[2],
         pad_token=characters[0],
         additional_special_tokens=[characters[1]],
-        model_max_length=256,
+        model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -45,7 +45,7 @@ def write_model(directory: pathlib.Path, *, tied: bool, seed: int, hidden: int =
         num_hidden_layers=2,
         num_attention_heads=1,
         num_key_value_heads=1,
-        max_position_embeddings=256,
+        max_position_embeddings=context,
         tie_word_embeddings=tied,
         initializer_range=0.2,
         bos_token_id=None,
@@ -65,9 +65,10 @@ def model_directory(tmp_path_factory):
     """Factory model_directory(tied=..., seed=...) of Hugging Face directories."""
     root = tmp_path_factory.mktemp("models")
 
-    def build(*, tied: bool, seed: int, hidden: int = 32) -> pathlib.Path:
-        path = root / f"{'tied' if tied else 'untied'}-{seed}-{hidden}"
-        return path if path.exists() else write_model(path, tied=tied, seed=seed, hidden=hidden)
+    def build(*, tied: bool, seed: int, hidden: int = 32, context: int = 256) -> pathlib.Path:
+        path = root / f"{'tied' if tied else 'untied'}-{seed}-{hidden}-{context}"
+        known = path.exists()
+        return path if known else write_model(path, tied=tied, seed=seed, hidden=hidden, context=context)
 
     return build
 

@@ -1,24 +1,38 @@
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.artifact import GENERATIONS, read_metrics, write_metrics
+from evaluation.artifact import GENERATIONS, TASK_ROWS, read_metrics, write_metrics
 from evaluation.compare import average, compare
 
 PROTOCOL = {"name": "sums", "num_samples": 2, "temperature": 1.0, "seed": 0}
 
 
-def artifact(directory, correct, protocol=PROTOCOL, name="sums"):
+def artifact(directory, correct, protocol=PROTOCOL, name="sums", answers=None, task=None):
     (directory / "generations").mkdir(parents=True)
     rows = [
-        dict.fromkeys(GENERATIONS.names) | {"id": problem, "mode": "sampled", "sample": index, "correct": flag}
+        dict.fromkeys(GENERATIONS.names)
+        | {"id": problem, "mode": "sampled", "sample": index, "correct": flag, "answer": (answers or {}).get(problem)}
         for problem, flags in correct.items()
         for index, flag in enumerate(flags)
     ]
     pq.write_table(pa.Table.from_pylist(rows, GENERATIONS), directory / "generations" / f"{name}.parquet")
     mean = sum(sum(flags) / len(flags) for flags in correct.values()) / len(correct)
     estimate = {"value": mean, "low": 0.0, "high": 1.0, "n": len(correct)}
-    write_metrics(directory, {"benchmarks": {name: {"protocol": protocol, "metrics": {"pass@1": estimate}}}})
+    metrics = {"pass@1": estimate} | ({"balanced_accuracy": estimate} if answers else {})
+    tasks = {}
+    if task is not None:
+        (directory / "tasks").mkdir()
+        lines = [
+            dict.fromkeys(TASK_ROWS.names)
+            | {"task": "ifeval", "problem": i, "filter": "none", "scores": json.dumps({"inst_level_strict_acc": pair})}
+            for i, pair in enumerate(task)
+        ]
+        pq.write_table(pa.Table.from_pylist(lines, TASK_ROWS), directory / "tasks" / "ifeval.parquet")
+        tasks = {"ifeval": {"protocol": {"name": "ifeval"}, "metrics": {"inst_level_strict_acc,none": estimate}}}
+    write_metrics(directory, {"benchmarks": {name: {"protocol": protocol, "metrics": metrics}}, "tasks": tasks})
     return directory
 
 
@@ -29,6 +43,22 @@ def test_difference_is_paired_by_problem(tmp_path):
     # Both problems gain exactly 0.5, so resampling problems changes nothing.
     assert (row["a"], row["b"], row["difference"], row["low"], row["high"]) == (0.25, 0.75, 0.5, 0.5, 0.5)
     assert row["n"] == 2 and row["p_holm"] == row["p_value"]
+
+
+def test_balanced_accuracy_and_tasks_are_compared_by_their_own_statistic(tmp_path):
+    answers = {"x": "0", "y": "0", "z": "1"}
+    before = {"x": [False], "y": [False], "z": [True]}
+    a = artifact(tmp_path / "a", before, answers=answers, task=[(1, 3), (1, 1)])
+    b = artifact(tmp_path / "b", before | {"x": [True]}, answers=answers, task=[(3, 3), (1, 1)])
+    rows = {row["metric"]: row for row in compare(a, b, resamples=200)}
+    assert rows["pass@1"]["difference"] == pytest.approx(1 / 3)
+    assert rows["balanced_accuracy"]["difference"] == pytest.approx(1 / 4)
+    # Parts of a problem count each: 4 of 4 against 2 of 4, and not the mean of the problems' means.
+    assert rows["inst_level_strict_acc,none"]["difference"] == pytest.approx(1 / 2)
+    assert all(row["low"] <= row["difference"] <= row["high"] for row in rows.values())
+    c = artifact(tmp_path / "c", before, answers=answers, task=[(3, 3)])
+    with pytest.raises(ValueError, match="'ifeval' was evaluated on different problems"):
+        compare(a, c)
 
 
 def test_incomparable_artifacts_are_refused(tmp_path):

@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -65,7 +66,6 @@ def evaluate(tmp_path, name, model, data, base=None, **overrides):
     return output, calls
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_two_checkpoints_in_one_process_are_evaluated_and_compared(tmp_path, model_directory, prepared_data):
@@ -116,6 +116,28 @@ def test_two_checkpoints_in_one_process_are_evaluated_and_compared(tmp_path, mod
     assert payload(again) == payload(first)
 
 
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_balanced_accuracy_weighs_classes_alike(tmp_path, model_directory, prepared_data):
+    model = model_directory(tied=True, seed=0)
+    benchmark = {**BENCHMARK, "name": "letters", "num_samples": 1, "temperature": 0.0, "balanced": True}
+    options = {"benchmarks": [SimpleNamespace(**benchmark)], "held_out_chats": 0}
+    first, _ = evaluate(tmp_path, "first", model, prepared_data, **options)
+    said = {row["id"]: row["response"] for row in pq.read_table(first / "generations" / "letters.parquet").to_pylist()}
+    assert said["letters-0"] == said["letters-1"]
+    # Two problems of a class that the model gets right, one of another that it gets wrong.
+    rows = pq.read_table(prepared_data / "benchmarks" / "letters.parquet").to_pylist()[:3]
+    for row, answer in zip(rows, (said["letters-0"], said["letters-0"], "another"), strict=True):
+        row["answer"] = answer
+    (tmp_path / "data" / "benchmarks").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / "benchmarks" / "letters.parquet")
+    second, _ = evaluate(tmp_path, "second", model, tmp_path / "data", **options)
+    metrics = read_metrics(second)["benchmarks"]["letters"]["metrics"]
+    assert metrics["pass@1"]["value"] == pytest.approx(2 / 3)
+    balanced = metrics["balanced_accuracy"]
+    assert balanced["value"] == 0.5 and balanced["low"] <= 0.5 <= balanced["high"] and balanced["n"] == 3
+
+
 RUN = """
 import json, pathlib, sys
 sys.path.insert(0, {tests!r})
@@ -128,7 +150,6 @@ run(make_settings(), {{"model": paths["model"], "data": paths["data"]}}, paths["
 """
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_a_killed_evaluation_resumes_to_the_same_bytes(tmp_path, model_directory, prepared_data):
@@ -159,7 +180,6 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(tmp_path, model_directory
     assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_two_replicas_write_the_same_bytes_as_one_also_over_what_one_left(tmp_path, model_directory, prepared_data):

@@ -65,7 +65,6 @@ def reference_choices(model, count):
     return choices
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_a_local_task_is_scored_as_by_hugging_face_and_another_is_generated(model_directory, task_files):
@@ -74,6 +73,8 @@ def test_a_local_task_is_scored_as_by_hugging_face_and_another_is_generated(mode
     found = run("pick", engine, model, task_files)
     expected = [choice == i % 3 for i, choice in enumerate(reference_choices(model, 9))]
     accuracy = found["metrics"]["acc,none"]
+    assert [json.loads(row["scores"]) for row in found["rows"]] == [{"acc": [float(right), 1.0]} for right in expected]
+    assert all("+" in row["requests"] and row["responses"] for row in found["rows"])
     assert accuracy.value == pytest.approx(sum(expected) / 9) and accuracy.n == found["problems"] == 9
     assert accuracy.low <= accuracy.value <= accuracy.high
     written = run("write", engine, model, task_files)["metrics"]["exact_match,none"]
@@ -81,7 +82,6 @@ def test_a_local_task_is_scored_as_by_hugging_face_and_another_is_generated(mode
     close_engine()
 
 
-@pytest.mark.slow
 def test_unknown_tasks_missing_data_and_unsafe_tasks_are_refused(model_directory, task_files):
     model = model_directory(tied=True, seed=0)
     with pytest.raises(ValueError, match="is no task of"):

