@@ -36,7 +36,7 @@ def run_task(
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
-        raise ValueError(f"eval.tasks: {error.name} is not installed; pip install 'sft-then-rl[harness]'") from None
+        raise ValueError(_not_installed(error)) from None
 
     manager = TaskManager(include_path=task_files)
     if task.name not in manager.all_tasks:
@@ -45,6 +45,8 @@ def run_task(
         )
     try:
         loaded = manager.load([task.name])["tasks"]
+    except ModuleNotFoundError as error:
+        raise ValueError(_not_installed(error)) from None
     except (OSError, ConnectionError, ValueError) as error:
         raise ValueError(_no_data(task.name, error)) from None
     except Exception as error:
@@ -128,6 +130,10 @@ def _sum_and_count(value: Any) -> tuple[float, float] | None:
     if isinstance(value, list) and value and all(isinstance(item, bool | int | float) for item in value):
         return (float(sum(value)), float(len(value)))
     return None
+
+
+def _not_installed(error: ModuleNotFoundError) -> str:
+    return f"eval.tasks: {error.name} is not installed; pip install 'sft-then-rl[harness]'"
 
 
 def _no_data(name: str, error: Exception) -> str:

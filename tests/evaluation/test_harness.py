@@ -1,4 +1,5 @@
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -80,6 +81,22 @@ def test_a_local_task_is_scored_as_by_hugging_face_and_another_is_generated(mode
     written = run("write", engine, model, task_files)["metrics"]["exact_match,none"]
     assert 0.0 <= written.value <= 1.0 and written.n == 9
     close_engine()
+
+
+def test_a_missing_harness_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "lm_eval.evaluator", raising=False)
+    with pytest.raises(ValueError, match=r"lm_eval.* is not installed; pip install 'sft-then-rl\[harness\]'"):
+        run_task(
+            SimpleNamespace(name="mmlu", num_fewshot=None, limit=None, chat=False),
+            None,
+            None,
+            max_length=64,
+            task_files=None,
+            seed=0,
+            resamples=10,
+            heartbeat=lambda: None,
+        )
 
 
 def test_unknown_tasks_missing_data_and_unsafe_tasks_are_refused(model_directory, task_files):
