@@ -31,6 +31,7 @@ def read_benchmark(data: pathlib.Path, name: str) -> list[Problem]:
         present = sorted(other.stem for other in path.parent.glob("*.parquet"))
         raise ValueError(
             f"eval.benchmarks: {name!r} is not in the prepared data; present: {', '.join(present) or 'none'}"
+            f"{_remedy(name)}"
         )
     missing = set(COLUMNS) - set(pq.read_schema(path).names)
     if missing:
@@ -51,3 +52,11 @@ def read_benchmark(data: pathlib.Path, name: str) -> list[Problem]:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     return problems
+
+
+def _remedy(name: str) -> str:
+    from evaluation.registry import BENCHMARKS, needed
+
+    if name not in BENCHMARKS:
+        return ""
+    return f"; {needed(name)} to `python -m evaluation problems {name}`, then set data.files.benchmarks.{name}"

@@ -38,3 +38,5 @@ def test_a_missing_benchmark_names_those_present(tmp_path):
     write(tmp_path, [ROW])
     with pytest.raises(ValueError, match="present: sums"):
         read_benchmark(tmp_path, "products")
+    with pytest.raises(ValueError, match=r"math500 needs HuggingFaceH4/MATH-500:test\.jsonl .* problems math500`"):
+        read_benchmark(tmp_path, "math500")
