@@ -8,6 +8,9 @@ and lengths; `rows` holds every run. Both write verl's own JSONL log, and this p
     startup_ratio    median seconds from the command to the line of the validation before training, ours over stock's
     peak_memory_gb   largest memory of all processes of one of our runs, pages they share counted once
 
+`step_cpu_ratio` and `startup_cpu_ratio` are the same of processor seconds (of all processes of a run), which other
+work on the machine hardly changes.
+
 Stock verl polls its rollouts every 2 s and starts 8 reward workers, which no small model needs: it gets our interval of
 0.05 s through verl's sampler option, and one reward worker. Without --model and --data the model is random (the size of
 the micro-world's), so that most responses have the full length. CPU platform only.
@@ -16,16 +19,18 @@ the micro-world's), so that most responses have the full length. CPU platform on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -256,15 +261,29 @@ def memory_bytes(processes: list[psutil.Process]) -> int:
     return total
 
 
+def cpu_seconds(processes: Iterable[psutil.Process], known: dict[psutil.Process, float]) -> float:
+    """Processor time of all of them since they began; `known` remembers those that have ended."""
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            known[process] = times.user + times.system
+    return sum(known.values())
+
+
 def measure(command: list[str], env: Mapping[str, str], log: pathlib.Path, steps: int) -> dict[str, Any]:
-    """Run `command` until it ends; when each line of verl's log at `log` arrived, in seconds from the start, and the
-    peak memory of its processes in bytes. Raises RuntimeError, with the end of its output, if it fails."""
+    """Run `command` until it ends; when each line of verl's log at `log` arrived, in seconds from the start and in
+    processor seconds, and the peak memory of its processes in bytes. Raises RuntimeError, with the end of its output,
+    if it fails."""
     import psutil
 
     output = log.with_suffix(".out")
     arrivals: list[float] = []
+    processor: list[float] = []
     peak, sampled = 0, 0.0
     seen: set[psutil.Process] = set()
+    known: dict[psutil.Process, float] = {}
     began = time.monotonic()
     with output.open("w") as file:
         child = subprocess.Popen(command, env=dict(env), stdout=file, stderr=subprocess.STDOUT, cwd=log.parent)
@@ -273,33 +292,38 @@ def measure(command: list[str], env: Mapping[str, str], log: pathlib.Path, steps
         while child.poll() is None:
             time.sleep(0.02)
             now = time.monotonic() - began
-            lines = log.read_bytes().count(b"\n") if log.exists() else 0
-            arrivals += [now] * (lines - len(arrivals))
+            new = (log.read_bytes().count(b"\n") if log.exists() else 0) - len(arrivals)
+            if not new and now - sampled < 1.0:
+                continue
+            with contextlib.suppress(psutil.Error):
+                seen |= {root, *root.children(recursive=True)}
+            seconds = cpu_seconds(seen, known)
+            arrivals += [now] * new
+            processor += [seconds] * new
             if now - sampled > 1.0:
                 sampled = now
-                try:
-                    seen |= {root, *root.children(recursive=True)}
-                except psutil.Error:
-                    continue
                 peak = max(peak, memory_bytes([process for process in seen if process.is_running()]))
     finally:
         end_processes([process for process in seen if process.is_running()])
     if child.returncode or len(arrivals) != steps + 1:
         raise RuntimeError(f"{' '.join(command)[:200]} ... ended with {child.returncode}: {output.read_text()[-2000:]}")
-    return {"arrivals": arrivals, "peak": peak}
+    return {"arrivals": arrivals, "processor": processor, "peak": peak}
 
 
 def row(side: str, number: int, found: Mapping[str, Any], log: pathlib.Path) -> dict[str, Any]:
     """One run's figures: seconds, gigabytes, and the mean length of its responses in tokens."""
-    arrivals = found["arrivals"]
-    steps = [later - sooner for sooner, later in itertools.pairwise(arrivals[1:-1])]
     data = [json.loads(line)["data"] for line in log.read_text().splitlines()[2:-1]]
+
+    def between(times: list[float]) -> list[float]:
+        return [round(later - sooner, 3) for sooner, later in itertools.pairwise(times[1:-1])]
+
     return {
         "side": side,
         "round": number,
-        "startup_seconds": round(arrivals[0], 2),
-        "step_seconds": round(statistics.median(steps), 3),
-        "steps": [round(seconds, 3) for seconds in steps],
+        "startup_seconds": round(found["arrivals"][0], 2),
+        "startup_cpu_seconds": round(found["processor"][0], 2),
+        "step_seconds": between(found["arrivals"]),
+        "step_cpu_seconds": between(found["processor"]),
         "response_tokens": round(statistics.mean(entry["response_length/mean"] for entry in data), 1),
         "peak_memory_gb": round(found["peak"] / 1e9, 2),
     }
@@ -308,19 +332,29 @@ def row(side: str, number: int, found: Mapping[str, Any], log: pathlib.Path) -> 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The ratios over all rounds, and the lowest and highest ratio of step times of one round."""
     sides = {side: [row for row in rows if row["side"] == side] for side in ("ours", "stock")}
-    steps = {side: statistics.median(s for row in found for s in row["steps"]) for side, found in sides.items()}
-    start = {side: statistics.median(row["startup_seconds"] for row in found) for side, found in sides.items()}
-    peak = {side: max(row["peak_memory_gb"] for row in found) for side, found in sides.items()}
-    ratios = [a["step_seconds"] / b["step_seconds"] for a, b in zip(sides["ours"], sides["stock"], strict=True)]
-    return {
-        "step_time_ratio": round(steps["ours"] / steps["stock"], 4),
-        "step_time_ratio_low": round(min(ratios), 4),
-        "step_time_ratio_high": round(max(ratios), 4),
-        "startup_ratio": round(start["ours"] / start["stock"], 4),
-        "peak_memory_gb": peak["ours"],
-        "stock_peak_memory_gb": peak["stock"],
-        "step_seconds": round(steps["ours"], 3),
-        "startup_seconds": round(start["ours"], 2),
+
+    def medians(name: str) -> tuple[float, float]:
+        ours, stock = (
+            statistics.median(v for row in found for v in (row[name] if isinstance(row[name], list) else [row[name]]))
+            for found in (sides["ours"], sides["stock"])
+        )
+        return ours, stock
+
+    result: dict[str, Any] = {}
+    for kind in ("step_seconds", "startup_seconds", "step_cpu_seconds", "startup_cpu_seconds"):
+        ours, stock = medians(kind)
+        name = kind.removesuffix("_seconds")
+        result["step_time_ratio" if name == "step" else f"{name}_ratio"] = round(ours / stock, 4)
+        result |= {kind: round(ours, 3), f"stock_{kind}": round(stock, 3)}
+    rounds = [
+        statistics.median(ours["step_seconds"]) / statistics.median(stock["step_seconds"])
+        for ours, stock in zip(sides["ours"], sides["stock"], strict=True)
+    ]
+    return result | {
+        "step_time_ratio_low": round(min(rounds), 4),
+        "step_time_ratio_high": round(max(rounds), 4),
+        "peak_memory_gb": max(row["peak_memory_gb"] for row in sides["ours"]),
+        "stock_peak_memory_gb": max(row["peak_memory_gb"] for row in sides["stock"]),
     }
 
 
@@ -339,6 +373,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.steps < 4 or (arguments.model is None) != (arguments.data is None):
         parser.error("--steps must be at least 4, and --model and --data go together")
+    # As an exception, so that the processes of the run at hand are ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))
     settings = stage_settings(arguments.prompts, arguments.samples, arguments.steps)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:

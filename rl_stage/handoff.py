@@ -12,6 +12,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+LORA_META = "lora_train_meta.json"  # verl's name
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -134,26 +135,30 @@ def judge_probe(rates: Sequence[float], settings: SimpleNamespace) -> None:
 def finish_export(source: pathlib.Path, model: pathlib.Path, target: pathlib.Path) -> None:
     """Make a published checkpoint of verl's Hugging Face export `source`: merged, with the tokenizer, chat template and
     generation settings of `model` (the policy RL started from), the dtype that its weights have; then reload it and run
-    one forward pass. Raises RuntimeError if that fails."""
+    one forward pass. Raises RuntimeError if its tensors are not those of `model` by name and shape, or are not
+    finite."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    adapter = source / "lora_adapter"
-    if adapter.is_dir():
-        from peft import PeftModel
-
-        base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-        PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().save_pretrained(target)
-    else:
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("lora_adapter"))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(LORA_META))
+    config = json.loads((model / "config.json").read_text())
+    tied = config.get("tie_word_embeddings", False)
+    if (source / LORA_META).is_file():
+        merge_lora(source, target, tied)
     for path in model.iterdir():
         if path.is_file() and path.name != "config.json" and not path.name.startswith(("model", "pytorch_model")):
             shutil.copy(path, target / path.name)
-    config = json.loads((model / "config.json").read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = weights_dtype(target)
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     check_weights(target)
+    # Transformers would fill in what is missing with random weights and only warn.
+    found, wanted = (tensor_shapes(path, tied) for path in (target, model))
+    different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    if different:
+        raise RuntimeError(
+            f"{source}: {len(different)} tensors differ in name or shape from those of {model}, first {different[0]}"
+        )
     loaded = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
     tokenizer: Any = AutoTokenizer.from_pretrained(target)
     ids = tokenizer.apply_chat_template(
@@ -163,6 +168,49 @@ def finish_export(source: pathlib.Path, model: pathlib.Path, target: pathlib.Pat
         finite = bool(torch.isfinite(loaded(ids).logits).all())
     if not finite:
         raise RuntimeError(f"{source}: the exported model's logits are not finite")
+
+
+def merge_lora(source: pathlib.Path, target: pathlib.Path, tied: bool) -> None:
+    """Write the weights of `source` to `target` with the low-rank update added: W + alpha / rank * B A, in float32;
+    without the output head if it is `tied` to the embedding.
+
+    verl exports the training module as it is, with PEFT's names, and rank and alpha in a file beside it.
+    """
+    from safetensors.torch import load_file, save_file
+
+    meta = json.loads((source / LORA_META).read_text())
+    weights = {
+        name: tensor for file in sorted(source.glob("*.safetensors")) for name, tensor in load_file(file).items()
+    }
+    merged = {}
+    for name, tensor in weights.items():
+        stem, _, kind = name.removesuffix(".weight").rpartition(".")
+        if kind == "base_layer":
+            down, up = (weights[f"{stem}.lora_{side}.default.weight"].float() for side in "AB")
+            tensor = (tensor.float() + meta["lora_alpha"] / meta["r"] * (up @ down)).to(tensor.dtype)
+            name = f"{stem}.weight"
+        elif ".lora_" in name:
+            continue
+        # A bias keeps its layer's inner name too.
+        merged[name.removeprefix("base_model.model.").replace(".base_layer.", ".")] = tensor.contiguous()
+    if tied:
+        merged.pop("lm_head.weight", None)
+    for file in target.glob("*.safetensors*"):
+        file.unlink()
+    save_file(merged, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def tensor_shapes(path: pathlib.Path, tied: bool) -> dict[str, list[int]]:
+    """Shape of every tensor in the safetensors files of `path`, by name; not of an output head that is tied."""
+    from safetensors import safe_open
+
+    shapes = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    if tied:
+        shapes.pop("lm_head.weight", None)
+    return shapes
 
 
 def weights_dtype(path: pathlib.Path) -> str:

@@ -20,7 +20,7 @@ from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import collate_fn
 
 from rl_stage.config import POLL_SECONDS
-from rl_stage.handoff import judge_probe
+from rl_stage.handoff import LORA_META, judge_probe
 
 # Rollout and trainer compute the same fp32 network, but sum in different orders: over the tokens of a step their
 # probabilities differ by some 1e-7 on average and, in a peaked model, by up to 1e-5 at a single token. Stale weights
@@ -317,6 +317,6 @@ class Exports:
         temporary = self.directory / f".step_{step}"
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(source / "huggingface", temporary)
-        if (source / "lora_adapter").exists():
-            shutil.copytree(source / "lora_adapter", temporary / "lora_adapter")
+        if (source / LORA_META).exists():
+            shutil.copy(source / LORA_META, temporary)
         temporary.replace(self.path(step))

@@ -35,14 +35,27 @@ def test_stock_verl_gets_our_keys(paths, tmp_path):
 
 def test_ratios_are_of_medians():
     rows = [
-        {"side": side, "steps": steps, "step_seconds": steps[1], "startup_seconds": start, "peak_memory_gb": peak}
+        {
+            "side": side,
+            "step_seconds": steps,
+            "step_cpu_seconds": [2 * seconds for seconds in steps],
+            "startup_seconds": start,
+            "startup_cpu_seconds": 3 * start,
+            "peak_memory_gb": peak,
+        }
         for side, steps, start, peak in (
             ("ours", [1.0, 2.0, 9.0], 30.0, 4.0),
             ("stock", [1.0, 4.0, 9.0], 60.0, 6.0),
             ("ours", [1.0, 2.0, 2.0], 32.0, 5.0),
-            ("stock", [4.0, 4.0, 4.0], 64.0, 6.5),
+            ("stock", [4.0, 8.0, 8.0], 64.0, 6.5),
         )
     ]
     found = bench.figures(rows)
-    assert (found["step_time_ratio"], found["step_time_ratio_low"], found["step_time_ratio_high"]) == (0.5, 0.5, 0.5)
-    assert (found["startup_ratio"], found["peak_memory_gb"], found["stock_peak_memory_gb"]) == (0.5, 5.0, 6.5)
+    # Ours: median of 1, 1, 2, 2, 2, 9; stock: of 1, 4, 4, 8, 8, 9.
+    assert (found["step_time_ratio"], found["step_time_ratio_low"], found["step_time_ratio_high"]) == (
+        0.3333,
+        0.25,
+        0.5,
+    )
+    assert (found["step_cpu_ratio"], found["startup_ratio"], found["startup_cpu_ratio"]) == (0.3333, 0.5, 0.5)
+    assert (found["peak_memory_gb"], found["stock_peak_memory_gb"]) == (5.0, 6.5)
