@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -173,3 +174,56 @@ def test_kills_at_seeded_moments_leave_what_an_undisturbed_run_leaves(tmp_path, 
     assert payloads(root) == undisturbed
     assert not list(root.glob("*/.tmp-*")) and not list(root.glob("*/.lease-*")) and store.list_drivers() == []
     assert not [name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("psm_")]
+
+
+# Two Ray nodes of this machine.
+SPREAD = [
+    "objective=lp_sft",
+    "platform.nodes=2",
+    "platform.gpus_per_node=1",
+    "sft.processes=2",
+    "rl.processes=2",
+    "eval.replicas=2",
+    "run.retries=6",
+]
+
+
+def under_way(root, kind):
+    """Whether a stage of this kind has made some progress and is not done."""
+    for path in root.glob(f"{kind}/*.logs/progress.json"):
+        if json.loads(path.read_text())["done"] >= 1 and not list(root.glob(f"{kind}/*/record.json")):
+            return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_a_node_lost_in_each_long_stage_is_survived(tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    root = tmp_path / "runs"
+    quiet = {"include_dashboard": False, "object_store_memory": 300 * 2**20}
+    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as short:
+        cluster = Cluster(True, head_node_args={"num_cpus": 4, "num_gpus": 0, "temp_dir": short, **quiet})
+        nodes = []
+        try:
+            for _ in range(2):
+                nodes.append(cluster.add_node(num_cpus=16, num_gpus=1, object_store_memory=300 * 2**20))
+            cluster.wait_for_nodes()
+            monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+            driver = start(root, *SPREAD)
+            for kind in ("sft", "rl", "evaluate"):
+                deadline = time.monotonic() + 900
+                while not under_way(root, kind):
+                    assert driver.poll() is None and time.monotonic() < deadline, log_of(root).read_text()[-4000:]
+                    time.sleep(0.1)
+                # the younger one: the driver of this test has its own node, the head
+                cluster.remove_node(nodes.pop(), allow_graceful=False)
+                nodes.append(cluster.add_node(num_cpus=16, num_gpus=1, object_store_memory=300 * 2**20))
+            finish(driver, root, 1200)
+        finally:
+            cluster.shutdown()
+    kinds = sorted(address.parts[0] for address in records(root))
+    assert kinds == ["cache", "evaluate", "evaluate", "evaluate", "prepare", "pretrain", "rl", "sft"]
+    ledger = [json.loads(line) for line in (root / "costs.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in ledger if row["outcome"] != "ok"} >= {"sft", "rl"}
