@@ -282,7 +282,10 @@ def test_vllm_cannot_leave_out_ids(world):
         cache.VllmProducer(world.model, world.settings(producer="vllm"), np.ones(5, dtype=bool))
 
 
-@pytest.mark.slow
+# float32's own rounding: on this model a plain forward pass is up to 8e-5 nats from the same in float64.
+VLLM_TOLERANCE = 1e-4
+
+
 @pytest.mark.e2e
 def test_vllm_agrees_with_the_forward_pass(world, tmp_path, monkeypatch):
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
@@ -296,9 +299,9 @@ def test_vllm_agrees_with_the_forward_pass(world, tmp_path, monkeypatch):
     assert found.fields == {"support_ids", "support_logprobs", "mean_loss", *reference_cache.VLLM_FIELDS}
     ids, logprobs = decode(torch.from_numpy(found.column("words")).flatten(), 16)
     expected_ids, expected = decode(torch.from_numpy(produced.column("words")).flatten(), 16)
-    torch.testing.assert_close(logprobs, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=VLLM_TOLERANCE)
     assert (ids == expected_ids).float().mean() > 0.999  # neighbours may be equally probable
     for name in ("label_logprob", "n1", "n2"):
-        np.testing.assert_allclose(found.column(name), produced.column(name), rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(found.column(name), produced.column(name), rtol=VLLM_TOLERANCE, atol=VLLM_TOLERANCE)
     with pytest.raises(ValueError, match="lacks entropy"):
         found.require({"entropy"})
