@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
 MINUTES = 60
@@ -29,14 +30,19 @@ def even(response, answer):
 
 
 def environment(directory: pathlib.Path) -> dict[str, str]:
+    """The environment in which launch starts a stage on the CPU platform."""
     (directory / "own_reward.py").write_text(FLAKY)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return kept | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{directory}",
-        "PYTHONUNBUFFERED": "1",
-        "VERL_PLATFORM": "cpu",
-        "RL_STAGE_TEST": str(directory),
-    }
+    platform = yaml.safe_load((ROOT / "recipes" / "platform" / "cpu.yaml").read_text())
+    return (
+        kept
+        | platform["env"]
+        | {
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{directory}",
+            "PYTHONUNBUFFERED": "1",
+            "RL_STAGE_TEST": str(directory),
+        }
+    )
 
 
 def processes_of(directory: pathlib.Path) -> list[int]:
