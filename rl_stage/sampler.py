@@ -34,7 +34,6 @@ class _Bounded(ReplayBuffer):
         for value, count in counts.items():
             label = "right" if value > 0 else "wrong"
             self.dropped[label] = self.dropped.get(label, 0) + count
-        result = super()._evict_terminal_groups(global_steps, partition_id, reasons)
         # The batch that is finally trained on is one of `max_batches`.
         limit = (self.max_batches - 1) * (self.train_batch_size or 0)
         total = sum(self.dropped.values())
@@ -45,7 +44,7 @@ class _Bounded(ReplayBuffer):
                 f"({self.dropped.get('wrong', 0)}); use harder or easier prompts (rl.filter), raise max_batches, or "
                 "set rl.dynamic_sampling.enabled=false"
             )
-        return result
+        return super()._evict_terminal_groups(global_steps, partition_id, reasons)
 
     def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int):
         """Oldest first, ties in the order in which prompts were submitted (upstream: in the order of a set)."""

@@ -36,3 +36,26 @@ def test_both_modes_are_verls_own_classes():
 
     assert issubclass(BoundedReplayBuffer, ReplayBuffer)
     assert issubclass(BoundedReplayBufferAsync, ReplayBufferAsync)
+
+
+def test_a_saturated_task_ends_in_one_line_that_counts(buffer, monkeypatch):
+    """`max_batches` 3 of 2 prompts: the batch that is trained on and four dropped groups."""
+    from collections import Counter
+
+    from rl_stage.sampler import SaturatedError
+
+    monkeypatch.setattr(buffer, "_clear_groups", lambda partition, uids: None)  # what would ask verl's queue
+
+    def drop(*values: float) -> None:
+        uids = {f"prompt{number}" for number in range(len(values))}
+        buffer._evict_terminal_groups(7, "train", (set(), uids, set(), Counter(values)))
+
+    drop(1.0, 1.0)
+    drop(0.0, 1.0)
+    with pytest.raises(SaturatedError) as caught:
+        drop(1.0)
+    message = str(caught.value)
+    assert "step 7 dropped 5 groups (limit 4)" in message
+    assert "all right (4) or all wrong (1)" in message
+    assert "\n" not in message
+    assert isinstance(caught.value, ValueError)  # launch never retries it
