@@ -3,12 +3,13 @@
 import pytest
 
 
-@pytest.fixture
-def buffer():
-    from rl_stage.sampler import BoundedReplayBuffer
+@pytest.fixture(params=["sync", "colocate_async"])
+def buffer(request):
+    from rl_stage.sampler import BoundedReplayBuffer, BoundedReplayBufferAsync
 
-    return BoundedReplayBuffer(
-        trainer_mode="sync",
+    kind = BoundedReplayBuffer if request.param == "sync" else BoundedReplayBufferAsync
+    return kind(
+        trainer_mode=request.param,
         trainer_config=None,
         max_off_policy_threshold=None,
         max_off_policy_strategy="drop",
