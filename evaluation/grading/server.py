@@ -25,9 +25,9 @@ PR_SET_PDEATHSIG = 1
 # A task older than this gives way: it is likely to hang, so it gets a smaller share of the CPU and stops counting
 # against the concurrency. Hung tasks then cost the others little until they are killed.
 SLOW_SECONDS = 0.25
-SLOW_NICENESS = 10
+SLOWER_BY = 10
 # A task that ran for less than this until its deadline was kept waiting by others: it gets its time again, a few times.
-STARVED_SECONDS = 0.25
+STARVED_SECONDS = 0.5
 EXTENSIONS = 9
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 # (answer, response) of each kind that teaches the LaTeX parser other decisions.
@@ -125,6 +125,7 @@ def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_byt
     requests, replies = Connection(read_fd, writable=False), Connection(write_fd, readable=False)
     # The children must not hold the client's end of the pipes open: they would outlive it unnoticed.
     os.set_inheritable(read_fd, False)
+    niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + SLOWER_BY)
     pool = [Worker(memory_bytes) for _ in range(workers)]
     waiting: deque[list] = deque()
 
@@ -143,7 +144,7 @@ def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_byt
                     reply(worker.task, "timeout", None)
                 elif not worker.slow and now >= worker.slow_at:
                     worker.slow = True
-                    os.setpriority(os.PRIO_PROCESS, worker.pid, SLOW_NICENESS)
+                    os.setpriority(os.PRIO_PROCESS, worker.pid, niceness)
             idle = [worker for worker in pool if worker.task is None]
             free = concurrency - sum(worker.task is not None and not worker.slow for worker in pool)
             for worker in idle[: max(0, free)]:
