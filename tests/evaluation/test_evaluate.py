@@ -116,6 +116,7 @@ def test_two_checkpoints_in_one_process_are_evaluated_and_compared(tmp_path, mod
     assert payload(again) == payload(first)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_balanced_accuracy_weighs_classes_alike(tmp_path, model_directory, prepared_data):

@@ -66,6 +66,7 @@ def reference_choices(model, count):
     return choices
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_a_local_task_is_scored_as_by_hugging_face_and_another_is_generated(model_directory, task_files):
