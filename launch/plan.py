@@ -420,6 +420,14 @@ class _Graph:
         recipe = self.recipe
         if not recipe.eval.enabled:
             return
+        for benchmark in recipe.eval.benchmarks:
+            given = recipe.data.files.benchmarks
+            if recipe.data.source == "files" and benchmark.name not in given:
+                raise RecipeError(
+                    f"recipe {recipe.name}: eval.benchmarks names {benchmark.name!r}; give its problems as "
+                    f"data.files.benchmarks.{benchmark.name}=<file> (docs/evaluation.md); given: "
+                    f"{', '.join(sorted(given)) or 'none'}"
+                )
         settings = {name: _dump(getattr(recipe, name)) for name in ("eval", "model", "platform")}
         inputs = {"model": model, "data": self.data()} | ({} if base is None else {"base": base})
         # the target only says how the report groups the benchmarks

@@ -142,3 +142,12 @@ def test_sft_spreads_evenly_over_nodes_or_is_refused(recipe):
     with pytest.raises(RecipeError, match=r"sft\.processes=9 does not divide over 2 nodes"):
         placement(9)
 
+
+def test_a_benchmark_without_a_file_is_refused_when_planned(recipe, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(json.dumps({"messages": []}))
+    overrides = ["data.source=files", f"data.files.sft_train={chats}", "rl.enabled=false"]
+    wanted = "eval.benchmarks=[{name: target}]"
+    with pytest.raises(RecipeError, match=r"eval\.benchmarks names 'target'; give .*data\.files\.benchmarks\.target="):
+        make_plan(recipe, [*overrides, wanted])
+    make_plan(recipe, [*overrides, wanted, f"data.files.benchmarks.target={chats}"])
