@@ -270,8 +270,10 @@ def _guard(child: int, paths: Sequence[str], shared: mmap.mmap) -> int:
                 if waited[0] == child:
                     status = waited[1]
         if not ready and status is None:
+            begun = time.process_time()
             sample()
-            interval = min(1.0, interval * 1.5)
+            # adding up the pages of a dozen processes takes the kernel a while: at most a fiftieth of the time
+            interval = max(min(1.0, interval * 1.5), 50 * (time.process_time() - begun))
 
     segments.update(shared_memory(p.pid for p in ours.children(recursive=True)))
     while left := ours.children(recursive=True):
