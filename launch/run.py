@@ -38,7 +38,7 @@ from launch.plan import Plan, Stage
 from launch.replica import Replica
 from launch.schema import Run as Limits
 from launch.select import select
-from launch.stage import request_of, supervise
+from launch.stage import LOOPBACK, request_of, supervise
 from launch.status import Display, print_budget
 from launch.store import Corrupt, Heartbeat, Store, StoreError, end_processes, host
 
@@ -421,6 +421,8 @@ class _Driver:
         """Joins the cluster of RAY_ADDRESS, or starts a Ray on this machine with the recipe's logical devices."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if "RAY_ADDRESS" not in os.environ:
+            os.environ.update(LOOPBACK)
         import ray
 
         already = ray.is_initialized()

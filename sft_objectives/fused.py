@@ -203,17 +203,19 @@ class HeadRows:
         return statistics
 
 
-def fixed_chunk_size(head_weight: Tensor) -> int:
+def fixed_chunk_size(objective: Objective, head_weight: Tensor) -> int:
     """Rows of a chunk as `default_chunk_size`, but by the device's whole memory: the same in every call of a run."""
     vocab_size, width = head_weight.shape
-    size = _preferred_chunk_size(width)
+    size = _preferred_chunk_size(objective, width)
     while size > 16 and size * vocab_size * 4 > _total_bytes(head_weight.device) / 16:
         size //= 2
     return size
 
 
-def _preferred_chunk_size(width: int) -> int:
-    return min(max(2 ** math.ceil(math.log2(width)), 256), 2048)
+def _preferred_chunk_size(objective: Objective, width: int) -> int:
+    size = min(max(2 ** math.ceil(math.log2(width)), 256), 2048)
+    # a reference's whole distribution takes two more buffers of a chunk's size
+    return size // 2 if any("logits" in fields for fields in objective.needs.references.values()) else size
 
 
 def student_of(backend: str, hidden: Tensor) -> type[ChunkStudent]:
@@ -234,13 +236,14 @@ def student_of(backend: str, hidden: Tensor) -> type[ChunkStudent]:
 
 
 def default_chunk_size(objective: Objective, hidden: Tensor, vocab_size: int, trains_head: bool) -> int:
-    """Rows of a chunk: a power of two near D, from 256 to 2048, at most what a quarter of the free memory holds.
+    """Rows of a chunk: a power of two near D, from 256 to 2048, at most what a quarter of the free memory holds; half
+    of that where the objective reads a reference's whole distribution.
 
     From about D rows on the products dominate the traffic of accumulating the (V, D) gradient. The gradient itself is
     set aside before memory is counted.
     """
     width = hidden.shape[1]
-    size = _preferred_chunk_size(width)
+    size = _preferred_chunk_size(objective, width)
     value_bytes = 8 if hidden.dtype == torch.float64 else 4
     copies = 4 if "expected_log_p" in objective.needs.student else 1
     row_bytes = vocab_size * (copies * value_bytes + (hidden.element_size() if hidden.dtype == torch.bfloat16 else 0))

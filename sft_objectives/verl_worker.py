@@ -178,8 +178,9 @@ class TokenLoss:
         labels, mask, sequence = (self._share(rows) for rows in next_token_rows(data))
         rows = mask.nonzero().squeeze(-1)
         validates = self.mode == "validate"
+        objective = load("sft") if validates else self.objective
         head = HeadRows(
-            load("sft") if validates else self.objective,
+            objective,
             hidden,
             weight,
             labels[rows],
@@ -187,7 +188,7 @@ class TokenLoss:
             reference={} if validates else self._references(data, labels, rows, fill=False),
             columns={} if validates else self._columns(data, rows),
             constants=self._next_constants(len(rows)) if self.mode == "train" else BatchConstants(),
-            chunk_size=fixed_chunk_size(weight),
+            chunk_size=fixed_chunk_size(objective, weight),
             head_bias=bias,
         )
         if self.mode == "collect":

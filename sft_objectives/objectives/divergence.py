@@ -22,11 +22,21 @@ def full_divergence(student, log_q, *, entropy: bool = True):
         log = log_q(chunk)
         q = log.exp()
         if entropy:
-            entropies[chunk.rows.start] = -(q * log.masked_fill(log.isneginf(), 0)).sum(-1)
+            entropies[chunk.rows.start] = entropy_of(q, log)
         return q
 
     cross_entropy = -student.expected_log_p(q)
     return cross_entropy - torch.cat(list(entropies.values())) if entropy else cross_entropy
+
+
+def entropy_of(q, log_q):
+    """(n,) -sum_v q_v log q_v of (n, V) probabilities, in nats; a word with q = 0 counts 0. Makes no third (n, V)."""
+    import torch
+
+    found = -torch.linalg.vecdot(q, log_q)
+    if bool(found.isfinite().all()):
+        return found
+    return -(q * log_q.masked_fill(q == 0, 0)).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)

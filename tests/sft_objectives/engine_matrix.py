@@ -95,7 +95,7 @@ def main(job_path: str) -> None:
     from sft_objectives.sft import as_namespace, live_sources, verl_config
     from sft_objectives.verl_worker import ObjectiveWorker, TokenLoss
 
-    verl_worker.fixed_chunk_size = lambda weight: 5
+    verl_worker.fixed_chunk_size = lambda objective, weight: 5
     job = json.loads(Path(job_path).read_text())
     if job["unchecked"]:
         sft.check = lambda settings: None

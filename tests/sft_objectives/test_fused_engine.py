@@ -194,7 +194,7 @@ def test_the_engine_s_chunk_does_not_depend_on_free_memory(monkeypatch):
     sizes = []
     for total in (2**40, 2**33, 2**31):
         monkeypatch.setattr(fused, "_total_bytes", lambda device, total=total: total)
-        sizes.append(fused.fixed_chunk_size(torch.empty(152_000, 2560, device="meta")))
+        sizes.append(fused.fixed_chunk_size(load("sft"), torch.empty(152_000, 2560, device="meta")))
     assert sizes == [2048, 512, 128]
 
 
