@@ -189,7 +189,9 @@ def _rational(text: str) -> Fraction | None:
     return Fraction(text) if DECIMAL.fullmatch(text) else None
 
 
+@lru_cache(maxsize=1024)
 def _compare_math(prediction: str, answer: str) -> Grade:
+    """The verdict of math-verify. Kept: most of the responses to one problem end in the same few answers."""
     import math_verify
 
     # math-verify bounds itself with SIGALRM, which raises outside the main thread and is swallowed as "wrong"; the

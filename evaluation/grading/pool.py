@@ -38,9 +38,10 @@ class GradingPool:
 
     workers: several times the cores by default. At most two tasks a core compete; one that runs longer than a
     quarter of a second gives way and leaves its place to another worker, so that hung tasks do not hold up the rest.
-    timeout_seconds: wall time of one task, counted from its start; a task that a loaded machine kept from running gets
-    more, up to ten times as much. memory_bytes: address space of one worker. A killed or crashed worker is replaced by
-    a fork. `submit` never waits: a thread passes the tasks on, at most 4096 at a time.
+    A worker keeps verdicts, and goes on with the question it knows while there are responses to it. timeout_seconds:
+    wall time of one task, counted from its start; a task that a loaded machine kept from running gets more, until it
+    has run for half a second, up to ten times as much. memory_bytes: address space of one worker. A killed or crashed
+    worker is replaced by a fork. `submit` never waits: a thread passes the tasks on, at most 4096 at a time.
     """
 
     def __init__(

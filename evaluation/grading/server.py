@@ -8,6 +8,7 @@ Out: [task id, status, value].
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -17,6 +18,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Collection
 from multiprocessing.connection import Connection, wait
 
 from evaluation.grading.answers import grade_answer
@@ -26,9 +28,11 @@ PR_SET_PDEATHSIG = 1
 # against the concurrency. Hung tasks then cost the others little until they are killed.
 SLOW_SECONDS = 0.25
 SLOWER_BY = 10
-# A task that ran for less than this until its deadline was kept waiting by others: it gets its time again, a few times.
+# A task that ran for less than this until its deadline was kept waiting by others: it goes on until it has run for so
+# long, but not past ten times its seconds.
 STARVED_SECONDS = 0.5
-EXTENSIONS = 9
+PATIENCE = 10
+SHORTEST_PAUSE = 0.05
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 # (answer, response) of each kind that teaches the LaTeX parser other decisions.
 WARM_UP = (
@@ -45,6 +49,43 @@ WARM_UP = (
 )
 
 
+# Tasks in a row that a worker takes because it knows their question.
+IN_A_ROW = 32
+
+
+class Backlog:
+    """Waiting tasks, oldest question first. Tasks that differ in their first argument alone, the response, ask the same
+    question: a worker goes on with the one it knows, since equal answers to it cost nothing."""
+
+    def __init__(self):
+        self._tasks: dict[int, deque[list]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks)
+
+    def add(self, task: list) -> None:
+        """task: [id, function, arguments, seconds]."""
+        question = hash(json.dumps([task[1], task[2][1:]]))
+        self._tasks.setdefault(question, deque()).append(task)
+
+    def take(self, known: int | None, others: Collection[int | None]) -> tuple[int, list]:
+        """The next task and its question: the `known` one, else the oldest that none of `others` is at, else the
+        oldest."""
+        question = known
+        if question is None or question not in self._tasks:
+            question = next((one for one in self._tasks if one not in others), next(iter(self._tasks)))
+        tasks = self._tasks[question]
+        task = tasks.popleft()
+        if not tasks:
+            del self._tasks[question]
+        return question, task
+
+    def postpone(self, question: int) -> None:
+        """Let all other questions go first."""
+        if question in self._tasks:
+            self._tasks[question] = self._tasks.pop(question)
+
+
 class Worker:
     """A forked child and the task it holds."""
 
@@ -59,15 +100,27 @@ class Worker:
         self.task: int | None = None
         self.deadline = 0.0
         self.seconds = 0.0
-        self.extensions = 0
+        self.given_up_at = 0.0
         self.ran_before = 0.0
         self.slow_at = 0.0
         self.slow = False
+        self.question: int | None = None
+        self.in_a_row = 0
+
+    def take(self, waiting: Backlog, others: Collection[int | None]) -> None:
+        """Start on the next waiting task; `others` are the questions that other workers are at."""
+        if self.question is not None and self.in_a_row >= IN_A_ROW:
+            waiting.postpone(self.question)
+            self.question = None
+        question, task = waiting.take(self.question, others)
+        self.in_a_row = self.in_a_row + 1 if question == self.question else 1
+        self.question = question
+        self.give(*task)
 
     def give(self, task: int, function: str, arguments: list, seconds: float) -> None:
         now = time.monotonic()
         self.task, self.deadline, self.slow_at = task, now + seconds, now + SLOW_SECONDS
-        self.seconds, self.extensions = seconds, EXTENSIONS
+        self.seconds, self.given_up_at = seconds, now + PATIENCE * seconds
         self.connection.send_bytes(json.dumps([function, arguments]).encode())
 
     def starved(self) -> bool:
@@ -75,10 +128,11 @@ class Worker:
         with open(f"/proc/{self.pid}/stat") as file:
             values = file.read().rpartition(")")[2].split()
         state, used = values[0], (int(values[11]) + int(values[12])) / CLOCK_TICKS
-        if state != "R" or used - self.ran_before >= min(STARVED_SECONDS, self.seconds) or not self.extensions:
+        missing = min(STARVED_SECONDS, self.seconds) - (used - self.ran_before)
+        now = time.monotonic()
+        if state != "R" or missing <= 0 or now >= self.given_up_at:
             return False
-        self.extensions -= 1
-        self.deadline = time.monotonic() + self.seconds
+        self.deadline = min(now + max(missing, SHORTEST_PAUSE), self.given_up_at)
         return True
 
     def kill(self) -> None:
@@ -123,11 +177,14 @@ def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_byt
         grade_answer(rf"\boxed{{{response}}}", answer)
     grade_answer("The final answer is $7$.", "8")
     requests, replies = Connection(read_fd, writable=False), Connection(write_fd, readable=False)
+    # No child needs to walk, and so to copy, what is there already.
+    gc.collect()
+    gc.freeze()
     # The children must not hold the client's end of the pipes open: they would outlive it unnoticed.
     os.set_inheritable(read_fd, False)
     niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + SLOWER_BY)
     pool = [Worker(memory_bytes) for _ in range(workers)]
-    waiting: deque[list] = deque()
+    waiting = Backlog()
 
     def reply(task: int | None, status: str, value) -> None:
         replies.send_bytes(json.dumps([task, status, value]).encode())
@@ -145,17 +202,21 @@ def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_byt
                 elif not worker.slow and now >= worker.slow_at:
                     worker.slow = True
                     os.setpriority(os.PRIO_PROCESS, worker.pid, niceness)
-            idle = [worker for worker in pool if worker.task is None]
+            idle = sorted(
+                (worker for worker in pool if worker.task is None), key=lambda worker: worker.question is None
+            )
             free = concurrency - sum(worker.task is not None and not worker.slow for worker in pool)
+            others = {worker.question for worker in pool if worker.task is not None and not worker.slow}
             for worker in idle[: max(0, free)]:
                 if waiting:
-                    worker.give(*waiting.popleft())
+                    worker.take(waiting, others)
+                    others.add(worker.question)
             busy = [worker for worker in pool if worker.task is not None]
             alarms = [w.deadline if w.slow else min(w.slow_at, w.deadline) for w in busy]
             pause = max(0.0, min(alarms) - time.monotonic()) if alarms else None
             ready = set(wait([requests, *(worker.connection for worker in busy)], pause))
             if requests in ready:
-                waiting.append(json.loads(requests.recv_bytes()))
+                waiting.add(json.loads(requests.recv_bytes()))
             for worker in busy:
                 if worker.connection not in ready:
                     continue

@@ -1,6 +1,13 @@
-import pytest
+import json
+import pathlib
 
-from evaluation.grading import Grade, extract_answer, extract_boxed, grade_answer
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from evaluation.grading import Grade, answers, extract_answer, extract_boxed, grade_answer
+
+PAIRS = pathlib.Path(__file__).parents[2] / "rl_stage" / "grader_pairs.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -107,3 +114,48 @@ def test_a_failed_comparison_is_counted_and_not_called_wrong(monkeypatch):
     monkeypatch.setattr(math_verify, "verify", broken)
     verdict = grade_answer(r"\boxed{\frac{1}{3}}", r"\frac{1}{4}", "boxed")
     assert verdict == Grade(False, "error") and verdict.failed
+    answers._compare_math.cache_clear()
+
+
+def numbers():
+    """Numerals as models and references write them."""
+    integer = st.integers(-(10**6), 10**6)
+    small = st.integers(-20, 20)
+    fraction = st.tuples(
+        st.sampled_from(["", "-"]), st.sampled_from("dt") | st.just(""), small.map(abs), small.map(abs)
+    )
+    return st.one_of(
+        integer.map(str),
+        integer.map("{:,}".format),
+        integer.map("{:+d}".format),
+        small.map("{:03d}".format),
+        st.tuples(small, st.integers(0, 99)).map(lambda pair: f"{pair[0]}.{pair[1]}"),
+        fraction.map(lambda f: f"{f[0]}\\{f[1]}frac{{{f[2]}}}{{{f[3] + 1}}}"),
+    )
+
+
+def without_text(found, answer):
+    """The verdict on a boxed answer where text decides nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "_compare_text", lambda *_: None)
+        return grade_answer(rf"\boxed{{{found}}}", answer, "boxed")
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(found=numbers(), answer=numbers(), same=st.booleans())
+def test_numbers_that_text_decides_get_math_verifys_verdict(found, answer, same):
+    answer = found if same else answer
+    verdict = answers._compare_text(found, answer)
+    if verdict is not None:
+        assert without_text(found, answer) == Grade(verdict, "ok")
+
+
+def test_public_pairs_that_text_decides_get_math_verifys_verdict():
+    decided = 0
+    for pair in map(json.loads, PAIRS.read_text().splitlines()):
+        boxed = [answers._bare(content) for content in extract_boxed(pair["response"])]
+        verdict = answers._compare_text(boxed[0], pair["answer"]) if len(boxed) == 1 else None
+        if verdict is not None:
+            decided += 1
+            assert without_text(boxed[0], pair["answer"]) == Grade(verdict, "ok"), pair
+    assert decided >= 20

@@ -39,7 +39,7 @@ def test_nothing_runs_without_leave_and_tests_must_be_readable():
         pool.grade("    return 2 * x", json.dumps(TASK), "code")
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_canonical_solutions_of_humaneval_pass_and_broken_ones_fail():
     problems = list(read_problems().values())
