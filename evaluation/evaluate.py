@@ -141,6 +141,7 @@ def run(
             seed=evaluation.seed,
             resamples=evaluation.resamples,
             heartbeat=progress.beat,
+            directory=scratch / "tasks" / task.name,
             run_generated_code=evaluation.run_generated_code,
         )
         (output / "tasks").mkdir(exist_ok=True)
@@ -346,4 +347,9 @@ def _write_generations(output, name, problems, prompts, drawn, grades) -> None:
 
 
 def _headline(benchmarks: dict[str, dict]) -> dict[str, float]:
-    return {f"{name}/pass@1": found["metrics"]["pass@1"]["value"] for name, found in benchmarks.items()}
+    """pass@1 of the first benchmark with its interval, to be shown beside the progress."""
+    if not benchmarks:
+        return {}
+    name, found = next(iter(benchmarks.items()))
+    estimate = found["metrics"]["pass@1"]
+    return {f"{name}/pass@1": estimate["value"], "low": estimate["low"], "high": estimate["high"]}

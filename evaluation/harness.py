@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from evaluation.generation.engine import Completion
+from evaluation.generation.kept import KeptEngine
+from evaluation.generation.sampling import sample_seed
 from evaluation.statistics import Estimate, bootstrap, ratio_of_sums
 
 
@@ -22,13 +26,15 @@ def run_task(
     seed: int,
     resamples: int,
     heartbeat: Callable[[], None],
+    directory: pathlib.Path,
     run_generated_code: bool = False,
 ) -> dict[str, Any]:
     """Run one task or group; returns {"metrics": {"acc,none": Estimate}, "problems", "versions": {task: version},
     "rows": one a problem and filter, as in `artifact.TASK_ROWS`}.
 
-    engine: a `VllmEngine` or `Replicas`. Metrics are named as in the harness, metric and filter; a group's metric is
-    the mean over all problems of its tasks. Metrics that are no mean over problems (a corpus' perplexity) are left out.
+    engine: a `VllmEngine` or `Replicas`; what it answers is kept in `directory`, where a run that starts over finds it.
+    Metrics are named as in the harness, metric and filter; a group's metric is the mean over all problems of its tasks.
+    Metrics that are no mean over problems (a corpus' perplexity) are left out.
     Raises ValueError for an unknown task, one whose data is out of reach, one that runs code without leave, and where
     lm-evaluation-harness is not installed.
     """
@@ -62,7 +68,7 @@ def run_task(
     if unsafe:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     found: Any = simple_evaluate(
-        model=_language_model(engine, tokenizer, max_length, heartbeat),
+        model=_language_model(KeptEngine(engine, directory), tokenizer, max_length, heartbeat, seed),
         tasks=[task.name],
         task_manager=manager,
         num_fewshot=task.num_fewshot,
@@ -150,7 +156,7 @@ def _version() -> str:
     return version("lm_eval")
 
 
-def _language_model(engine, tokenizer, max_length: int, heartbeat: Callable[[], None]):
+def _language_model(engine: KeptEngine, tokenizer, max_length: int, heartbeat: Callable[[], None], seed: int):
     """Our engine as the harness sees a model."""
     from lm_eval.api.model import TemplateLM
 
@@ -202,21 +208,24 @@ def _language_model(engine, tokenizer, max_length: int, heartbeat: Callable[[], 
 
         def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
             completions = []
+            drawn: Counter[tuple[int, ...]] = Counter()
             for request in requests:
                 text, options = request.args
                 until = options.get("until") or []
                 limit = int(options.get("max_gen_toks", 256))
                 greedy = not options.get("do_sample", False)
-                ids = self.tok_encode(text)[-max(1, max_length - limit) :]
+                ids = tuple(self.tok_encode(text)[-max(1, max_length - limit) :])
                 completions.append(
                     Completion(
-                        tuple(ids),
+                        ids,
                         max_tokens=min(limit, max_length - len(ids)),
                         temperature=0.0 if greedy else float(options.get("temperature", 1.0)),
                         top_p=1.0 if greedy else float(options.get("top_p", 1.0)),
                         stop=tuple([until] if isinstance(until, str) else until),
+                        seed=sample_seed(seed, ids, drawn[ids]),
                     )
                 )
+                drawn[ids] += 1
             return engine.complete(completions, heartbeat)
 
     return EngineModel()

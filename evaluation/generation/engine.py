@@ -36,13 +36,15 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Completion:
-    """One prompt (token ids) to complete; `stop` strings end the text and are left out of it."""
+    """One prompt (token ids) to complete; `stop` strings end the text and are left out of it; `seed` is of no account
+    at temperature 0."""
 
     prompt: tuple[int, ...]
     max_tokens: int
     temperature: float
     top_p: float
     stop: tuple[str, ...]
+    seed: int
 
 
 class VllmEngine:
@@ -163,17 +165,17 @@ class VllmEngine:
         return found
 
     def complete(self, completions: Sequence[Completion], heartbeat: Callable[[], None] = lambda: None) -> list[str]:
-        """The text that continues each prompt. Sampled ones are seeded by their place."""
+        """The text that continues each prompt."""
         from vllm import SamplingParams
 
         requests = []
-        for place, completion in enumerate(completions):
+        for completion in completions:
             parameters = SamplingParams(
                 temperature=completion.temperature,
                 top_p=completion.top_p,
                 max_tokens=completion.max_tokens,
                 stop=list(completion.stop),
-                seed=None if completion.temperature == 0 else place,
+                seed=None if completion.temperature == 0 else completion.seed,
             )
             requests.append((completion.prompt, parameters))
         return [output.outputs[0].text for output in self._outputs(requests, heartbeat)]

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-from evaluation.generation.engine import HEARTBEAT_SECONDS, Completion, EngineOptions, VllmEngine, model_files_digest
+from evaluation.generation.engine import (
+    GENERATE_AT_ONCE,
+    HEARTBEAT_SECONDS,
+    Completion,
+    EngineOptions,
+    VllmEngine,
+    model_files_digest,
+)
 from evaluation.generation.sampling import Request, Sample, Sampling
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -89,27 +96,27 @@ class Replicas:
     def score(
         self, rows: Sequence[tuple[Sequence[int], int]], heartbeat: Callable[[], None] = lambda: None
     ) -> list[tuple[float, bool]]:
-        """See `VllmEngine.score`; the rows are dealt out to the replicas."""
+        """See `VllmEngine.score`; batches of rows are dealt out to the replicas."""
         return self._dealt("score", [(list(ids), start) for ids, start in rows], heartbeat)
 
     def complete(self, completions: Sequence[Completion], heartbeat: Callable[[], None] = lambda: None) -> list[str]:
-        """See `VllmEngine.complete`; the first replica does it, so that seeds go by place."""
-        return self._dealt("complete", list(completions), heartbeat, replicas=1)
+        """See `VllmEngine.complete`; batches are dealt out to the replicas."""
+        return self._dealt("complete", list(completions), heartbeat)
 
-    def _dealt(self, method: str, items: list, heartbeat: Callable[[], None], replicas: int | None = None) -> list:
+    def _dealt(self, method: str, items: list, heartbeat: Callable[[], None]) -> list:
         import ray
 
         self.usable = False
-        count = replicas or self.count
-        parts = [items[place::count] for place in range(count)]
-        waiting = [getattr(actor, method).remote(part) for actor, part in zip(self._actors[:count], parts, strict=True)]
-        results = list(waiting)
+        # Batches as one engine would compute them: what is in a batch decides the last bit of a sum.
+        batches = [items[start : start + GENERATE_AT_ONCE] for start in range(0, len(items), GENERATE_AT_ONCE)]
+        results = [
+            getattr(self._actors[number % self.count], method).remote(batch) for number, batch in enumerate(batches)
+        ]
+        waiting = list(results)
         while waiting:
             _, waiting = ray.wait(waiting, num_returns=1, timeout=HEARTBEAT_SECONDS)
             heartbeat()
-        found: list = [None] * len(items)
-        for place, result in enumerate(results):
-            found[place::count] = ray.get(result)
+        found = [value for part in ray.get(results) for value in part]
         self.usable = True
         return found
 

@@ -47,6 +47,7 @@ def run(name, engine, model, task_files, **options):
         seed=0,
         resamples=50,
         heartbeat=lambda: None,
+        directory=task_files / "kept",
         **options,
     )
 
@@ -81,10 +82,13 @@ def test_a_local_task_is_scored_as_by_hugging_face_and_another_is_generated(mode
     assert accuracy.low <= accuracy.value <= accuracy.high
     written = run("write", engine, model, task_files)["metrics"]["exact_match,none"]
     assert 0.0 <= written.value <= 1.0 and written.n == 9
+    # A run that starts over asks the engine nothing.
+    facts = SimpleNamespace(description=engine.description, count=1)
+    assert run("pick", facts, model, task_files) == found
     close_engine()
 
 
-def test_a_missing_harness_names_the_extra(monkeypatch):
+def test_a_missing_harness_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "lm_eval.evaluator", raising=False)
     with pytest.raises(ValueError, match=r"lm_eval.* is not installed; pip install 'sft-then-rl\[harness\]'"):
@@ -97,6 +101,7 @@ def test_a_missing_harness_names_the_extra(monkeypatch):
             seed=0,
             resamples=10,
             heartbeat=lambda: None,
+            directory=tmp_path,
         )
 
 

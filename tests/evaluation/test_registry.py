@@ -188,7 +188,6 @@ def test_a_published_row_becomes_a_problem_that_is_graded(tmp_path, name):
     assert verdicts == [Grade(True, "ok"), Grade(False, "ok")]
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, model_directory):

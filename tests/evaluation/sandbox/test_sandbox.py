@@ -148,7 +148,7 @@ def test_code_is_taken_from_the_last_fence():
     assert extract_code("a = 3") == "a = 3"
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_human_eval_canonical_solutions_pass_and_broken_ones_fail():
     from concurrent.futures import ThreadPoolExecutor
 
