@@ -54,23 +54,26 @@ def _problems(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from evaluation.compare import compare
+    from evaluation.compare import NOT_REPRODUCIBLE, compare
 
     rows = compare(arguments.a, arguments.b, seed=arguments.seed, resamples=arguments.resamples)
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return
     print(
-        f"{'benchmark':20} {'metric':8} {'a':>7} {'b':>7} {'b - a':>8} "
-        f"{'95% interval':>18} {'p':>7} {'p Holm':>7} {'n':>5}"
+        f"{'benchmark':20} {'metric':8} {'a':>22} {'b':>22} {'b - a (95% interval)':>26} "
+        f"{'p':>7} {'p Holm':>7} {'n':>5}"
     )
     for row in rows:
-        interval = f"[{row['low']:+.4f}, {row['high']:+.4f}]"
+        sides = [f"{row[side]:.4f} [{row[f'{side}_low']:.3f}, {row[f'{side}_high']:.3f}]" for side in ("a", "b")]
+        difference = f"{row['difference']:+.4f} [{row['low']:+.3f}, {row['high']:+.3f}]"
         print(
-            f"{row['benchmark']:20} {row['metric']:8} {row['a']:7.4f} {row['b']:7.4f} {row['difference']:+8.4f} "
-            f"{interval:>18} {row['p_value']:7.4f} {row['p_holm']:7.4f} {row['n']:5d}"
+            f"{row['benchmark']:20} {row['metric']:8} {sides[0]:>22} {sides[1]:>22} {difference:>26} "
+            f"{row['p_value']:7.4f} {row['p_holm']:7.4f} {row['n']:5d}"
         )
     print(f"p Holm: adjusted for the {len(rows)} comparisons of this table.")
+    if not rows[0]["reproducible"]:
+        print(NOT_REPRODUCIBLE)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ import numpy as np
 from evaluation.artifact import read_answers, read_metrics, read_outcomes, read_task_scores
 from evaluation.statistics import balanced_accuracy, holm, paired_comparison, pass_at_k, ratio_of_sums
 
+NOT_REPRODUCIBLE = (
+    "Responses were drawn on a GPU without vLLM's batch invariance (VLLM_BATCH_INVARIANT=1): the intervals are over "
+    "problems, and a second run of the same seed can draw other responses."
+)
+
 
 def compare(
     a: pathlib.Path, b: pathlib.Path, *, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
@@ -18,18 +23,23 @@ def compare(
     """Differences b - a of every shared benchmark and metric: greedy, balanced accuracy, pass@1, and each pass@k that
     both hold; of every shared harness task its headline metric.
 
-    One row each: benchmark, metric, a, b, difference, low, high, p_value, p_holm (adjusted over all rows), n. Raises
-    ValueError if nothing is shared or something shared differs in its problems or protocol.
+    One row each: benchmark, metric, a and b with the interval of each (a_low, a_high, b_low, b_high), difference, low,
+    high, p_value, p_holm (adjusted over all rows), n, reproducible (whether a second evaluation of both would draw the
+    same responses). Raises ValueError if nothing is shared or something shared differs in its problems or protocol.
     """
     metrics_a, metrics_b = read_metrics(a), read_metrics(b)
     rows: list[dict[str, Any]] = []
+    reproducible = all(metrics["engine"]["reproducible"] for metrics in (metrics_a, metrics_b))
 
     def add(name: str, metric: str, kind: str, scores: Sequence[Mapping[Any, Any]], statistic=None) -> None:
         ids = sorted(scores[0])
         sides = [np.array([one[i] for i in ids], dtype=np.float64) for one in scores]
         found = paired_comparison(*sides, seed=seed, resamples=resamples, confidence=confidence, statistic=statistic)
-        values = {side: m[kind][name]["metrics"][metric]["value"] for side, m in (("a", metrics_a), ("b", metrics_b))}
-        rows.append({"benchmark": name, "metric": metric, **values, **asdict(found)})
+        values = {}
+        for side, metrics in (("a", metrics_a), ("b", metrics_b)):
+            estimate = metrics[kind][name]["metrics"][metric]
+            values |= {side: estimate["value"], f"{side}_low": estimate["low"], f"{side}_high": estimate["high"]}
+        rows.append({"benchmark": name, "metric": metric, **values, **asdict(found), "reproducible": reproducible})
 
     for name in _shared(metrics_a, metrics_b, "benchmarks"):
         outcomes = read_outcomes(a, name), read_outcomes(b, name)

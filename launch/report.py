@@ -15,7 +15,7 @@ from typing import Any
 
 import evaluation
 from evaluation import artifact
-from evaluation.compare import average_of
+from evaluation.compare import NOT_REPRODUCIBLE, average_of
 from launch.plan import Branch, Plan, Stage
 from launch.select import Selected, select
 from launch.status import bytes_text, seconds_text
@@ -134,6 +134,11 @@ class _Source:
         if stage.fingerprint not in self._metrics:
             self._metrics[stage.fingerprint] = artifact.read_metrics(self.store.directory(stage))
         return self._metrics[stage.fingerprint]
+
+    def notes(self) -> str:
+        """What to know of the numbers read so far."""
+        repeatable = all(metrics["engine"]["reproducible"] for metrics in self._metrics.values())
+        return NOTES if repeatable else f"{NOTES} {NOT_REPRODUCIBLE}"
 
     def scores(self, stage: Stage, benchmark: str, mode: str) -> dict[str, float]:
         """Problem id -> pass@1 (mode sampled) or correctness of the greedy response."""
@@ -520,7 +525,7 @@ def _html(title: str, head: str, table: _Table, source: _Source, figures: dict[s
     parts.append(
         grid(["", *COLUMNS.values()], [(line.name, [cell(c) for c in cells.values()]) for line, cells in table.rows])
     )
-    parts.append(f"<p>{html.escape(NOTES)} Every number links to its record.</p>")
+    parts.append(f"<p>{html.escape(source.notes())} Every number links to its record.</p>")
     for name, text in figures.items():
         picture = base64.b64encode(text.encode()).decode()
         parts.append(f'<div class="picture"><img alt="{name}" src="data:image/svg+xml;base64,{picture}"></div>')
@@ -576,7 +581,7 @@ def _markdown(
 
     parts = [f"# {title}", "", head, "", *(f"**{text}**\n" for text in source.damaged)]
     parts += grid(["", *COLUMNS.values()], [[line.name, *map(cell, cells.values())] for line, cells in table.rows])
-    parts += ["", NOTES, ""]
+    parts += ["", source.notes(), ""]
     parts += [f"![{name}]({name}.svg)\n" for name in figures]
     names, rows = table.benchmarks()
     if names:

@@ -4,13 +4,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evaluation.__main__ import main
 from evaluation.artifact import GENERATIONS, TASK_ROWS, read_metrics, write_metrics
-from evaluation.compare import average, compare
+from evaluation.compare import NOT_REPRODUCIBLE, average, compare
 
 PROTOCOL = {"name": "sums", "num_samples": 2, "temperature": 1.0, "seed": 0}
 
 
-def artifact(directory, correct, protocol=PROTOCOL, name="sums", answers=None, task=None):
+def artifact(directory, correct, protocol=PROTOCOL, name="sums", answers=None, task=None, reproducible=True):
     (directory / "generations").mkdir(parents=True)
     rows = [
         dict.fromkeys(GENERATIONS.names)
@@ -32,7 +33,8 @@ def artifact(directory, correct, protocol=PROTOCOL, name="sums", answers=None, t
         ]
         pq.write_table(pa.Table.from_pylist(lines, TASK_ROWS), directory / "tasks" / "ifeval.parquet")
         tasks = {"ifeval": {"protocol": {"name": "ifeval"}, "metrics": {"inst_level_strict_acc,none": estimate}}}
-    write_metrics(directory, {"benchmarks": {name: {"protocol": protocol, "metrics": metrics}}, "tasks": tasks})
+    benchmarks = {name: {"protocol": protocol, "metrics": metrics}}
+    write_metrics(directory, {"engine": {"reproducible": reproducible}, "benchmarks": benchmarks, "tasks": tasks})
     return directory
 
 
@@ -43,6 +45,19 @@ def test_difference_is_paired_by_problem(tmp_path):
     # Both problems gain exactly 0.5, so resampling problems changes nothing.
     assert (row["a"], row["b"], row["difference"], row["low"], row["high"]) == (0.25, 0.75, 0.5, 0.5, 0.5)
     assert row["n"] == 2 and row["p_holm"] == row["p_value"]
+    assert (row["a_low"], row["a_high"], row["b_low"], row["b_high"]) == (0.0, 1.0, 0.0, 1.0)
+
+
+def test_the_table_gives_every_number_an_interval_and_says_what_does_not_repeat(tmp_path, capsys, monkeypatch):
+    a = artifact(tmp_path / "a", {"x": [True, False], "y": [False, False]})
+    for name, reproducible in (("b", True), ("c", False)):
+        b = artifact(tmp_path / name, {"x": [True, True], "y": [False, True]}, reproducible=reproducible)
+        monkeypatch.setattr("sys.argv", ["evaluation", "compare", str(a), str(b), "--resamples", "50"])
+        assert main() == 0
+        _, line, note, *more = capsys.readouterr().out.splitlines()
+        assert "0.2500 [0.000, 1.000]" in line and "0.7500 [0.000, 1.000]" in line and line.count("[") == 3
+        assert "adjusted for the 1 comparisons" in note
+        assert more == ([] if reproducible else [NOT_REPRODUCIBLE])
 
 
 def test_balanced_accuracy_and_tasks_are_compared_by_their_own_statistic(tmp_path):

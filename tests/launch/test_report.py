@@ -23,7 +23,7 @@ def estimate(values):
     return vars(bootstrap(values, seed=0, resamples=200, proportion=True))
 
 
-def evaluate(folder, correct):
+def evaluate(folder, correct, reproducible=True):
     """An `evaluate` artifact: `correct`: benchmark -> correct samples of each problem; greedy takes the majority."""
     benchmarks = {}
     (folder / "generations").mkdir()
@@ -41,7 +41,7 @@ def evaluate(folder, correct):
                     rows.append(row | {"correct": verdict})
         pq.write_table(pa.Table.from_pylist(rows, GENERATIONS), folder / "generations" / f"{name}.parquet")
     held_out = {"entropy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
-    facts = {"engine": {}, "held_out": held_out, "tasks": {}, "base_minimum": None}
+    facts = {"engine": {"reproducible": reproducible}, "held_out": held_out, "tasks": {}, "base_minimum": None}
     write_metrics(folder, {**facts, "benchmarks": benchmarks})
 
 
@@ -94,11 +94,12 @@ def experiment(root, *, seeds=(0,)):
     return replace(plan, branches=named)
 
 
-def fill(plan):
+def fill(plan, reproducible=True):
     store = Store(plan.root)
     for stage in plan.stages.values():
         if stage.kind == "evaluate":
-            publish(store, stage, lambda folder, s=stage: evaluate(folder, AFTER if s.label == "dft.rl" else BEFORE))
+            correct = AFTER if stage.label == "dft.rl" else BEFORE
+            publish(store, stage, lambda folder, c=correct: evaluate(folder, c, reproducible))
         else:
             publish(store, stage, curve("loss" if stage.kind == "sft" else "reward"))
     return store
@@ -161,6 +162,15 @@ def test_pages_hold_pictures_and_every_citation_leads_to_its_record(tmp_path):
     assert cited == defined and len(defined) == 5
     for picture in re.findall(r"\]\((\w+\.svg)\)", text):
         assert (folder / picture).read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_the_pages_say_if_responses_do_not_repeat(tmp_path, reproducible):
+    plan = experiment(tmp_path)
+    fill(plan, reproducible)
+    write_report(plan)
+    for page in ("report.html", "report.md"):
+        assert ("a second run of the same seed" in (tmp_path / "toy" / page).read_text()) is not reproducible
 
 
 def test_missing_and_damaged_records_leave_cells_empty(tmp_path, capsys):
