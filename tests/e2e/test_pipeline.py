@@ -124,27 +124,27 @@ def kill_one(driver, store, moments):
     while driver.poll() is None and len(list(store.root.glob("*/*.logs/attempt-*.request.json"))) <= target:
         time.sleep(0.05)
     time.sleep(moments.uniform(0, 12))
-    if driver.poll() is not None:
-        return None
     victim = moments.choice(VICTIMS)
-    runs = [found.run for found in store.list_drivers()]
-    if victim == "driver":
-        driver.kill()
-        driver.wait()
-        deadline = time.monotonic() + 60
-        while any(attempt_processes(run) for run in runs):
-            assert time.monotonic() < deadline, "processes outlive their driver"
-            time.sleep(0.1)
-        return victim
-    if victim == "stage":
-        chosen = [pid for run in runs for pid in attempt_processes(run)]
-    else:
-        chosen = [p.pid for p in psutil.Process(driver.pid).children(recursive=True) if "supervise" in p.name()]
-    moments.shuffle(chosen)
-    for pid in chosen:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    while driver.poll() is None:  # between two stages there is no process of either kind
+        runs = [found.run for found in store.list_drivers()]
+        if victim == "driver":
+            driver.kill()
+            driver.wait()
+            deadline = time.monotonic() + 60
+            while any(attempt_processes(run) for run in runs):
+                assert time.monotonic() < deadline, "processes outlive their driver"
+                time.sleep(0.1)
             return victim
+        if victim == "stage":
+            chosen = [pid for run in runs for pid in attempt_processes(run)]
+        else:
+            chosen = [p.pid for p in psutil.Process(driver.pid).children(recursive=True) if "supervise" in p.name()]
+        moments.shuffle(chosen)
+        for pid in chosen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return victim
+        time.sleep(0.05)
     return None
 
 
