@@ -140,14 +140,12 @@ class _Measured(_Trainer):
         self.settings, self.curve, self.exports = settings, curve, exports
         self.report, self.begin_phase = report, begin_phase
         rl = settings.rl
-        # With nucleus sampling vLLM reports renormalised probabilities; an async rollout used older weights; verl
-        # rounds merged LoRA weights to bfloat16 on their way to vLLM (FSDPEngine._merged_lora_per_tensor_param).
+        # With nucleus sampling vLLM reports renormalised probabilities; an async rollout used older weights.
         self.exact_rollouts = (
             settings.platform.name == "cpu"
             and settings.model.dtype == "float32"
             and rl.mode == "sync"
             and rl.top_p == 1.0
-            and rl.lora is None
         )
         self.step_began = time.monotonic()
         self.saved_step = -1

@@ -4,9 +4,13 @@ Not imported by the plug-in itself: verl's engines cost five seconds to import, 
 """
 
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.distributed.tensor import DTensor
+from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name
+from verl.utils.model import convert_weight_keys
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 
@@ -55,6 +59,17 @@ class CPUEngineWithLMHead(Engine):
             return super()._build_fsdp_module(module)
         finally:
             self.engine_config = config
+
+    def _merged_lora_per_tensor_param(self) -> Iterator[tuple[str, torch.Tensor]]:
+        # verl's own rounds what it sends to bfloat16: a rollout in fp32 would not be of the trained weights. Tensors
+        # are cloned because they alias the module's storage, from which leaving the context takes the update out.
+        with merged_lora_context(self.module, backup_adapters=True):
+            parameters = convert_weight_keys(
+                normalize_peft_param_name(self.module.state_dict()), cast(Any, self.module)
+            )
+            for name, parameter in parameters.items():
+                whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+                yield name, whole.detach().clone()
 
 
 if plugin.requested():

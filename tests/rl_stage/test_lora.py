@@ -45,7 +45,7 @@ updates = [p for name, p in engine.module.named_parameters() if "lora_B" in name
 for parameter in updates:
     local = parameter.data.to_local()
     local.copy_(torch.randn(local.shape, generator=generator))
-sent = {name: tensor.float() for name, tensor in engine.get_per_tensor_param()[0]}
+sent = dict(engine.get_per_tensor_param()[0])  # all of them, after the engine has taken its update out again
 save_file({name: tensor.clone().contiguous() for name, tensor in sent.items()}, paths["scratch"] / "sent.safetensors")
 exports = Exports(paths["scratch"], settings, Curve(paths["scratch"] / "curve.jsonl"))
 engine.save_checkpoint(str(exports.checkpoints / "global_step_2" / "actor"), global_step=2)
@@ -80,6 +80,7 @@ def test_what_vllm_gets_is_what_is_published(fixture, request, inputs, stage_com
     assert published.keys() == start.keys()
     assert sent.keys() - {"lm_head.weight"} == start.keys() - {"lm_head.weight"}
     for name, tensor in published.items():
-        assert (tensor - sent[name]).abs().max() <= 2**-8 * tensor.abs().max(), name  # verl sends bfloat16
+        assert sent[name].dtype == tensor.dtype, name  # verl's own engine sends bfloat16
+        assert (tensor - sent[name]).abs().max() <= 2**-22 * tensor.abs().max(), name
         assert name.endswith("proj.weight") == bool((tensor != start[name]).any()), name
     assert json.loads((tmp_path / "output" / "step_2" / "config.json").read_text())["dtype"] == "float32"
