@@ -34,6 +34,7 @@ WINDOW = 30  # most probable ids over which N1 and N2 are computed (LP-SFT C.1)
 LOGITS_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}
 STATISTICS_BYTES = {"cpu": 1 << 22, "cuda": 1 << 29}
 MASKED_LOGIT = -1e30  # finite, so that 0 * logit is 0 in the entropy
+SCALED = "the model scales or caps its logits after the head; not supported"
 EXAMPLES_SHOWN = 3
 POLL_SECONDS = 2.0
 
@@ -192,6 +193,10 @@ class Job:
         """Positions of the labels in a chat with this mask; the prediction is made one position earlier."""
         return np.arange(1, len(mask)) if self.every_position else np.flatnonzero(mask)
 
+    def layout(self, whole: Layout) -> Layout:
+        """Layout of the file in a cache whose shards have the layout `whole`."""
+        return whole.sample() if self.every_position else whole
+
     def size(self, tokens: Tokens) -> int:
         """Number of stored positions."""
         return sum(len(self.positions(tokens.chat(chat)[1])) for chat in self.chats)
@@ -248,7 +253,7 @@ class Producer(Protocol):
 
 
 class ForwardProducer:
-    """A forward pass of a Hugging Face model.
+    """A forward pass of a Hugging Face model that one device holds (`data_prep.sharded`: one that none holds).
 
     Chats of similar length share a batch, padded on the right: under a causal mask padding cannot reach a real token,
     so no attention mask is needed and the fast kernels apply. Only stored positions go through the output head.
@@ -262,21 +267,14 @@ class ForwardProducer:
         ValueError: the model changes its logits after the head (soft-cap, scaling), which this pass would miss.
     """
 
+    model: Any
+    head: Callable[[Tensor], Tensor]  # (n, D) to logits (n, V)
+    vocab_size: int
+
     def __init__(self, directory: Path, cache: SimpleNamespace, model: SimpleNamespace, allowed: np.ndarray | None):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokens_per_batch = cache.tokens_per_batch
-        self.model = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=getattr(torch, cache.dtype),
-            attn_implementation=model.attention,
-            trust_remote_code=model.trust_remote_code,
-        )
-        torch.nn.Module.to(self.model, self.device).eval().requires_grad_(False)
-        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
-        if not isinstance(decoder, torch.nn.Module) or not isinstance(head, torch.nn.Linear):
-            raise ValueError(f"{directory}: not a causal language model with a linear output head; not supported")
-        self.decoder, self.head = decoder, head
-        self.vocab_size = head.weight.shape[0]
+        self._load(directory, cache.dtype, model)
         self.chunk, self.rows_at_once = (
             max(1, limit[self.device.type] // (4 * self.vocab_size)) for limit in (LOGITS_BYTES, STATISTICS_BYTES)
         )
@@ -287,13 +285,27 @@ class ForwardProducer:
             self.allowed = torch.from_numpy(padded).to(self.device)
         self._check_head(directory)
 
-    @torch.inference_mode()
+    def _load(self, directory: Path, dtype: str, model: SimpleNamespace) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=getattr(torch, dtype),
+            attn_implementation=model.attention,
+            trust_remote_code=model.trust_remote_code,
+        )
+        torch.nn.Module.to(self.model, self.device).eval().requires_grad_(False)
+        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        if not isinstance(decoder, torch.nn.Module) or not isinstance(head, torch.nn.Linear):
+            raise ValueError(f"{directory}: not a causal language model with a linear output head; not supported")
+        self.decoder, self.head = decoder, head
+        self.vocab_size = head.weight.shape[0]
+
+    @torch.no_grad()
     def _check_head(self, directory: Path) -> None:
         ids = torch.arange(min(8, self.vocab_size), device=self.device).unsqueeze(0)
         ours = self.head(self.hidden(ids)).float()
         theirs = self.model(input_ids=ids, use_cache=False).logits.float()
         if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
-            raise ValueError(f"{directory}: the model scales or caps its logits after the head; not supported")
+            raise ValueError(f"{directory}: {SCALED}")
 
     def hidden(self, ids: Tensor) -> Tensor:
         """(B, L, D) last hidden states of (B, L) ids."""
@@ -304,26 +316,32 @@ class ForwardProducer:
         self, chats: Sequence[np.ndarray], positions: Sequence[np.ndarray], top_k: int, heartbeat: Heartbeat
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         for batch in length_batches([len(ids) for ids in chats], self.tokens_per_batch):
-            padded = np.zeros((len(batch), max(len(chats[index]) for index in batch)), dtype=np.int64)
-            for row, index in enumerate(batch):
-                padded[row, : len(chats[index])] = chats[index]
-            hidden = self.hidden(torch.from_numpy(padded).to(self.device)).flatten(0, 1)
-            starts = [row * padded.shape[1] + positions[index] for row, index in enumerate(batch)]
-            flat = torch.from_numpy(np.concatenate(starts)).to(self.device)
-            labels = torch.from_numpy(padded).to(self.device).flatten()[flat]
-            pieces = []
-            for part in range(0, len(flat), self.chunk):
-                logits = self.head(hidden[flat[part : part + self.chunk] - 1]).float()
-                if self.allowed is not None:
-                    logits.masked_fill_(~self.allowed, MASKED_LOGIT)
-                parts = zip(
-                    logits.split(self.rows_at_once),
-                    labels[part : part + self.chunk].split(self.rows_at_once),
-                    strict=True,
-                )
-                pieces += [statistics(some, some_labels, top_k) for some, some_labels in parts]
-            yield batch, {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
-            heartbeat(len(flat))
+            yield batch, self.batch_rows(chats, positions, batch, top_k)
+            heartbeat(sum(len(positions[index]) for index in batch))
+
+    def batch_rows(
+        self, chats: Sequence[np.ndarray], positions: Sequence[np.ndarray], batch: Sequence[int], top_k: int
+    ) -> dict[str, Tensor]:
+        """Statistics of the positions of some chats, in one forward pass; empty if they have none."""
+        padded = np.zeros((len(batch), max(len(chats[index]) for index in batch)), dtype=np.int64)
+        for row, index in enumerate(batch):
+            padded[row, : len(chats[index])] = chats[index]
+        hidden = self.hidden(torch.from_numpy(padded).to(self.device)).flatten(0, 1)
+        starts = [row * padded.shape[1] + positions[index] for row, index in enumerate(batch)]
+        flat = torch.from_numpy(np.concatenate(starts)).to(self.device)
+        labels = torch.from_numpy(padded).to(self.device).flatten()[flat]
+        pieces = []
+        for part in range(0, len(flat), self.chunk):
+            logits = self.head(hidden[flat[part : part + self.chunk] - 1]).float()
+            if self.allowed is not None:
+                logits.masked_fill_(~self.allowed, MASKED_LOGIT)
+            parts = zip(
+                logits.split(self.rows_at_once),
+                labels[part : part + self.chunk].split(self.rows_at_once),
+                strict=True,
+            )
+            pieces += [statistics(some, some_labels, top_k) for some, some_labels in parts]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
 
 
 class VllmProducer:
@@ -483,11 +501,15 @@ def make_producer(settings: SimpleNamespace, directory: Path, allowed: np.ndarra
     """The producer that `cache.producer` names; allowed: ids that may have probability, None for all."""
     if settings.cache.producer == "vllm":
         return VllmProducer(directory, settings, allowed)
+    if settings.cache.processes > 1:
+        from data_prep.sharded import ShardedProducer
+
+        return ShardedProducer(directory, settings.cache, settings.model, allowed)
     return ForwardProducer(directory, settings.cache, settings.model, allowed)
 
 
-class _Worker:
-    """One model replica; a Ray actor when there are several."""
+class Worker:
+    """One model replica, or one process of it; a Ray actor when there are several."""
 
     def __init__(
         self, settings: SimpleNamespace, model: Path, scratch: Path, layout: Layout, allowed: np.ndarray | None
@@ -498,10 +520,14 @@ class _Worker:
         if self.producer.vocab_size != layout.vocab_size:
             raise ValueError(f"{model}: {self.producer.vocab_size} ids, expected {layout.vocab_size}")
 
+    def arrays(self, job: Job, heartbeat: Heartbeat = lambda count: None) -> dict[str, np.ndarray]:
+        """Arrays of one file; of one process of several its rows, and zeros."""
+        return fill_shard(job, self.tokens, self.producer, job.layout(self.layout), heartbeat)
+
     def compute(self, job: Job, heartbeat: Heartbeat = lambda count: None) -> dict[str, Any]:
-        layout = self.layout.sample() if job.every_position else self.layout
-        arrays = fill_shard(job, self.tokens, self.producer, layout, heartbeat)
-        return reference_cache.write_shard(self.scratch, job.file, layout, arrays)
+        """Write one file; returns its record."""
+        arrays = self.arrays(job, heartbeat)
+        return reference_cache.write_shard(self.scratch, job.file, job.layout(self.layout), arrays)
 
 
 def run(settings, inputs, output, scratch, report) -> None:
@@ -588,8 +614,12 @@ def _compute(
 ) -> Iterator[dict[str, Any]]:
     """Records of the jobs as they finish."""
     workers = min(settings.cache.workers, len(jobs))
-    if workers == 1:
-        worker = _Worker(settings, model, scratch, layout, allowed)
+    if workers and settings.cache.processes > 1:
+        from data_prep.sharded import compute
+
+        yield from compute(settings, model, scratch, layout, allowed, jobs, workers, heartbeat)
+    elif workers == 1:
+        worker = Worker(settings, model, scratch, layout, allowed)
         for job in jobs:
             yield worker.compute(job, heartbeat)
     elif workers:
@@ -602,9 +632,9 @@ def _compute_on_ray(
     import ray
     from ray.util import ActorPool
 
-    with _ray_session(workers):
+    with ray_session(workers):
         gpus = settings.cache.tensor_parallel if settings.platform.name == "gpu" else 0
-        actor: Any = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
+        actor: Any = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
         pool = ActorPool([actor.remote(*arguments) for _ in range(workers)])
         for job in jobs:
             pool.submit(lambda worker, item: worker.compute.remote(item), job)
@@ -619,7 +649,7 @@ def _compute_on_ray(
 
 
 @contextlib.contextmanager
-def _ray_session(workers: int) -> Iterator[None]:
+def ray_session(workers: int) -> Iterator[None]:
     """The Ray this process is in, the cluster of RAY_ADDRESS, or a private one on loopback that ends with the stage."""
     import ray
 

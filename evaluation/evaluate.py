@@ -49,9 +49,9 @@ def run(
         raise ValueError(
             "eval.benchmarks, eval.tasks: nothing to evaluate; list at least one or set eval.enabled=false"
         )
-    names = [benchmark.name for benchmark in evaluation.benchmarks]
+    names = [one.name for one in (*evaluation.benchmarks, *evaluation.tasks)]
     if len(set(names)) < len(names):
-        raise ValueError(f"eval.benchmarks: a name occurs twice in {', '.join(names)}")
+        raise ValueError(f"eval.benchmarks, eval.tasks: a name occurs twice in {', '.join(names)}")
     template = pathlib.Path(model.chat_template) if model.chat_template else None
     prompter = Prompter(inputs["model"], template, model.trust_remote_code)
     work = []

@@ -280,9 +280,7 @@ class _Graph:
             files = recipe.data.files
             for name in ("sft_train", "rl_train") if recipe.rl.enabled else ("sft_train",):
                 if getattr(files, name) is None:
-                    raise RecipeError(
-                        f"recipe {recipe.name}: data.files.{name} is missing; name a file (docs/data.md)"
-                    )
+                    raise RecipeError(f"recipe {recipe.name}: data.files.{name} is missing; name a file (docs/data.md)")
             for name in ("sft_train", "sft_val", "rl_train", "rl_val"):
                 if getattr(files, name) is not None:
                     inputs[name] = self.outside(getattr(files, name), f"data.files.{name}")
@@ -448,7 +446,7 @@ def placement_of(recipe: Recipe, kind: str) -> dict[str, Any]:
         devices = {
             "prepare": 0,
             "average": 0,
-            "cache": recipe.cache.workers,
+            "cache": recipe.cache.workers * recipe.cache.processes,
             "sft": recipe.sft.processes,
             "rl": recipe.rl.processes,
             "evaluate": recipe.eval.replicas,

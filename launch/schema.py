@@ -110,6 +110,7 @@ class Cache(Section):
     dtype: Literal["float32", "bfloat16"] = setting("float32", "precision of the forward pass")
     producer: Literal["forward", "vllm"] = setting("forward", "a forward pass, or vLLM prompt log-probabilities")
     workers: int = runtime(1, "model replicas", gt=0)
+    processes: int = runtime(1, "devices that one replica's weights are sharded over, by verl's engine", gt=0)
     tensor_parallel: int = runtime(1, "devices of one vLLM replica", gt=0)
     gpu_memory: float = runtime(0.85, "share of a device's memory for vLLM", gt=0, le=1)
     tokens_per_batch: int = runtime(8192, "token budget of one forward pass", gt=0)
@@ -356,6 +357,15 @@ class Recipe(Section):
     def _one_base(self) -> Recipe:
         if (self.model.path is None) == (self.model.pretrain is None):
             raise ValueError("model: set exactly one of model.path and model.pretrain")
+        return self
+
+    @model_validator(mode="after")
+    def _sharded_cache(self) -> Recipe:
+        given = f"cache.processes={self.cache.processes}"
+        if self.cache.processes > 1 and self.cache.producer == "vllm":
+            raise ValueError(f"{given}: only cache.producer=forward is sharded; set cache.tensor_parallel for vllm")
+        if self.cache.processes > 1 and self.cache.dtype != "float32" and self.platform.name == "cpu":
+            raise ValueError(f"{given}: platform cpu shards models in float32; set cache.dtype=float32")
         return self
 
 

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -199,10 +200,11 @@ def train(config, settings, curve, exports, report, begin_phase) -> None:
 
     config.transfer_queue.enable = True
     OmegaConf.resolve(config)
-    tq.init(config.transfer_queue)
+    # The queue's processes start beside the workers'; the trainer waits for them before it first uses the queue.
+    queue_started = in_background(tq.init, config.transfer_queue)
     trainer = None
     try:
-        trainer = make_trainer(config, settings, curve, exports, report, begin_phase)
+        trainer = make_trainer(config, settings, curve, exports, report, begin_phase, queue_started)
         trainer.init()
         manager = AgentLoopManagerTQ.create(
             config=config,
@@ -216,6 +218,27 @@ def train(config, settings, curve, exports, report, begin_phase) -> None:
         if tracking is not None:
             tracking.finish(exit_code=int(sys.exc_info()[0] is not None))
         tq.close()
+
+
+def in_background(function: Callable[..., object], *arguments: object) -> Callable[[], None]:
+    """Call `function` in a thread that no exit waits for; what is returned waits for its end and raises its error."""
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+
+    def wait() -> None:
+        thread.join()
+        if errors:
+            raise errors[0]
+
+    return wait
 
 
 def repair_checkpoints(directory: pathlib.Path, keep: int) -> int:

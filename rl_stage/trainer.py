@@ -118,10 +118,15 @@ def make_trainer(
     exports: Exports,
     report: Callable[..., None],
     begin_phase: Callable[[str], None],
+    queue_started: Callable[[], None],
 ) -> Any:
-    """An instance of verl's trainer for `rl.mode`, reporting to `curve`, `exports` and `report`."""
+    """An instance of verl's trainer for `rl.mode`, reporting to `curve`, `exports` and `report`.
+
+    queue_started: returns once TransferQueue is up; called before the trainer uses it.
+    """
     base: type = get_trainer_cls(settings.rl.mode)
-    return type("Trainer", (_Measured, base), {})(config, settings, curve, exports, report, begin_phase)
+    trainer = type("Trainer", (_Measured, base), {})
+    return trainer(config, settings, curve, exports, report, begin_phase, queue_started)
 
 
 class _Measured(_Trainer):
@@ -135,10 +140,11 @@ class _Measured(_Trainer):
         exports: Exports,
         report: Callable[..., None],
         begin_phase: Callable[[str], None],
+        queue_started: Callable[[], None],
     ):
         super().__init__(config)
         self.settings, self.curve, self.exports = settings, curve, exports
-        self.report, self.begin_phase = report, begin_phase
+        self.report, self.begin_phase, self.queue_started = report, begin_phase, queue_started
         rl = settings.rl
         # With nucleus sampling vLLM reports renormalised probabilities; an async rollout used older weights.
         self.exact_rollouts = (
@@ -149,6 +155,10 @@ class _Measured(_Trainer):
         )
         self.step_began = time.monotonic()
         self.saved_step = -1
+
+    def _load_checkpoint(self) -> None:
+        self.queue_started()
+        super()._load_checkpoint()
 
     def on_step_begin(self) -> None:
         self.begin_phase(f"step {self.global_steps}")

@@ -129,16 +129,24 @@ class FusedHead:
             raise ValueError("sft.fused: the model changes its logits after the head; set sft.fused=off")
 
     @torch.no_grad()
-    def live(self, forward: Callable[[], Tensor], select: Callable[[Tensor], Tensor]) -> Reference:
-        """The model as a live reference: its hidden states and its own copy of the head's weight, no logits.
+    def hidden(self, forward: Callable[[], Tensor]) -> Tensor:
+        """The hidden states that the model gives to its head, in the dtype of the head's weight; no logits.
 
-        forward: runs the model and gives what it returns as logits; select: gives the (N, D) of the tokens.
+        forward: runs the model and gives what it returns as logits. Raises ValueError if the model changed that.
         """
         with self._replaced(lambda hidden: hidden.to(self.head.weight.dtype)):
             hidden = forward()
             if hidden.shape != self.returned.shape or not torch.equal(hidden, self.returned.to(hidden.dtype)):
                 raise ValueError("sft.fused: a live reference changes its logits after the head; set sft.fused=off")
-        hidden = select(hidden)
+        return hidden
+
+    @torch.no_grad()
+    def live(self, forward: Callable[[], Tensor], select: Callable[[Tensor], Tensor]) -> Reference:
+        """The model as a live reference: its hidden states and its own copy of the head's weight, no logits.
+
+        forward: runs the model and gives what it returns as logits; select: gives the (N, D) of the tokens.
+        """
+        hidden = select(self.hidden(forward))
         weight, bias = (None if p is None else _whole(p) for p in (self.head.weight, self.head.bias))
         assert weight is not None
         return Reference(live=(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)))

@@ -60,6 +60,7 @@ def stage_settings(**changes: Any) -> SimpleNamespace:
         "producer": "forward",
         "sample_sequences": 4,
         "workers": 1,
+        "processes": 1,
         "tensor_parallel": 1,
         "gpu_memory": 0.5,
         "tokens_per_batch": 200,
@@ -75,7 +76,7 @@ def stage_settings(**changes: Any) -> SimpleNamespace:
         cache=SimpleNamespace(**cache),
         data=SimpleNamespace(**data),
         model=SimpleNamespace(**model),
-        platform=SimpleNamespace(name="cpu", threads=1),
+        platform=SimpleNamespace(name="cpu", threads=1, env={"TORCHDYNAMO_DISABLE": "1"}),
         **stage,
     )
 

@@ -214,6 +214,7 @@ def payload(output: pathlib.Path) -> dict[str, bytes]:
     [
         ({"benchmarks": []}, "eval.benchmarks"),
         ({"benchmarks": [SimpleNamespace(**BENCHMARK), SimpleNamespace(**BENCHMARK)]}, "occurs twice"),
+        ({"tasks": [SimpleNamespace(name="digits")]}, "occurs twice"),
         ({"benchmarks": [SimpleNamespace(**{**BENCHMARK, "name": "none"})]}, "present: digits, letters"),
         ({"max_length": 20}, "eval.max_length=20"),
         ({"benchmarks": [SimpleNamespace(**{**BENCHMARK, "temperature": 0.0})]}, "greedy samples"),

@@ -47,8 +47,7 @@ def run(name, engine, model, task_files, **options):
         seed=0,
         resamples=50,
         heartbeat=lambda: None,
-        directory=task_files / "kept",
-        **options,
+        **{"directory": task_files / "kept", **options},
     )
 
 
@@ -85,6 +84,23 @@ def test_a_local_task_is_scored_as_by_hugging_face_and_another_is_generated(mode
     # A run that starts over asks the engine nothing.
     facts = SimpleNamespace(description=engine.description, count=1)
     assert run("pick", facts, model, task_files) == found
+    close_engine()
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_two_replicas_score_and_write_as_one_engine_does(model_directory, task_files, monkeypatch):
+    for module in ("kept", "replicas"):
+        monkeypatch.setattr(f"evaluation.generation.{module}.GENERATE_AT_ONCE", 4)
+    model = model_directory(tied=True, seed=0)
+    found = []
+    for count in (1, 2):
+        engine = engine_for(model, OPTIONS, count)
+        directory = task_files / str(count)
+        found.append([run(name, engine, model, task_files, directory=directory) for name in ("pick", "write")])
+        assert len(list(directory.glob("*.json"))) == 7 + 3
+    assert found[0] == found[1]
     close_engine()
 
 

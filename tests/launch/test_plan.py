@@ -101,6 +101,12 @@ def test_reinforcement_starts_from_published_checkpoints(recipe):
         (["objective.threshold=0.5"], r"no setting 'threshold'"),
         (["objective=lp_sft", "cache.top_k=5"], r"reads the base's 10 most probable ids.*set cache.top_k=10 or more"),
         (["objective=prift_mass", "cache.producer=vllm"], r"needs label_mass of the base.*set cache.producer=forward"),
+        (["cache.processes=0"], r"cache\.processes=0: Input should be greater than 0"),
+        (
+            ["cache.processes=2", "cache.producer=vllm"],
+            r"cache\.processes=2: only .*set cache\.tensor_parallel for vllm",
+        ),
+        (["objective=lp_sft", "cache.processes=2"], r"stage cache wants 2 x 1 devices"),
         (["objective=sed_sft", "cache.sample_sequences=0"], r"sample of chats; set cache.sample_sequences above"),
         (["objective=sed_sft", "objective.threshold_top_k=11"], r"threshold from the 11 most probable ids.*keeps 10"),
         (["sft.processes=2"], r"stage sft wants 1 x 2 devices|stage sft wants 2 x 1 devices"),
@@ -141,6 +147,19 @@ def test_sft_spreads_evenly_over_nodes_or_is_refused(recipe):
     assert (placement(16)["nodes"], placement(16)["gpus_per_node"]) == (2, 8)
     with pytest.raises(RecipeError, match=r"sft\.processes=9 does not divide over 2 nodes"):
         placement(9)
+
+
+def test_a_sharded_cache_takes_workers_times_processes_devices(recipe):
+    def placement(**cache):
+        overrides = [f"cache.{name}={value}" for name, value in cache.items()]
+        cluster = ["platform.nodes=2", "platform.gpus_per_node=8"]
+        plan = make_plan(recipe, ["objective=lp_sft", *cluster, *overrides])
+        return next(stage.placement for stage in plan.stages.values() if stage.kind == "cache")
+
+    assert (placement(processes=4)["nodes"], placement(processes=4)["gpus_per_node"]) == (1, 4)
+    assert (placement(processes=4, workers=4)["nodes"], placement(processes=4, workers=4)["gpus_per_node"]) == (2, 8)
+    with pytest.raises(RecipeError, match=r"stage cache wants 4 x 8 devices, the cluster has 2 x 8"):
+        placement(processes=8, workers=4)
 
 
 def test_a_benchmark_without_a_file_is_refused_when_planned(recipe, tmp_path):

@@ -36,6 +36,31 @@ def test_a_recipe_has_one_base_model():
         Recipe()
 
 
+def cached(platform: str = "gpu", **settings) -> Recipe:
+    return Recipe(
+        model=Model(path="m"), cache=schema.Cache.model_validate(settings), platform=schema.Platform(name=platform)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"processes": 0}, r"processes\n.*greater than 0"),
+        ({"processes": 2, "producer": "vllm"}, r"cache\.processes=2: .*set cache\.tensor_parallel for vllm"),
+        ({"processes": 2, "dtype": "bfloat16", "platform": "cpu"}, r"cache\.processes=2: .*set cache\.dtype=float32"),
+    ],
+)
+def test_a_cache_that_cannot_be_sharded_is_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        cached(**settings)
+
+
+def test_sharding_a_cache_bears_no_identity():
+    for settings in ({}, {"dtype": "bfloat16"}):
+        assert identity(cached(processes=4, **settings)) == identity(cached(**settings))
+    cached(producer="vllm", tensor_parallel=4)
+
+
 def test_planning_imports_nothing_heavy():
     code = (
         "import sys, launch.__main__, launch.plan, launch.compose, launch.show, launch.status, launch.store\n"
