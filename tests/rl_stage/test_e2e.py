@@ -114,7 +114,12 @@ def test_grpo_survives_a_kill_and_a_broken_reward(tiny_model, write_prompts, sta
     log = tmp_path / "killed.log"
     stage = start(command, tmp_path, "killed")
     tracker = tmp_path / "scratch" / "checkpoints" / "latest_checkpointed_iteration.txt"
-    assert wait_until(lambda: tracker.exists() or stage.poll() is not None, 8 * MINUTES), log.read_text()[-3000:]
+    timings = tmp_path / "scratch" / "timings.jsonl"  # verl measures a step after it has saved it
+
+    def first_step_is_done() -> bool:
+        return tracker.exists() and '"seconds"' in timings.read_text()
+
+    assert wait_until(lambda: first_step_is_done() or stage.poll() is not None, 8 * MINUTES), log.read_text()[-3000:]
     assert stage.poll() is None, log.read_text()[-3000:]
     os.kill(stage.pid, signal.SIGKILL)
     stage.wait()
@@ -129,9 +134,9 @@ def test_grpo_survives_a_kill_and_a_broken_reward(tiny_model, write_prompts, sta
     assert not processes_of(tmp_path)
 
     published = tmp_path / "output"
-    timings = [json.loads(line) for line in (published / "timings.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in timings if "start_seconds" in row] == [0, 1]  # the second start is from step 1
-    assert [row["step"] for row in timings if "seconds" in row] == [1, 2]  # and no step is made twice
+    measured = [json.loads(line) for line in (published / "timings.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in measured if "start_seconds" in row] == [0, 1]  # the second start is from step 1
+    assert [row["step"] for row in measured if "seconds" in row] == [1, 2]  # and no step is made twice
     rows = [json.loads(line) for line in (published / "curve.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in rows[1:]:
