@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .student import Chunk, OfChunk, Student
 
-TILE_BYTES = {"cpu": 2**20, "cuda": 2**27}
-"""Size of a tile: a share of a core's cache, or enough work for a GPU."""
+TILE_BYTES = {"cpu": 2**23, "cuda": 2**27}
+"""Size of a tile: a share of the cores' common cache, or enough work for a GPU."""
 
 TOP_K_BLOCK = 128
 
