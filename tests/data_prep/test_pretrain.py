@@ -103,6 +103,7 @@ def test_killed_at_any_step_the_bytes_are_the_same(data, undisturbed, tmp_path, 
     assert whole[weights] == digests(undisturbed)[weights]
 
 
+@pytest.mark.e2e
 def test_killed_by_the_kernel_in_another_process(data, tmp_path):
     """SIGKILL while checkpoints are written as fast as they can be, then a second process finishes the work."""
     program = """

@@ -121,6 +121,7 @@ def test_a_missing_harness_names_the_extra(monkeypatch, tmp_path):
         )
 
 
+@pytest.mark.e2e
 def test_unknown_tasks_missing_data_and_unsafe_tasks_are_refused(model_directory, task_files):
     model = model_directory(tied=True, seed=0)
     with pytest.raises(ValueError, match="is no task of"):

@@ -11,6 +11,7 @@ from launch.run import run
 from launch.store import Store
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "header"])
 def test_only_what_is_damaged_is_computed_again(tmp_path, ray_session, capsys, damage):
     cache = toy.stage("cache", "base", "cache")

@@ -55,6 +55,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("fixture", ["tiny_model", "untied_model"])
 def test_what_vllm_gets_is_what_is_published(fixture, request, inputs, stage_command, tmp_path):
     from safetensors.torch import load_file
