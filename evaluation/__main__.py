@@ -37,9 +37,12 @@ def main() -> int:
 
 
 def _average(arguments: argparse.Namespace) -> None:
-    from evaluation.compare import average
+    from evaluation.compare import NOT_REPRODUCIBLE, average
 
-    print(json.dumps(average(arguments.artifact, arguments.base, arguments.minimum), indent=1))
+    found = average(arguments.artifact, arguments.base, arguments.minimum)
+    print(json.dumps(found, indent=1))
+    if not found["reproducible"]:
+        print(NOT_REPRODUCIBLE, file=sys.stderr)
 
 
 def _problems(arguments: argparse.Namespace) -> None:

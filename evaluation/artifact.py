@@ -5,12 +5,13 @@ Other rooms read it through here.
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-VERSION = 1
+VERSION = 2
 
 GENERATIONS = pa.schema(
     [
@@ -43,26 +44,136 @@ TASK_ROWS = pa.schema(
 )
 
 
-def read_metrics(directory: pathlib.Path) -> dict[str, Any]:
-    """metrics.json of an `evaluate` artifact. Raises ValueError for another version of the format.
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    {"version", "engine": {...}, "held_out": {metric: estimate, "entropy_histogram": {"edges", "counts"}} or null,
-    "benchmarks": {name: {"protocol": {...}, "problems", "grading": {status: count}, "metrics": {metric: estimate}}},
-    "tasks": {name: {"protocol": {...}, "problems", "versions", "metrics": {"metric,filter": estimate}}},
-    "base_minimum": number or null}
-    with estimate = {"value", "low", "high", "n"}: a 95% interval over n problems (or chats).
+
+class Interval(_Strict):
+    """A metric: `value` with its 95% interval, from `low` to `high`, over `n` problems (or chats)."""
+
+    value: float
+    low: float
+    high: float
+    n: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Interval":
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}")
+        return self
+
+
+class Engine(_Strict):
+    """What drew the responses; `reproducible`: whether a second run of the same seed would draw the same ones."""
+
+    vllm: str
+    dtype: str
+    max_length: int
+    reproducible: bool
+
+
+class HeldOutCounts(_Strict):
+    """Of held-out chats: measured, left out for their length, and response tokens of the measured ones."""
+
+    chats: int
+    chats_too_long: int
+    tokens: int
+
+
+class Histogram(_Strict):
+    """Bin i is from edges[i] up to edges[i + 1], the last one without end; shares[i] is its share of all tokens."""
+
+    edges: list[float]
+    shares: list[Interval]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> "Histogram":
+        if len(self.edges) != len(self.shares):
+            raise ValueError(f"{len(self.edges)} edges for {len(self.shares)} shares; each bin has its lower edge")
+        return self
+
+
+class HeldOut(_Strict):
+    """Per token, in nats: entropy, loss, kl_from_base; and the token entropies as a histogram."""
+
+    counts: HeldOutCounts
+    metrics: dict[str, Interval]
+    entropy_histogram: Histogram
+
+
+class BenchmarkCounts(_Strict):
+    """Problems, responses (sampled and greedy), and responses by the status of their grading."""
+
+    problems: int
+    responses: int
+    grading: dict[str, int]
+
+
+class Benchmark(_Strict):
+    """`protocol`: the settings it was run with."""
+
+    protocol: dict[str, Any]
+    counts: BenchmarkCounts
+    metrics: dict[str, Interval]
+
+
+class TaskCounts(_Strict):
+    """Problems over all parts of a group."""
+
+    problems: int
+
+
+class Task(_Strict):
+    """A task of lm-evaluation-harness; metrics by "metric,filter", versions by part of the group."""
+
+    protocol: dict[str, Any]
+    counts: TaskCounts
+    versions: dict[str, str]
+    metrics: dict[str, Interval]
+
+
+class Metrics(_Strict):
+    """metrics.json. What was measured is an `Interval`; every other number is a plain count, and stands under a
+    `counts`, or a setting: those of `protocol` and `engine`, the histogram's edges, `base_minimum`."""
+
+    version: Literal[2]
+    engine: Engine
+    held_out: HeldOut | None
+    benchmarks: dict[str, Benchmark]
+    tasks: dict[str, Task]
+    base_minimum: float | None
+
+
+def read_metrics(directory: pathlib.Path) -> dict[str, Any]:
+    """metrics.json of an `evaluate` artifact, laid out as `Metrics`.
+
+    Raises ValueError, naming the file, for another version of the format and the field that is not as it should be.
     """
     path = pathlib.Path(directory) / "metrics.json"
     metrics = json.loads(path.read_text())
     if metrics.get("version") != VERSION:
         raise ValueError(f"{path}: version {metrics.get('version')!r}, this code reads {VERSION}; evaluate again")
-    return metrics
+    return _checked(path, metrics)
 
 
 def write_metrics(directory: pathlib.Path, metrics: dict[str, Any]) -> None:
-    """Write metrics.json, keys sorted."""
-    text = json.dumps({"version": VERSION, **metrics}, indent=1, sort_keys=True, allow_nan=False)
-    (directory / "metrics.json").write_text(text + "\n")
+    """Write metrics.json, keys sorted. Raises ValueError as `read_metrics` does: no metric goes without its interval.
+
+    metrics: as `Metrics`, without the version.
+    """
+    path = directory / "metrics.json"
+    checked = _checked(path, {"version": VERSION, **metrics})
+    path.write_text(json.dumps(checked, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _checked(path: pathlib.Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    try:
+        Metrics.model_validate(metrics)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field, found = ".".join(map(str, first["loc"])), repr(first["input"])
+        raise ValueError(f"{path}: {field}: {first['msg']}, found {found:.80}; evaluate again") from None
+    return metrics
 
 
 def read_outcomes(directory: pathlib.Path, benchmark: str) -> dict[str, dict[str, list[bool]]]:

@@ -23,9 +23,10 @@ def compare(
     """Differences b - a of every shared benchmark and metric: greedy, balanced accuracy, pass@1, and each pass@k that
     both hold; of every shared harness task its headline metric.
 
-    One row each: benchmark, metric, a and b with the interval of each (a_low, a_high, b_low, b_high), difference, low,
-    high, p_value, p_holm (adjusted over all rows), n, reproducible (whether a second evaluation of both would draw the
-    same responses). Raises ValueError if nothing is shared or something shared differs in its problems or protocol.
+    One row each: benchmark, metric, a and b with the 95% interval of each (a_low, a_high, b_low, b_high, as in their
+    metrics.json), difference, low, high (at `confidence`), p_value, p_holm (adjusted over all rows), n, reproducible
+    (whether a second evaluation of both would draw the same responses). Raises ValueError if nothing is shared or
+    something shared differs in its problems or protocol.
     """
     metrics_a, metrics_b = read_metrics(a), read_metrics(b)
     rows: list[dict[str, Any]] = []
@@ -89,14 +90,16 @@ def average(artifact: pathlib.Path, base: pathlib.Path | None = None, minimum: f
 
     minimum: leave out every benchmark and task on which the artifact `base`, the model before fine-tuning, scores below
     it (TALR, appendix C.3: 0.5); None takes the artifact's own `eval.base_minimum`. Returns {"value",
-    "low", "high", "included": [names], "excluded": [names]}; the interval treats benchmarks as independent. Raises
-    ValueError if a minimum is asked for without `base`, or nothing is left.
+    "low", "high", "included": [names], "excluded": [names], "reproducible": whether a second evaluation would draw the
+    same responses}; the interval treats benchmarks as independent. Raises ValueError if a minimum is asked for without
+    `base`, or nothing is left.
     """
     metrics = read_metrics(artifact)
     minimum = metrics["base_minimum"] if minimum is None else minimum
     if minimum is not None and base is None:
         raise ValueError(f"average: the minimum {minimum} is the base model's; give its artifact with --base")
-    return average_of(metrics, None if base is None else read_metrics(base), minimum)
+    before = None if base is None else read_metrics(base)
+    return {**average_of(metrics, before, minimum), "reproducible": metrics["engine"]["reproducible"]}
 
 
 def average_of(

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from evaluation.artifact import GENERATIONS, TASK_ROWS, write_metrics
 from evaluation.benchmarks import Problem, read_benchmark
 from evaluation.grading.pool import GradingPool, Outcome, default_pool
 from evaluation.statistics import Estimate, balanced_accuracy, bootstrap, pass_at_k, ratio_of_sums
+
+if TYPE_CHECKING:
+    from evaluation.held_out import HeldOut
 
 Report = Callable[..., None]
 HELD_OUT_FILE = "sft_val.parquet"
@@ -117,11 +120,15 @@ def run(
             )
             grades[mode] = _verdicts(problems, futures, progress.beat)
         generated = time.monotonic()
-        metrics, grading = _metrics(benchmark, problems, drawn, grades, evaluation, pool, progress.beat)
+        metrics = _metrics(benchmark, problems, drawn, grades, evaluation, pool, progress.beat)
+        statuses = Counter(grade.status for rows in grades.values() for row in rows for grade in row)
         benchmarks[benchmark.name] = {
             "protocol": {**vars(benchmark), "seed": evaluation.seed},
-            "problems": len(problems),
-            "grading": grading,
+            "counts": {
+                "problems": len(problems),
+                "responses": statuses.total(),
+                "grading": dict(sorted(statuses.items())),
+            },
             "metrics": metrics,
         }
         _write_generations(output, benchmark.name, problems, prompts, drawn, grades)
@@ -147,7 +154,8 @@ def run(
         (output / "tasks").mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(found.pop("rows"), TASK_ROWS), output / "tasks" / f"{task.name}.parquet")
         estimates = {name: asdict(value) for name, value in found.pop("metrics").items()}
-        tasks[task.name] = {"protocol": vars(task), **found, "metrics": estimates}
+        counts = {"problems": found.pop("problems")}
+        tasks[task.name] = {"protocol": vars(task), "counts": counts, **found, "metrics": estimates}
         timings.append({"what": task.name, "seconds": time.monotonic() - started})
     engine_facts = {
         "vllm": engine.description["vllm"],
@@ -234,7 +242,7 @@ def _verdicts(problems: Sequence[Problem], futures, beat: Callable[[], None]) ->
 
 def _metrics(
     benchmark, problems: Sequence[Problem], drawn, grades, evaluation, pool: GradingPool, beat
-) -> tuple[dict[str, dict], dict[str, int]]:
+) -> dict[str, dict]:
     def estimate(values, **options) -> Estimate:
         beat()
         return bootstrap(values, seed=evaluation.seed, resamples=evaluation.resamples, **options)
@@ -260,6 +268,8 @@ def _metrics(
     found["truncated"] = estimate(np.mean(truncated, axis=1), proportion=True)
     unanswered = [[grade.status == "no_answer" for grade in row] for row in grades["sampled"]]
     found["unanswered"] = estimate(np.mean(unanswered, axis=1), proportion=True)
+    ungraded = [[grade.failed for grade in row] for row in grades["sampled"]]
+    found["ungraded"] = estimate(np.mean(ungraded, axis=1), proportion=True)
     if benchmark.num_samples > 1:
         # In the grading processes: sacrebleu is pure Python and the problems are independent.
         texts = [[sample.text for sample in row] for row in drawn["sampled"]]
@@ -277,12 +287,11 @@ def _metrics(
             values = [outcome.value[name] for outcome in outcomes if outcome.value[name] is not None]
             if values:
                 found[name] = estimate(values)
-    grading = Counter(grade.status for rows in grades.values() for row in rows for grade in row)
-    return {name: asdict(value) for name, value in found.items()}, dict(sorted(grading.items()))
+    return {name: asdict(value) for name, value in found.items()}
 
 
 def _held_out(settings, inputs, prompter, report: Report) -> dict[str, Any] | None:
-    from evaluation.held_out import ENTROPY_EDGES, encode, measure
+    from evaluation.held_out import encode, measure
 
     evaluation = settings.eval
     path = inputs["data"] / HELD_OUT_FILE
@@ -305,21 +314,29 @@ def _held_out(settings, inputs, prompter, report: Report) -> dict[str, Any] | No
         trust_remote_code=settings.model.trust_remote_code,
     )
 
-    def per_token(sums: np.ndarray) -> dict:
+    counts = {"chats": len(chats), "chats_too_long": len(encoded) - len(chats), "tokens": int(found.tokens.sum())}
+    return {"counts": counts, **_held_out_metrics(found, evaluation.seed, evaluation.resamples)}
+
+
+def _held_out_metrics(found: "HeldOut", seed: int, resamples: int) -> dict[str, Any]:
+    from evaluation.held_out import ENTROPY_EDGES
+
+    def per_token(sums: np.ndarray) -> dict[str, Any]:
         # Token-weighted: the ratio of two sums over the resampled chats.
         both = np.stack([sums, found.tokens], axis=1)
-        return asdict(bootstrap(both, seed=evaluation.seed, resamples=evaluation.resamples, statistic=ratio_of_sums))
+        return asdict(bootstrap(both, seed=seed, resamples=resamples, statistic=ratio_of_sums))
 
-    metrics: dict[str, Any] = {
-        "entropy": per_token(found.entropy),
-        "loss": per_token(found.loss),
-        "entropy_histogram": {"edges": list(ENTROPY_EDGES[:-1]), "counts": found.histogram.tolist()},
-        "chats": len(chats),
-        "chats_too_long": len(encoded) - len(chats),
-    }
+    def share(tokens: np.ndarray) -> dict[str, Any]:
+        # Where no chat has a token in the bin, or all tokens of all are, resampling would see no variation.
+        if not tokens.any() or (tokens == found.tokens).all():
+            return asdict(bootstrap(tokens / found.tokens, seed=seed, resamples=resamples, proportion=True))
+        return per_token(tokens)
+
+    metrics = {"entropy": per_token(found.entropy), "loss": per_token(found.loss)}
     if found.kl is not None:
         metrics["kl_from_base"] = per_token(found.kl)
-    return metrics
+    shares = [share(tokens) for tokens in found.histogram.T]
+    return {"metrics": metrics, "entropy_histogram": {"edges": list(ENTROPY_EDGES[:-1]), "shares": shares}}
 
 
 def _write_generations(output, name, problems, prompts, drawn, grades) -> None:

@@ -19,10 +19,11 @@ ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Sums over the response tokens of each chat; every array is (chats,) float64, in nats.
+    """Sums over the response tokens of each chat; arrays are (chats,) float64, in nats, but for the histogram.
 
     entropy: of the student's next-token distribution. loss: -log p of the written token. kl: KL(base || student), or
-    None without a base. tokens: response tokens. histogram: tokens by entropy between `ENTROPY_EDGES`.
+    None without a base. tokens: response tokens. histogram: (chats, len(ENTROPY_EDGES) - 1) int64, tokens by entropy
+    between `ENTROPY_EDGES`.
     """
 
     entropy: np.ndarray
@@ -83,7 +84,7 @@ def measure(
         )
     edges = torch.tensor(ENTROPY_EDGES[1:-1], dtype=torch.float32, device=device)
     rows = {name: np.zeros(len(chats)) for name in ("entropy", "loss", "kl", "tokens")}
-    histogram = np.zeros(len(ENTROPY_EDGES) - 1, dtype=np.int64)
+    histogram = np.zeros((len(chats), len(ENTROPY_EDGES) - 1), dtype=np.int64)
     with torch.inference_mode():
         for row, (ids, start) in enumerate(chats):
             tokens = torch.tensor([ids], device=device)
@@ -100,8 +101,8 @@ def measure(
                 entropy = -(log_p.exp() * log_p).sum(-1)
                 rows["entropy"][row] += entropy.sum(dtype=torch.float64).item()
                 rows["loss"][row] -= log_p.gather(1, labels[part, None]).sum(dtype=torch.float64).item()
-                counts = torch.bincount(torch.bucketize(entropy, edges, right=True), minlength=len(histogram))
-                histogram += counts.cpu().numpy()
+                counts = torch.bincount(torch.bucketize(entropy, edges, right=True), minlength=histogram.shape[1])
+                histogram[row] += counts.cpu().numpy()
                 if reference_head is not None and reference_hidden is not None:
                     log_q = reference_head(reference_hidden[part]).float().log_softmax(-1)
                     kl = (log_q.exp() * (log_q - log_p)).sum(-1)

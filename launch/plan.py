@@ -24,7 +24,7 @@ STAGES: dict[str, tuple[str, int]] = {
     "sft": ("sft_objectives.sft:run", 1),
     "average": ("sft_objectives.average:run", 1),
     "rl": ("rl_stage.rl:run", 1),
-    "evaluate": ("evaluation.evaluate:run", 1),
+    "evaluate": ("evaluation.evaluate:run", 2),
 }
 
 _SUPPORT = frozenset({"support_ids", "support_logprobs", "label_logprob"})

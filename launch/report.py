@@ -21,7 +21,7 @@ from launch.select import Selected, select
 from launch.status import bytes_text, seconds_text
 from launch.store import Corrupt, Record, Store, digest
 
-VERSION = 2
+VERSION = 3
 COLUMNS = {
     "sft_pass1": "SFT pass@1",
     "sft_passk": "SFT pass@k",
@@ -39,8 +39,8 @@ NOTES = (
     "pass@1 and pass@k are of the target benchmark, sampled; k is the largest one measured. General is the mean "
     "pass@1 of the other benchmarks (of a task its accuracy). Token entropy is the mean over held-out chats after "
     "SFT, in nats. Intervals are 95% bootstrap intervals over problems; gains are paired by problem. With several "
-    "seeds a cell is the mean and, after ±, the standard deviation over seeds, and gains average each problem over "
-    "seeds first."
+    "seeds a cell is the mean and, after ±, the standard deviation over seeds; its bounds are the means of the seeds' "
+    "bounds, which are at least as far apart as those of the mean. Gains average each problem over seeds first."
 )
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
@@ -193,7 +193,10 @@ class _Table:
     # --- cells
 
     def _over_seeds(self, line: Line, role: str, read: Callable[[dict[str, Any]], Mapping[str, float] | None]) -> Cell:
-        """Mean over the members whose evaluation is there; one member keeps its own interval."""
+        """Mean over the members whose evaluation is there, with the mean of their intervals.
+
+        That is no narrower than the mean's interval: a mean's deviation is at most the mean of the deviations.
+        """
         found, records = [], []
         for member in line.members:
             metrics = self.source.metrics(member.get(role))
@@ -203,12 +206,9 @@ class _Table:
                 records.append(member[role].address)
         if not found:
             return Cell()
-        if len(found) == 1:
-            value, low, high = (found[0][name] for name in ("value", "low", "high"))
-            return Cell(f"{value:.3f} ({low:.3f} to {high:.3f})", value, low, high, tuple(records))
-        values = [estimate["value"] for estimate in found]
-        value, spread = sum(values) / len(values), _spread(values)
-        return Cell(f"{value:.3f} ± {spread:.3f}", value, value - spread, value + spread, tuple(records))
+        value, low, high = (sum(one[name] for one in found) / len(found) for name in ("value", "low", "high"))
+        spread = f" ± {_spread([one['value'] for one in found]):.3f}" if len(found) > 1 else ""
+        return Cell(f"{value:.3f}{spread} ({low:.3f} to {high:.3f})", value, low, high, tuple(records))
 
     def target(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         found = metrics["benchmarks"].get(self.settings.target)
@@ -224,6 +224,15 @@ class _Table:
             return target[f"pass@{max(ks)}"] if ks and max(ks) > 1 else None
 
         return self._over_seeds(line, role, largest)
+
+    def pass_at_k(self, line: Line, role: str) -> dict[int, Cell]:
+        """pass@k on the target by k, for the k that the line's evaluations in this role measured."""
+        found = [self.target(self.source.metrics(member.get(role)) or {"benchmarks": {}}) for member in line.members]
+        ks = {int(name.removeprefix("pass@")) for one in found for name in one if name.startswith("pass@")}
+        return {
+            k: self._over_seeds(line, role, lambda metrics, k=k: self.target(metrics).get(f"pass@{k}"))
+            for k in sorted(ks)
+        }
 
     def _general(self, line: Line, role: str) -> Cell:
         """`evaluation.compare.average` over what is not the target; its interval treats benchmarks as independent."""
@@ -257,7 +266,9 @@ class _Table:
         return self._general(line, "rl_eval")
 
     def _entropy(self, line: Line) -> Cell:
-        return self._over_seeds(line, "sft_eval", lambda metrics: (metrics["held_out"] or {}).get("entropy"))
+        return self._over_seeds(
+            line, "sft_eval", lambda metrics: (metrics["held_out"] or {"metrics": {}})["metrics"].get("entropy")
+        )
 
     def _paired(self, line: Line, mode: str) -> Cell:
         before: dict[str, list[float]] = defaultdict(list)
@@ -407,23 +418,19 @@ def _figures(table: _Table, source: _Source) -> dict[str, str]:
         figure, axis = pyplot.subplots(figsize=(6.4, 3.8))
         for index, line in enumerate(table.lines):
             for role, dash in (("sft_eval", "--"), ("rl_eval", "-")):
-                points: dict[int, list[float]] = defaultdict(list)
-                for member in line.members:
-                    metrics = source.metrics(member.get(role))
-                    for name, estimate in (table.target(metrics) if metrics else {}).items():
-                        if name.startswith("pass@"):
-                            points[int(name.removeprefix("pass@"))].append(estimate["value"])
-                if points:
+                cells = table.pass_at_k(line, role)
+                if cells:
                     is_base = line.name == "base model"
                     label = line.name if is_base else f"{line.name} {'SFT' if role == 'sft_eval' else 'RL'}"
-                    ks = sorted(points)
-                    values = [sum(points[k]) / len(points[k]) for k in ks]
                     colour = "#888888" if is_base else _COLOURS[(index - 1) % len(_COLOURS)]
-                    axis.plot(ks, values, dash, color=colour, marker="o", markersize=3, label=label)
+                    ks = list(cells)
+                    low, value, high = ([getattr(cells[k], name) for k in ks] for name in ("low", "value", "high"))
+                    axis.plot(ks, value, dash, color=colour, marker="o", markersize=3, label=label)
+                    axis.fill_between(ks, low, high, color=colour, alpha=0.12, linewidth=0)
         if axis.lines:
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter(ScalarFormatter())
-            axis.set(xlabel="k", ylabel=f"pass@k, {table.settings.target}", ylim=(0, 1.02))
+            axis.set(xlabel="k", ylabel=f"pass@k, {table.settings.target}, 95% intervals", ylim=(0, 1.02))
             axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
             save("pass_at_k", figure)
         else:
@@ -487,8 +494,10 @@ def _budget(selected: Selected) -> str:
     metric = selected.plan.branches[0].recipe.selection.metric
     if len(counts) == 1:
         (candidates, seeds), *_ = counts
-        return f"Equal budget: every group tried {candidates} settings, {sum(seeds)} SFT runs; chosen by {metric}."
-    return f"Unequal budget: the groups did not try equally many settings and seeds; chosen by {metric}."
+        start = f"Equal budget: every group tried {candidates} settings, {sum(seeds)} SFT runs"
+    else:
+        start = "Unequal budget: the groups did not try equally many settings and seeds"
+    return f"{start}; chosen by {metric} on validation data, a criterion and no result: it has no interval."
 
 
 _STYLE = """

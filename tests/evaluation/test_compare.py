@@ -32,10 +32,19 @@ def artifact(directory, correct, protocol=PROTOCOL, name="sums", answers=None, t
             for i, pair in enumerate(task)
         ]
         pq.write_table(pa.Table.from_pylist(lines, TASK_ROWS), directory / "tasks" / "ifeval.parquet")
-        tasks = {"ifeval": {"protocol": {"name": "ifeval"}, "metrics": {"inst_level_strict_acc,none": estimate}}}
-    benchmarks = {name: {"protocol": protocol, "metrics": metrics}}
-    write_metrics(directory, {"engine": {"reproducible": reproducible}, "benchmarks": benchmarks, "tasks": tasks})
+        shown = {"inst_level_strict_acc,none": estimate}
+        counts = {"problems": len(task)}
+        tasks = {"ifeval": {"protocol": {"name": "ifeval"}, "counts": counts, "versions": {}, "metrics": shown}}
+    counts = {"problems": len(correct), "responses": len(rows), "grading": {"ok": len(rows)}}
+    benchmarks = {name: {"protocol": protocol, "counts": counts, "metrics": metrics}}
+    write(directory, benchmarks, tasks, reproducible=reproducible)
     return directory
+
+
+def write(directory, benchmarks, tasks, *, reproducible=True, minimum=None):
+    engine = {"vllm": "0", "dtype": "float32", "max_length": 64, "reproducible": reproducible}
+    facts = {"engine": engine, "held_out": None, "base_minimum": minimum}
+    write_metrics(directory, {**facts, "benchmarks": benchmarks, "tasks": tasks})
 
 
 def test_difference_is_paired_by_problem(tmp_path):
@@ -93,15 +102,14 @@ def test_another_format_version_is_refused(tmp_path):
         read_metrics(directory)
 
 
-def scored(directory, target, ifeval, minimum=0.5):
+def scored(directory, target, ifeval, minimum=0.5, reproducible=True):
     estimate = {"low": 0.0, "high": 1.0, "n": 10}
     directory.mkdir()
-    metrics = {
-        "benchmarks": {"sums": {"metrics": {"pass@1": {"value": target, **estimate}}}},
-        "tasks": {"ifeval": {"metrics": {"inst_level_strict_acc,none": {"value": ifeval, **estimate}}}},
-        "base_minimum": minimum,
-    }
-    write_metrics(directory, metrics)
+    shown = [{"pass@1": {"value": target, **estimate}}, {"inst_level_strict_acc,none": {"value": ifeval, **estimate}}]
+    counts = {"problems": 10, "responses": 10, "grading": {"ok": 10}}
+    benchmarks = {"sums": {"protocol": {}, "counts": counts, "metrics": shown[0]}}
+    tasks = {"ifeval": {"protocol": {}, "counts": {"problems": 10}, "versions": {}, "metrics": shown[1]}}
+    write(directory, benchmarks, tasks, reproducible=reproducible, minimum=minimum)
     return directory
 
 
@@ -115,3 +123,14 @@ def test_the_average_leaves_out_what_the_base_cannot_do(tmp_path):
         average(tuned)
     with pytest.raises(ValueError, match=r"below 0\.9"):
         average(tuned, base, 0.9)
+
+
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_the_average_has_an_interval_and_says_what_does_not_repeat(tmp_path, capsys, monkeypatch, reproducible):
+    tuned = scored(tmp_path / "tuned", 0.8, 0.5, None, reproducible)
+    monkeypatch.setattr("sys.argv", ["evaluation", "average", str(tuned)])
+    assert main() == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["low"] < found["value"] < found["high"] and found["reproducible"] is reproducible
+    assert captured.err == ("" if reproducible else NOT_REPRODUCIBLE + "\n")

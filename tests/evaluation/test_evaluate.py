@@ -76,13 +76,14 @@ def test_two_checkpoints_in_one_process_are_evaluated_and_compared(tmp_path, mod
     metrics = read_metrics(second)
     digits = metrics["benchmarks"]["digits"]
     assert set(digits["metrics"]) >= {"pass@1", "pass@2", "pass@4", "greedy", "tokens_p50", "self_bleu", "distinct_2"}
-    assert "pass@8" not in digits["metrics"] and digits["problems"] == 12
-    assert sum(digits["grading"].values()) == 12 * 5
+    assert "pass@8" not in digits["metrics"] and digits["counts"]["problems"] == 12
+    assert sum(digits["counts"]["grading"].values()) == digits["counts"]["responses"] == 12 * 5
     for estimate in digits["metrics"].values():
         assert estimate["low"] <= estimate["value"] <= estimate["high"] and estimate["n"] == 12
-    assert metrics["held_out"]["kl_from_base"]["value"] > 0.1
-    assert "kl_from_base" not in read_metrics(first)["held_out"]
-    assert sum(metrics["held_out"]["entropy_histogram"]["counts"]) > 0
+    held_out = metrics["held_out"]
+    assert held_out["metrics"]["kl_from_base"]["value"] > 0.1 and held_out["counts"]["chats"] == 8
+    assert "kl_from_base" not in read_metrics(first)["held_out"]["metrics"]
+    assert sum(share["value"] for share in held_out["entropy_histogram"]["shares"]) == pytest.approx(1.0)
     assert calls[-1][0] == calls[-1][1] == 16 * 5 and set(calls[-1][2]) == {"digits/pass@1", "low", "high"}
 
     outcomes = read_outcomes(second, "digits")

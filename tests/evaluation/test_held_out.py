@@ -28,7 +28,7 @@ def test_sums_equal_float64_formulas_over_the_response_only(model_directory):
     assert found.loss[0] == pytest.approx(-p[np.arange(len(p)), ids[start:]].sum(), rel=1e-5)
     assert found.kl[0] == pytest.approx((np.exp(q) * (q - p)).sum(), rel=1e-4)
     assert found.tokens[0] == len(ids) - start and calls == [1]
-    assert found.histogram.tolist() == np.histogram(entropies, bins=ENTROPY_EDGES)[0].tolist()
+    assert found.histogram[0].tolist() == np.histogram(entropies, bins=ENTROPY_EDGES)[0].tolist()
 
 
 def test_a_model_is_at_distance_zero_from_itself(model_directory):

@@ -229,8 +229,9 @@ def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, m
     found = read_metrics(output)["benchmarks"]
     assert set(found) == set(BENCHMARKS)
     for name, one in found.items():
-        assert one["problems"] == 1 and sum(one["grading"].values()) == 2, name
-        assert set(one["grading"]) <= {"ok", "no_answer"}, name
+        counts = one["counts"]
+        assert counts["problems"] == 1 and sum(counts["grading"].values()) == counts["responses"] == 2, name
+        assert set(counts["grading"]) <= {"ok", "no_answer"}, name
         assert {"pass@1", "pass@2", "self_bleu"} <= set(one["metrics"]), name
         rows = pq.read_table(output / "generations" / f"{name}.parquet").to_pylist()
         assert len(rows) == 2 and all(row["prompt"] and row["answer"] and row["finish_reason"] for row in rows)

@@ -77,5 +77,6 @@ def test_a_real_model_adds_single_digits(tmp_path):
     # The model is small but no toy: most one-digit sums are right, which a broken template or tokenizer would not give.
     assert found["sums"]["metrics"]["greedy"]["value"] >= 0.5
     assert found["sums"]["metrics"]["truncated"]["value"] < 0.5
-    assert found["reasoning"]["problems"] == 8 and set(found["reasoning"]["grading"]) <= {"ok", "no_answer"}
+    counts = found["reasoning"]["counts"]
+    assert counts["problems"] == 8 and set(counts["grading"]) <= {"ok", "no_answer"}
     close_engine()

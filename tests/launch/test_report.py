@@ -29,7 +29,11 @@ def evaluate(folder, correct, reproducible=True):
     (folder / "generations").mkdir()
     for name, counts in correct.items():
         ks = {f"pass@{k}": estimate([pass_at_k(SAMPLES, c, k) for c in counts]) for k in (1, 2, 4)}
-        benchmarks[name] = {"protocol": {}, "problems": len(counts), "grading": {}, "metrics": ks}
+        benchmarks[name] = {
+            "protocol": {},
+            "counts": {"problems": len(counts), "responses": 5 * len(counts), "grading": {}},
+            "metrics": ks,
+        }
         rows = []
         for problem, count in enumerate(counts):
             for mode, verdicts in (
@@ -40,8 +44,13 @@ def evaluate(folder, correct, reproducible=True):
                     row = dict.fromkeys(GENERATIONS.names) | {"id": str(problem), "mode": mode, "sample": index}
                     rows.append(row | {"correct": verdict})
         pq.write_table(pa.Table.from_pylist(rows, GENERATIONS), folder / "generations" / f"{name}.parquet")
-    held_out = {"entropy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
-    facts = {"engine": {"reproducible": reproducible}, "held_out": held_out, "tasks": {}, "base_minimum": None}
+    held_out = {
+        "counts": {"chats": 9, "chats_too_long": 0, "tokens": 90},
+        "metrics": {"entropy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}},
+        "entropy_histogram": {"edges": [], "shares": []},
+    }
+    engine = {"vllm": "0", "dtype": "float32", "max_length": 64, "reproducible": reproducible}
+    facts = {"engine": engine, "held_out": held_out, "tasks": {}, "base_minimum": None}
     write_metrics(folder, {**facts, "benchmarks": benchmarks})
 
 
@@ -132,6 +141,44 @@ def test_every_number_is_the_records_and_cites_it(tmp_path, capsys):
     for name in COLUMNS:
         assert dft[name]["records"] and set(dft[name]["records"]) <= addresses
     assert rows["base model"]["rl_pass1"] == {"text": "", "value": None, "low": None, "high": None, "records": []}
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_no_metric_is_printed_without_an_interval(tmp_path, capsys, seeds):
+    plan = experiment(tmp_path, seeds=seeds)
+    fill(plan)
+    rows = rows_of(plan, capsys)
+    for name, cells in rows.items():
+        for column in set(COLUMNS) - {"time", "memory"}:
+            cell = cells[column]
+            assert not cell["text"] or (cell["low"] <= cell["value"] <= cell["high"]), (name, column)
+            assert not cell["text"] or cell["text"].endswith(f"({bounds(cell)})"), (name, column)
+    # Of the by-benchmark table too, whatever its columns are.
+    text = (tmp_path / "toy" / "report.md").read_text().split("## pass@1 by benchmark")[1].split("## ")[0]
+    values = [cell for line in text.splitlines()[4:] for cell in line.split(" | ")[1:] if cell.strip(" |")]
+    assert values and all(re.match(r"[\d.]+( ± [\d.]+)? \([\d.]+ to [\d.]+\)", value) for value in values)
+
+
+def bounds(cell):
+    sign = "+" if cell["text"].startswith(("+", "-")) else ""
+    return f"{cell['low']:{sign}.3f} to {cell['high']:{sign}.3f}"
+
+
+def test_over_seeds_the_bounds_are_means_and_cover_the_bootstrap_of_the_means(tmp_path, capsys):
+    plan = experiment(tmp_path, seeds=(0, 1))
+    store = Store(plan.root)
+    one, other = BEFORE, {**BEFORE, "target": [4 - count for count in BEFORE["target"]]}
+    evaluated = [stage for stage in plan.stages.values() if stage.kind == "evaluate" and stage.label == "dft"]
+    assert len(evaluated) == 2
+    for stage, correct in zip(evaluated, (one, other), strict=True):
+        publish(store, stage, lambda folder, c=correct: evaluate(folder, c))
+    cell = rows_of(plan, capsys)["dft"]["sft_pass1"]
+    sides = [[count / SAMPLES for count in correct["target"]] for correct in (one, other)]
+    single = [bootstrap(side, seed=0, resamples=200) for side in sides]
+    assert cell["low"] == pytest.approx(sum(found.low for found in single) / 2)
+    assert cell["high"] == pytest.approx(sum(found.high for found in single) / 2)
+    both = bootstrap([sum(pair) / 2 for pair in zip(*sides, strict=True)], seed=0, resamples=200)
+    assert cell["low"] <= both.low and both.high <= cell["high"]
 
 
 class Page(HTMLParser):

@@ -1,0 +1,144 @@
+"""What may stand in metrics.json: metrics with their intervals, plain counts, settings, and nothing else."""
+
+import copy
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from evaluation.artifact import Metrics, read_metrics, write_metrics
+from evaluation.evaluate import _held_out_metrics, _metrics
+from evaluation.generation.sampling import Sample
+from evaluation.grading import Grade
+from evaluation.grading.pool import GradingPool
+from evaluation.held_out import ENTROPY_EDGES, HeldOut
+from evaluation.statistics import bootstrap, ratio_of_sums
+
+SETTINGS = SimpleNamespace(k=[1, 2, 4], seed=0, resamples=100)
+BENCHMARK = SimpleNamespace(name="sums", num_samples=2, balanced=True)
+PROBLEMS = [SimpleNamespace(id=str(i), answer=str(i % 2)) for i in range(4)]
+STATUSES = [("ok", "ok"), ("no_answer", "timeout"), ("ok", "crash"), ("ok", "error")]
+
+
+def measured():
+    """`_metrics` of eight sampled and four greedy responses, three of which no grader judged."""
+    texts = [["one two three", "one two four"], ["a b", "a b"], ["c d e", "f"], ["g h i", "g h j"]]
+    drawn = [[Sample(text, "stop", len(text), 0) for text in pair] for pair in texts]
+    grades = [[Grade(status == "ok", status) for status in pair] for pair in STATUSES]
+    both = (
+        {"sampled": drawn, "greedy": [pair[:1] for pair in drawn]},
+        {
+            "sampled": grades,
+            "greedy": [pair[:1] for pair in grades],
+        },
+    )
+    with GradingPool(workers=1) as pool:
+        return _metrics(BENCHMARK, PROBLEMS, *both, SETTINGS, pool, lambda: None)
+
+
+def held_out(chats=5):
+    rng = np.random.default_rng(0)
+    histogram = rng.integers(0, 9, size=(chats, len(ENTROPY_EDGES) - 1))
+    histogram[:, 0] = 0
+    tokens = histogram.sum(axis=1).astype(np.float64)
+    return HeldOut(tokens * rng.random(chats), tokens * 2.0, tokens * rng.random(chats), tokens, histogram)
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    found = held_out()
+    counts = {"chats": 5, "chats_too_long": 1, "tokens": int(found.tokens.sum())}
+    task = {"protocol": {"name": "gsm8k", "num_fewshot": 5}, "counts": {"problems": 3}, "versions": {"gsm8k": "3.0"}}
+    shown = {"exact_match,none": vars(bootstrap([0.0, 1.0, 1.0], seed=0, resamples=50))}
+    return {
+        "engine": {"vllm": "0.28.0", "dtype": "float32", "max_length": 64, "reproducible": True},
+        "held_out": {"counts": counts, **_held_out_metrics(found, 0, 100)},
+        "benchmarks": {
+            "sums": {
+                "protocol": {"num_samples": 2},
+                "counts": {"problems": 4, "responses": 12, "grading": {"ok": 7, "no_answer": 2, "timeout": 3}},
+                "metrics": measured(),
+            }
+        },
+        "tasks": {"gsm8k": {**task, "metrics": shown}},
+        "base_minimum": 0.5,
+    }
+
+
+def bare_numbers(node, path=()):
+    """Places of the numbers that are neither in an interval, nor a count, nor a setting."""
+    if isinstance(node, dict):
+        if node.keys() == {"value", "low", "high", "n"}:
+            assert node["low"] <= node["value"] <= node["high"] and node["n"] >= 1, path
+            return []
+        parts = ((key, value) for key, value in node.items() if key not in ("counts", "protocol", "engine", "edges"))
+    elif isinstance(node, list):
+        parts = enumerate(node)
+    else:
+        return [path] if isinstance(node, int | float) and path not in (("version",), ("base_minimum",)) else []
+    return [place for key, value in parts for place in bare_numbers(value, (*path, key))]
+
+
+def test_every_number_of_an_evaluation_is_a_metric_with_its_interval_or_a_count(tmp_path, metrics):
+    write_metrics(tmp_path, metrics)
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert bare_numbers(written) == [] and read_metrics(tmp_path) == written
+    assert len(written["held_out"]["entropy_histogram"]["shares"]) == len(ENTROPY_EDGES) - 1
+    # The walk itself sees a number that has none.
+    written["benchmarks"]["sums"]["metrics"]["greedy"] = 0.5
+    assert bare_numbers(written) == [("benchmarks", "sums", "metrics", "greedy")]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("benchmarks", "sums", "metrics", "pass@1"), 0.5, r"benchmarks\.sums\.metrics\.pass@1: .* found 0\.5"),
+        (("benchmarks", "sums", "metrics", "pass@1", "low"), 2.0, r"low=2\.0 is above high"),
+        (("benchmarks", "sums", "grading"), {"ok": 8}, r"benchmarks\.sums\.grading: Extra inputs are not permitted"),
+        (("benchmarks", "sums", "counts", "responses"), 0.5, r"counts\.responses"),
+        (("held_out", "chats"), 5, r"held_out\.chats: Extra"),
+        (("held_out", "metrics", "entropy", "n"), 0, r"entropy\.n"),
+        (("held_out", "entropy_histogram", "shares"), [], "edges for 0 shares"),
+        (("tasks", "gsm8k", "metrics", "exact_match,none"), {"value": 0.5}, r"low: Field required"),
+        (("base_minimum",), float("nan"), "base_minimum"),
+        (("accuracy",), 0.5, "accuracy: Extra"),
+    ],
+)
+def test_a_number_that_is_out_of_place_is_refused_with_its_file_and_field(tmp_path, metrics, place, value, message):
+    changed = copy.deepcopy(metrics)
+    node = changed
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    with pytest.raises(ValueError, match=rf"metrics\.json: .*{message}") as caught:
+        write_metrics(tmp_path, changed)
+    assert "\n" not in str(caught.value) and not (tmp_path / "metrics.json").exists()
+
+
+def test_the_versions_agree():
+    assert Metrics.model_json_schema()["properties"]["version"]["const"] == 2
+
+
+def test_responses_that_were_not_graded_are_a_share_with_an_interval():
+    found = measured()
+    ungraded = found["ungraded"]
+    assert ungraded["value"] == 3 / 8 and ungraded["n"] == 4 and 0 <= ungraded["low"] < ungraded["high"] <= 1
+    assert found["unanswered"]["value"] == 1 / 8
+    assert found["pass@1"]["value"] == 4 / 8 and found["greedy"]["value"] == 3 / 4
+
+
+def test_the_shares_of_the_histogram_are_token_weighted_and_an_empty_bin_is_not_certain():
+    found = held_out()
+    shares = _held_out_metrics(found, 0, 100)["entropy_histogram"]["shares"]
+    assert sum(share["value"] for share in shares) == pytest.approx(1.0)
+    for place, share in enumerate(shares):
+        tokens = found.histogram[:, place]
+        assert share["value"] == pytest.approx(tokens.sum() / found.tokens.sum()) and share["n"] == 5
+        if place:
+            both = np.stack([tokens, found.tokens], axis=1)
+            direct = bootstrap(both, seed=0, resamples=100, statistic=ratio_of_sums)
+            assert (share["low"], share["high"]) == (direct.low, direct.high)
+    # Clopper and Pearson's bound for none of five.
+    assert (shares[0]["value"], shares[0]["low"]) == (0.0, 0.0)
+    assert shares[0]["high"] == pytest.approx(1 - 0.025 ** (1 / 5))
