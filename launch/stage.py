@@ -317,7 +317,11 @@ def main(paths: Sequence[str]) -> int:
     if os.getppid() != guard:
         os._exit(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    return _work(paths, shared)
+    code = _work(paths, shared)
+    if "RAY_ADDRESS" in os.environ:
+        return code  # a cluster of others wants to be left properly
+    # The results are on disk; taking Ray and vLLM down takes seconds, and the guard ends what is left of them.
+    os._exit(code)
 
 
 # --- the supervisor
