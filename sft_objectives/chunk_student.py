@@ -45,31 +45,32 @@ class ChunkStudent(Student):
         self._expected: list[tuple[list[Tensor], Tensor, Tensor]] = []  # weights of each tile, their sum, leaf
         self._outside: list[tuple[Tensor, Tensor, Tensor]] = []  # ids, log of the other words' sum, leaf
         with torch.no_grad():
-            self._peak = logits.new_empty(n, 1, dtype=dtype)
             self._logsumexp = logits.new_empty(n, 1, dtype=dtype)
             self._reduce()
-            label = self._gather(labels.unsqueeze(-1)).sub_(self._logsumexp).squeeze(-1)
+            label = self._log_p_of(labels.unsqueeze(-1)).squeeze(-1)
         self._log_p_label = self._leaf(label)
 
     def _reduce(self) -> None:
-        """Set peak and logsumexp, subtract the peak."""
+        """Set logsumexp, turn the logits into log-probabilities."""
         for tile in self._tiles:
-            z = self._logits[tile]
-            torch.amax(z, -1, keepdim=True, out=self._peak[tile])
-            z.sub_(self._peak[tile])
-            self._logsumexp[tile] = torch.exp(z, out=self._scratch[: len(z)]).sum(-1, keepdim=True).log_()
+            z, labels = self._logits[tile], self.labels[tile].unsqueeze(-1)
+            at_label = z.gather(1, labels)
+            finite = bool(at_label.isfinite().all())
+            logsumexp = None if finite else z.logsumexp(-1, keepdim=True)
+            torch.log_softmax(z, -1, out=z)
+            self._logsumexp[tile] = at_label.sub_(z.gather(1, labels)) if logsumexp is None else logsumexp
 
     def _tile(self, tile: slice) -> Tensor:
-        """(m, V) logits minus their row's peak. May be changed only if restored."""
+        """(m, V) log-probabilities. May be changed only if restored."""
         return self._logits[tile]
 
-    def _gather(self, ids: Tensor) -> Tensor:
-        """(n, K) logits of ids minus their row's peak, new."""
+    def _log_p_of(self, ids: Tensor) -> Tensor:
+        """(n, K) log-probabilities of ids, new."""
         return self._logits.gather(1, ids)
 
     @cached_property
     def _scratch(self) -> Tensor:
-        return self._peak.new_empty(len(self._logits[self._tiles[0]]), self.vocab_size)
+        return self._logsumexp.new_empty(len(self._logits[self._tiles[0]]), self.vocab_size)
 
     @property
     def log_p_label(self) -> Tensor:
@@ -77,7 +78,7 @@ class ChunkStudent(Student):
 
     def log_p(self, ids: Tensor) -> Tensor:
         with torch.no_grad():
-            leaf = self._leaf(self._gather(ids).sub_(self._logsumexp))
+            leaf = self._leaf(self._log_p_of(ids))
         if self._remembers():
             self._words.append((ids, leaf))
         return leaf
@@ -86,14 +87,13 @@ class ChunkStudent(Student):
         kept, sums, values = [], [], []
         with torch.no_grad():
             for tile in self._tiles:
-                z, logsumexp = self._tile(tile), self._logsumexp[tile]
+                log_p = self._tile(tile)
                 w = weights(self._chunk(tile))
-                total = w.sum(-1)
-                value = torch.linalg.vecdot(w, z) - total * logsumexp.squeeze(-1)
+                value = torch.linalg.vecdot(w, log_p)
                 if not bool(value.isfinite().all()):  # 0 * inf, which counts 0
-                    value = (w * (z - logsumexp).masked_fill_(w == 0, 0)).sum(-1)
+                    value = (w * log_p.masked_fill(w == 0, 0)).sum(-1)
                 kept.append(w)
-                sums.append(total)
+                sums.append(w.sum(-1))
                 values.append(value)
             leaf = self._leaf(torch.cat(values))
         if self._remembers():
@@ -109,29 +109,27 @@ class ChunkStudent(Student):
     def entropy(self) -> Tensor:
         parts = []
         for tile in self._tiles:
-            z, logsumexp = self._tile(tile), self._logsumexp[tile]
-            # H = lse - sum p z: no term is negative, since the row maximum was subtracted
-            p = torch.sub(z, logsumexp, out=self._scratch[: len(z)]).exp_()
-            part = logsumexp.squeeze(-1) - torch.linalg.vecdot(p, z)
+            log_p = self._tile(tile)
+            p = torch.softmax(log_p, -1, out=self._scratch[: len(log_p)])
+            part = -torch.linalg.vecdot(p, log_p)
             if not bool(part.isfinite().all()):
-                part = logsumexp.squeeze(-1) - (p * z.masked_fill(p == 0, 0)).sum(-1)
+                part = -(p * log_p.masked_fill(p == 0, 0)).sum(-1)
             parts.append(part)
         return torch.cat(parts)
 
     @torch.no_grad()
     def top_k(self, k: int) -> tuple[Tensor, Tensor]:
         found = [largest(self._tile(tile), min(k, self.vocab_size)) for tile in self._tiles]
-        values = torch.cat([values for values, _ in found])
-        return values.sub_(self._logsumexp), torch.cat([ids for _, ids in found])
+        return torch.cat([values for values, _ in found]), torch.cat([ids for _, ids in found])
 
     @property
     def logsumexp(self) -> Tensor:
-        return (self._logsumexp + self._peak).squeeze(-1)
+        return self._logsumexp.squeeze(-1)
 
     def log_p_outside(self, ids: Tensor) -> Tensor:
         # overrides the generic form, which would keep (n, V) weights
         with torch.no_grad():
-            outside = torch.empty_like(self._logsumexp)
+            outside = torch.empty_like(self._logsumexp)  # log of the other words' mass
             for tile in self._tiles:
                 z = self._tile(tile)
                 inside = z.gather(1, ids[tile])
@@ -140,7 +138,7 @@ class ChunkStudent(Student):
                 shifted = torch.sub(z, peak, out=self._scratch[: len(z)])
                 outside[tile] = shifted.exp_().sum(-1, keepdim=True).log_().add_(peak)
                 z.scatter_(1, ids[tile], inside)
-            leaf = self._leaf((outside - self._logsumexp).squeeze(-1))
+            leaf = self._leaf(outside.squeeze(-1).clone())
         if self._remembers():
             self._outside.append((ids, outside.clamp_(min=torch.finfo(outside.dtype).min), leaf))
         return leaf
@@ -158,7 +156,7 @@ class ChunkStudent(Student):
         for place, tile in enumerate(self._tiles):
             z = self._logits[tile]
             others = self._dense_terms(place, [], outside)
-            z.sub_(self._logsumexp[tile]).exp_().mul_(-total[tile])
+            torch.softmax(z, -1, out=z).mul_(-total[tile])
             if others is not None:
                 z.add_(others)
             for kept, gradient in expected:

@@ -213,9 +213,11 @@ def fixed_chunk_size(objective: Objective, head_weight: Tensor) -> int:
 
 
 def _preferred_chunk_size(objective: Objective, width: int) -> int:
-    size = min(max(2 ** math.ceil(math.log2(width)), 256), 2048)
-    # a reference's whole distribution takes two more buffers of a chunk's size
-    return size // 2 if any("logits" in fields for fields in objective.needs.references.values()) else size
+    size = 2 * min(max(2 ** math.ceil(math.log2(width)), 256), 1024)
+    # dense weights take another buffer of a chunk's size, a reference's whole distribution two more
+    if any("logits" in fields for fields in objective.needs.references.values()):
+        return size // 4
+    return size // 2 if "expected_log_p" in objective.needs.student else size
 
 
 def student_of(backend: str, hidden: Tensor) -> type[ChunkStudent]:
@@ -236,8 +238,8 @@ def student_of(backend: str, hidden: Tensor) -> type[ChunkStudent]:
 
 
 def default_chunk_size(objective: Objective, hidden: Tensor, vocab_size: int, trains_head: bool) -> int:
-    """Rows of a chunk: a power of two near D, from 256 to 2048, at most what a quarter of the free memory holds; half
-    of that where the objective reads a reference's whole distribution.
+    """Rows of a chunk: a power of two near 2 D, from 512 to 2048, at most what a quarter of the free memory holds; half
+    of that for dense weights, a quarter where the objective reads a reference's whole distribution.
 
     From about D rows on the products dominate the traffic of accumulating the (V, D) gradient. The gradient itself is
     set aside before memory is counted.
@@ -321,7 +323,7 @@ class _Batch:
         one_chunk = len(self.rows) <= self.chunk_size
         if trained[1]:
             accumulator = torch.float32 if hidden.dtype == torch.bfloat16 and accumulate_float32 else hidden.dtype
-            gradients[1] = torch.zeros_like(self.head_weight, dtype=hidden.dtype if one_chunk else accumulator)
+            gradients[1] = torch.empty_like(self.head_weight, dtype=hidden.dtype if one_chunk else accumulator)
         if trained[2]:
             gradients[2] = buffer.new_zeros(len(self.head_weight), dtype=_statistics_dtype(hidden))
         parts: list[dict[str, Tensor]] = []
@@ -341,14 +343,16 @@ class _Batch:
             parts.append(found)
             if any(trained):
                 gradient = student.overwrite_with_gradient(losses, scale[chunk])
-                self._accumulate(gradients, gradient, features, self.rows[chunk])
+                self._accumulate(gradients, gradient, features, self.rows[chunk], first=chunk.start == 0)
         if gradients[1] is not None:
             gradients[1] = gradients[1].to(self.head_weight.dtype)
         if gradients[2] is not None:
             gradients[2] = gradients[2].to(self.head_weight.dtype)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, gradients
 
-    def _accumulate(self, gradients: list[Tensor | None], gradient: Tensor, features: Tensor, rows: Tensor) -> None:
+    def _accumulate(
+        self, gradients: list[Tensor | None], gradient: Tensor, features: Tensor, rows: Tensor, *, first: bool
+    ) -> None:
         for_hidden, for_weight, for_bias = gradients
         if for_bias is not None:
             for_bias += gradient.sum(0, dtype=for_bias.dtype)
@@ -358,11 +362,15 @@ class _Batch:
         if for_weight is None:
             return
         if for_weight.dtype == gradient.dtype:
-            for_weight.addmm_(gradient.t(), features)
+            for_weight.addmm_(gradient.t(), features, beta=0 if first else 1)
             return
         for start in range(0, len(for_weight), WEIGHT_ROWS):
             words = slice(start, start + WEIGHT_ROWS)
-            for_weight[words] += gradient[:, words].t() @ features
+            share = gradient[:, words].t() @ features
+            if first:
+                for_weight[words] = share
+            else:
+                for_weight[words] += share
 
     def _buffer(self) -> Tensor:
         rows = min(self.chunk_size, len(self.rows))

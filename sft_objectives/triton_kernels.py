@@ -22,7 +22,7 @@ PAIRS = 2**24
 
 
 @triton.jit
-def _reduce_kernel(logits, peaks, logsumexps, entropies, vocab_size, stride, block: tl.constexpr):
+def _reduce_kernel(logits, peaks, log_totals, entropies, vocab_size, stride, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     peak = float("-inf")
@@ -40,20 +40,20 @@ def _reduce_kernel(logits, peaks, logsumexps, entropies, vocab_size, stride, blo
         total = kept * total + tl.sum(e, 0)
         peak = new
     tl.store(peaks + row, peak)
-    tl.store(logsumexps + row, tl.log(total))
+    tl.store(log_totals + row, tl.log(total))
     tl.store(entropies + row, tl.log(total) - moment / total)
 
 
 @triton.jit
 def _gradient_kernel(
-    logits, peaks, logsumexps, totals, dense, vocab_size, stride, with_dense: tl.constexpr, block: tl.constexpr
+    logits, peaks, log_totals, totals, dense, vocab_size, stride, with_dense: tl.constexpr, block: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block + tl.arange(0, block)
     inside = columns < vocab_size
     place = logits + row * stride + columns
     z = tl.load(place, mask=inside, other=float("-inf")).to(tl.float32)
-    p = tl.exp(z - tl.load(peaks + row) - tl.load(logsumexps + row))
+    p = tl.exp(z - tl.load(peaks + row) - tl.load(log_totals + row))
     gradient = -tl.load(totals + row) * p
     if with_dense:
         gradient += tl.load(dense + row * vocab_size + columns, mask=inside, other=0.0)
@@ -65,18 +65,19 @@ class TritonStudent(ChunkStudent):
 
     def _reduce(self) -> None:
         n = len(self._logits)
-        self._entropy = torch.empty_like(self._peak)
+        self._peak, self._log_total, self._entropy = (torch.empty_like(self._logsumexp) for _ in range(3))
         if n:
             _reduce_kernel[(n,)](
-                self._logits, self._peak, self._logsumexp, self._entropy, self.vocab_size, self._logits.stride(0),
+                self._logits, self._peak, self._log_total, self._entropy, self.vocab_size, self._logits.stride(0),
                 block=BLOCK,  # pyright: ignore[reportArgumentType]
             )  # fmt: skip
+        torch.add(self._peak, self._log_total, out=self._logsumexp)
 
     def _tile(self, tile: slice) -> Tensor:
-        return self._logits[tile].float() - self._peak[tile]
+        return (self._logits[tile].float() - self._peak[tile]).sub_(self._log_total[tile])
 
-    def _gather(self, ids: Tensor) -> Tensor:
-        return self._logits.gather(1, ids).float() - self._peak
+    def _log_p_of(self, ids: Tensor) -> Tensor:
+        return (self._logits.gather(1, ids).float() - self._peak).sub_(self._log_total)
 
     @property
     def entropy(self) -> Tensor:
@@ -90,7 +91,7 @@ class TritonStudent(ChunkStudent):
         label, words, expected, outside, total = upstream
         ids = torch.cat([self.labels.unsqueeze(-1), *(ids for ids, _ in words)], 1)
         gradients = torch.cat([label, *(gradient for _, gradient in words)], 1)
-        at_words = summed_over_equal(ids, gradients) - total * (self._gather(ids) - self._logsumexp).exp_()
+        at_words = summed_over_equal(ids, gradients) - total * self._log_p_of(ids).exp_()
         whole = not (expected or outside)
         for place, tile in enumerate([slice(0, len(ids))] if whole else self._tiles):
             dense = None if whole else self._dense_terms(place, expected, outside)
@@ -103,7 +104,7 @@ class TritonStudent(ChunkStudent):
         z = self._logits[tile]
         if len(z):
             _gradient_kernel[(len(z), triton.cdiv(self.vocab_size, BLOCK))](
-                z, self._peak[tile], self._logsumexp[tile], total, z if dense is None else dense, self.vocab_size,
+                z, self._peak[tile], self._log_total[tile], total, z if dense is None else dense, self.vocab_size,
                 z.stride(0), with_dense=dense is not None, block=BLOCK,  # pyright: ignore[reportArgumentType]
             )  # fmt: skip
 
