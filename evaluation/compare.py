@@ -130,6 +130,7 @@ HEADLINES = (
     "inst_level_strict_acc,none",
     "exact_match,flexible-extract",
     "pass@1,create_test",
+    "pass_at_1,none",
     "acc,none",
     "exact_match,none",
 )

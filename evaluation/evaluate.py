@@ -46,6 +46,7 @@ def run(
     from evaluation.generation.engine import EngineOptions, engine_for
     from evaluation.generation.prompts import Prompter
     from evaluation.generation.sampling import Sampling
+    from evaluation.harness import load_tasks, run_task
 
     evaluation, model = settings.eval, settings.model
     if not evaluation.benchmarks and not evaluation.tasks:
@@ -79,6 +80,11 @@ def run(
         if benchmark.greedy and benchmark.temperature > 0:
             modes["greedy"] = Sampling(1, 0.0, 1.0, benchmark.max_tokens)
         work.append((benchmark, problems, prompts, modes))
+
+    loaded: Any = None
+    if evaluation.tasks:
+        code = evaluation.run_generated_code
+        loaded = load_tasks(evaluation.tasks, task_files=evaluation.task_files, run_generated_code=code)
 
     timings = []
     started = time.monotonic()
@@ -136,20 +142,17 @@ def run(
         timings.append({"what": benchmark.name, "generate": generated - started, "measure": finished - generated})
     tasks = {}
     for task in evaluation.tasks:
-        from evaluation.harness import run_task
-
         started = time.monotonic()
         found = run_task(
             task,
+            loaded,
             engine,
             prompter.tokenizer,
             max_length=evaluation.max_length,
-            task_files=evaluation.task_files,
             seed=evaluation.seed,
             resamples=evaluation.resamples,
             heartbeat=progress.beat,
             directory=scratch / "tasks" / task.name,
-            run_generated_code=evaluation.run_generated_code,
         )
         (output / "tasks").mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(found.pop("rows"), TASK_ROWS), output / "tasks" / f"{task.name}.parquet")

@@ -4,7 +4,8 @@ import json
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,61 +17,87 @@ from evaluation.generation.sampling import sample_seed
 from evaluation.statistics import Estimate, bootstrap, ratio_of_sums
 
 
-def run_task(
-    task: SimpleNamespace,
-    engine,
-    tokenizer,
-    *,
-    max_length: int,
-    task_files: str | None,
-    seed: int,
-    resamples: int,
-    heartbeat: Callable[[], None],
-    directory: pathlib.Path,
-    run_generated_code: bool = False,
-) -> dict[str, Any]:
-    """Run one task or group; returns {"metrics": {"acc,none": Estimate}, "problems", "versions": {task: version},
-    "rows": one a problem and filter, as in `artifact.TASK_ROWS`}.
+@dataclass(frozen=True)
+class LoadedTasks:
+    """Harness tasks whose data is there; `manager` is the harness' own, `unsafe` names those that run code."""
 
-    engine: a `VllmEngine` or `Replicas`; what it answers is kept in `directory`, where a run that starts over finds it.
-    Metrics are named as in the harness, metric and filter; a group's metric is the mean over all problems of its tasks.
-    Metrics that are no mean over problems (a corpus' perplexity) are left out.
+    manager: Any
+    unsafe: frozenset[str]
+
+
+def load_tasks(
+    tasks: Sequence[SimpleNamespace], *, task_files: str | None, run_generated_code: bool = False
+) -> LoadedTasks:
+    """Load the tasks and groups with their data, so that what is missing is known before anything is generated.
+
     Raises ValueError for an unknown task, one whose data is out of reach, one that runs code without leave, and where
-    lm-evaluation-harness is not installed.
+    lm-evaluation-harness, or a package that a task needs, is not installed.
     """
     try:
-        from lm_eval.evaluator import simple_evaluate
+        import lm_eval.evaluator  # noqa: F401
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
         raise ValueError(_not_installed(error)) from None
 
-    manager = TaskManager(include_path=task_files)
-    if task.name not in manager.all_tasks:
-        raise ValueError(
-            f"eval.tasks: {task.name!r} is no task of lm-evaluation-harness {_version()} or of {task_files}"
-        )
-    try:
-        loaded = manager.load([task.name])["tasks"]
-    except ModuleNotFoundError as error:
-        raise ValueError(_not_installed(error)) from None
-    except (OSError, ConnectionError, ValueError) as error:
-        raise ValueError(_no_data(task.name, error)) from None
-    except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("datasets", "huggingface_hub", "requests", "httpx"):
-            raise
-        raise ValueError(_no_data(task.name, error)) from None
-    unsafe = [name for name, one in loaded.items() if getattr(one.config, "unsafe_code", False)]
-    if unsafe and not run_generated_code:
-        raise ValueError(
-            f"eval.tasks: {unsafe[0]!r} runs programs that the model wrote, and outside our sandbox; use the "
-            f"benchmark of this name (docs/evaluation.md), or set eval.run_generated_code=true"
-        )
+    manager, unsafe = TaskManager(include_path=task_files), set()
+    for task in tasks:
+        if task.name not in manager.all_tasks:
+            raise ValueError(
+                f"eval.tasks: {task.name!r} is no task of lm-evaluation-harness {_version()} or of {task_files}; "
+                f"`lm-eval ls tasks` lists its own"
+            )
+        try:
+            loaded = manager.load([task.name])["tasks"]
+        except ModuleNotFoundError as error:
+            raise ValueError(_not_installed(error)) from None
+        except (OSError, ConnectionError, ValueError) as error:
+            raise ValueError(_no_data(task.name, error)) from None
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in ("datasets", "huggingface_hub", "requests", "httpx"):
+                raise
+            raise ValueError(_no_data(task.name, error)) from None
+        programs = [name for name, one in loaded.items() if getattr(one.config, "unsafe_code", False)]
+        if programs and not run_generated_code:
+            raise ValueError(
+                f"eval.tasks: {programs[0]!r} runs programs that the model wrote, and outside our sandbox; use the "
+                f"benchmark of this name (docs/evaluation.md), or set eval.run_generated_code=true"
+            )
+        if programs:
+            unsafe.add(task.name)
+        if any("ifeval" in name for name in loaded):
+            _check_sentences(task.name)
+    return LoadedTasks(manager, frozenset(unsafe))
+
+
+def run_task(
+    task: SimpleNamespace,
+    loaded: LoadedTasks,
+    engine,
+    tokenizer,
+    *,
+    max_length: int,
+    seed: int,
+    resamples: int,
+    heartbeat: Callable[[], None],
+    directory: pathlib.Path,
+) -> dict[str, Any]:
+    """Run one task or group; returns {"metrics": {"acc,none": Estimate}, "problems", "versions": {task: version},
+    "rows": one a problem and filter, as in `artifact.TASK_ROWS`}.
+
+    loaded: of `load_tasks`, with this task. engine: a `VllmEngine` or `Replicas`; what it answers is kept in
+    `directory`, where a run that starts over finds it. Metrics are named as in the harness, metric and filter; a
+    group's metric is the mean over all problems of its tasks. Metrics that are no mean over problems (a corpus'
+    perplexity) are left out. Raises ValueError for a text longer than `max_length` that is scored as a whole.
+    """
+    from lm_eval.evaluator import simple_evaluate
+
+    unsafe = task.name in loaded.unsafe
     if unsafe:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     found: Any = simple_evaluate(
         model=_language_model(KeptEngine(engine, directory), tokenizer, max_length, heartbeat, seed),
         tasks=[task.name],
-        task_manager=manager,
+        task_manager=loaded.manager,
         num_fewshot=task.num_fewshot,
         limit=task.limit,
         apply_chat_template=task.chat,
@@ -80,7 +107,7 @@ def run_task(
         numpy_random_seed=seed,
         torch_random_seed=seed,
         fewshot_random_seed=seed,
-        confirm_run_unsafe_code=bool(unsafe),
+        confirm_run_unsafe_code=unsafe,
     )
     return {
         "metrics": _estimates(found["samples"], seed, resamples),
@@ -140,6 +167,19 @@ def _sum_and_count(value: Any) -> tuple[float, float] | None:
 
 def _not_installed(error: ModuleNotFoundError) -> str:
     return f"eval.tasks: {error.name} is not installed; pip install 'sft-then-rl[harness]'"
+
+
+def _check_sentences(name: str) -> None:
+    # The harness fetches this when it is imported, goes on without it, and fails when all is generated.
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        raise ValueError(
+            f"eval.tasks: {name!r} counts sentences with NLTK's punkt_tab, which is not here; on a connected machine "
+            f"run `python -m nltk.downloader punkt_tab`, and copy its nltk_data here (NLTK_DATA names the place)"
+        ) from None
 
 
 def _no_data(name: str, error: Exception) -> str:

@@ -216,6 +216,7 @@ def payload(output: pathlib.Path) -> dict[str, bytes]:
         ({"benchmarks": []}, "eval.benchmarks"),
         ({"benchmarks": [SimpleNamespace(**BENCHMARK), SimpleNamespace(**BENCHMARK)]}, "occurs twice"),
         ({"tasks": [SimpleNamespace(name="digits")]}, "occurs twice"),
+        ({"tasks": [SimpleNamespace(name="no_such_task")]}, "eval.tasks: 'no_such_task' is no task of"),
         ({"benchmarks": [SimpleNamespace(**{**BENCHMARK, "name": "none"})]}, "present: digits, letters"),
         ({"max_length": 20}, "eval.max_length=20"),
         ({"benchmarks": [SimpleNamespace(**{**BENCHMARK, "temperature": 0.0})]}, "greedy samples"),

@@ -1,11 +1,19 @@
+import functools
+import importlib.metadata
 import json
+import pathlib
+import re
 import sys
+import tomllib
 from types import SimpleNamespace
 
 import pytest
 
+from evaluation.compare import HEADLINES
 from evaluation.generation import EngineOptions, Prompter, close_engine, engine_for
-from evaluation.harness import run_task
+from evaluation.harness import load_tasks, run_task
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 OPTIONS = EngineOptions(platform="cpu", dtype="float32", max_length=64, gpu_memory=0.5)
 TASK = """
@@ -36,14 +44,23 @@ def task_files(tmp_path):
     return tmp_path
 
 
-def run(name, engine, model, task_files, **options):
-    task = SimpleNamespace(name=name, num_fewshot=None, limit=None, chat=False)
+@pytest.fixture
+def only_local_tasks(monkeypatch):
+    """Spare the harness the index of its own ten thousand task files, of which the tests name none."""
+    import lm_eval.tasks
+
+    manager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
+
+
+def run(name, engine, model, task_files, *, num_fewshot=None, max_length=64, **options):
+    task = SimpleNamespace(name=name, num_fewshot=num_fewshot, limit=None, chat=False)
     return run_task(
         task,
+        load_tasks([task], task_files=str(task_files)),
         engine,
         Prompter(model).tokenizer,
-        max_length=64,
-        task_files=str(task_files),
+        max_length=max_length,
         seed=0,
         resamples=50,
         heartbeat=lambda: None,
@@ -104,28 +121,264 @@ def test_two_replicas_score_and_write_as_one_engine_does(model_directory, task_f
     close_engine()
 
 
-def test_a_missing_harness_names_the_extra(monkeypatch, tmp_path):
+def load(name, task_files=None):
+    return load_tasks([SimpleNamespace(name=name)], task_files=None if task_files is None else str(task_files))
+
+
+def test_a_missing_harness_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "lm_eval.evaluator", raising=False)
     with pytest.raises(ValueError, match=r"lm_eval.* is not installed; pip install 'sft-then-rl\[harness\]'"):
-        run_task(
-            SimpleNamespace(name="mmlu", num_fewshot=None, limit=None, chat=False),
-            None,
-            None,
-            max_length=64,
-            task_files=None,
-            seed=0,
-            resamples=10,
-            heartbeat=lambda: None,
-            directory=tmp_path,
-        )
+        load("mmlu")
 
 
-@pytest.mark.e2e
-def test_unknown_tasks_missing_data_and_unsafe_tasks_are_refused(model_directory, task_files):
-    model = model_directory(tied=True, seed=0)
-    with pytest.raises(ValueError, match="is no task of"):
-        run("no_such_task", None, model, task_files)
+@pytest.mark.usefixtures("only_local_tasks")
+def test_unknown_tasks_missing_data_and_unsafe_tasks_are_refused(task_files):
+    with pytest.raises(ValueError, match=r"'no_such_task' is no task of .*; `lm-eval ls tasks`"):
+        load("no_such_task", task_files)
+    (task_files / "program.yaml").write_text((task_files / "write.yaml").read_text() + "unsafe_code: true\n")
+    text = (task_files / "program.yaml").read_text().replace("task: write", "task: program")
+    (task_files / "program.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"'program' runs programs .*set eval\.run_generated_code=true"):
+        load("program", task_files)
     (task_files / "rows.jsonl").unlink()
     with pytest.raises(ValueError, match="out of reach"):
-        run("pick", None, model, task_files)
+        load("pick", task_files)
+
+
+class Scripted:
+    """An engine that finds the continuations likely, and gives the responses, of a script: marker in the prompt ->
+    text."""
+
+    def __init__(self, tokenizer, script):
+        self.tokenizer, self.script = tokenizer, script
+        self.count, self.description = 1, {"scripted": True}
+        self.prompts = []
+
+    def _of(self, ids):
+        self.prompts.append(self.tokenizer.decode(ids))
+        (text,) = [text for marker, text in self.script.items() if marker in self.prompts[-1]]
+        return text
+
+    def score(self, rows, heartbeat):
+        found = []
+        for ids, start in rows:
+            likely = self.tokenizer.decode(ids[start:]).strip() == self._of(ids[:start])
+            found.append((-1.0 if likely else -1000.0, likely))
+        return found
+
+    def complete(self, completions, heartbeat):
+        return [self._of(completion.prompt) for completion in completions]
+
+
+# Rows written by us with the columns of each data set's card on the hub, which are those that lm-evaluation-harness
+# 0.4.13 reads: task: (its file, {split: rows}, shots, {marker of a problem: what the model says}, {metric: mean}).
+QUESTION = {"question": "Shot?", "subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": 1}
+CHOICES = {"text": ["ice", "iron"], "label": ["A", "B"]}
+ENDINGS = ["sings.", "swims.", "sleeps.", "sits."]
+ENDING = {"ind": 1, "activity_label": "Swimming", "ctx_a": "He dives.", "ctx_b": "he", "ctx": "He dives. he"}
+PUBLISHED = {
+    "mmlu": (
+        "mmlu/default/mmlu_anatomy.yaml",
+        {
+            "dev": [QUESTION] * 5,
+            "test": [{**QUESTION, "question": "First?"}, {**QUESTION, "question": "Second?", "answer": 3}],
+        },
+        5,
+        {"First?": "B", "Second?": "A"},
+        {"acc,none": 0.5},
+    ),
+    "arc": (
+        "arc/arc_challenge.yaml",
+        {
+            "test": [
+                {"id": "a", "question": "Which melts?", "choices": CHOICES, "answerKey": "A"},
+                {"id": "b", "question": "Which rusts?", "choices": CHOICES, "answerKey": "B"},
+            ]
+        },
+        None,
+        {"Which melts?": "ice", "Which rusts?": "ice"},
+        {"acc,none": 0.5, "acc_norm,none": 0.5},
+    ),
+    "piqa": (
+        "piqa/piqa.yaml",
+        {"validation": [{"goal": "Cut bread", "sol1": "use a spoon", "sol2": "use a knife", "label": 1}]},
+        None,
+        {"Cut bread": "use a knife"},
+        {"acc,none": 1.0, "acc_norm,none": 1.0},
+    ),
+    "hellaswag": (
+        "hellaswag/hellaswag.yaml",
+        {
+            "validation": [
+                {**ENDING, "endings": ENDINGS, "source_id": "s", "split": "val", "split_type": "x", "label": "1"}
+            ]
+        },
+        None,
+        {"He dives. He": "swims."},
+        {"acc,none": 1.0, "acc_norm,none": 1.0},
+    ),
+    "gsm8k": (
+        "gsm8k/gsm8k.yaml",
+        {
+            "train": [{"question": f"Shot {i}?", "answer": f"So.\n#### {i}"} for i in range(5)],
+            "test": [
+                {"question": "Dollars?", "answer": "Half is <<2/2=1>>1.\n#### 1,800"},
+                {"question": "Cents?", "answer": "#### 5"},
+            ],
+        },
+        5,
+        {"Dollars?": " 900 and 900 are $1,800", "Cents?": " It is 6.\n#### 6"},
+        {"exact_match,flexible-extract": 0.5, "exact_match,strict-match": 0.0},
+    ),
+}
+
+
+def publish(directory, name, file, splits):
+    """A task file that reads our rows and keeps all else of the shipped task."""
+    import lm_eval.tasks
+
+    files = {}
+    for split, rows in splits.items():
+        path = directory / f"{name}_{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[split] = str(path)
+    # Some tasks name a training split that is only there for shots.
+    first = next(iter(files.values()))
+    files = {split: files.get(split, first) for split in ("train", "validation", "test", "dev")}
+    settings = {
+        "include": str(pathlib.Path(lm_eval.tasks.__file__).parent / file),
+        "task": f"local_{name}",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+    }
+    (directory / f"local_{name}.yaml").write_text(json.dumps(settings))
+    return f"local_{name}"
+
+
+@pytest.mark.usefixtures("only_local_tasks")
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_rows_of_a_published_task_are_asked_answered_and_scored(tmp_path, model_directory, name):
+    file, splits, shots, script, expected = PUBLISHED[name]
+    model = model_directory(tied=True, seed=0)
+    engine = Scripted(Prompter(model).tokenizer, script)
+    task = publish(tmp_path, name, file, splits)
+    found = run(task, engine, model, tmp_path, num_fewshot=shots, max_length=4096)
+    assert {metric: estimate.value for metric, estimate in found["metrics"].items()} == expected
+    count = len(script)
+    assert all(one.n == found["problems"] == count and one.low <= one.high for one in found["metrics"].values())
+    assert set(HEADLINES) & set(found["metrics"])
+    assert all(prompt.count("Shot") == (shots or 0) for prompt in engine.prompts)
+
+
+# https://huggingface.co/datasets/google/IFEval, revision 966cd89545d6b6acfd7638bc708b98261ca58e84. Each of `kwargs`
+# holds all arguments, those of other instructions null.
+ARGUMENTS = re.findall(
+    r"\w+",
+    """num_highlights relation num_words num_placeholders prompt_to_repeat num_bullets section_spliter num_sections
+    capital_relation capital_frequency keywords num_paragraphs language let_relation letter let_frequency end_phrase
+    forbidden_words keyword frequency num_sentences postscript_marker first_word nth_paragraph""",
+)
+
+
+def instructions(key, prompt, **given):
+    return {
+        "key": key,
+        "prompt": prompt,
+        "instruction_id_list": list(given["ids"]),
+        "kwargs": [dict.fromkeys(ARGUMENTS) | arguments for arguments in given["ids"].values()],
+    }
+
+
+IFEVAL = [
+    instructions(
+        1000,
+        "Write a summary without commas.",
+        ids={
+            "punctuation:no_comma": {},
+            "detectable_format:number_highlighted_sections": {"num_highlights": 1},
+            "length_constraints:number_words": {"relation": "at least", "num_words": 5},
+        },
+    ),
+    instructions(
+        1001,
+        "Answer in Spanish with two sentences.",
+        ids={
+            "language:response_language": {"language": "es"},
+            "length_constraints:number_sentences": {"relation": "at least", "num_sentences": 2},
+        },
+    ),
+    instructions(1002, "Do not shout.", ids={"change_case:english_lowercase": {}}),
+]
+
+
+@pytest.fixture
+def sentence_data(tmp_path, monkeypatch):
+    """An untrained model of NLTK's sentence splitter, in its published layout: every full stop ends a sentence."""
+    import nltk
+
+    directory = tmp_path / "nltk" / "tokenizers" / "punkt_tab" / "english"
+    directory.mkdir(parents=True)
+    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
+        (directory / name).touch()
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk")])
+
+
+@pytest.mark.usefixtures("only_local_tasks")
+def test_ifeval_is_scored_by_the_harness_own_functions(tmp_path, model_directory, sentence_data):
+    model = model_directory(tied=True, seed=0)
+    name = publish(tmp_path, "ifeval", "ifeval/ifeval.yaml", {"train": IFEVAL})
+    script = {
+        # All three; then neither language nor length; and one that only the loose reading forgives (a first line).
+        "without commas": "Here is *the summary* of all that was said",
+        "in Spanish": "The weather is nice today",
+        "not shout": "SURE:\nthis is a quiet answer that is written in small letters",
+    }
+    engine = Scripted(Prompter(model).tokenizer, script)
+    found = run(name, engine, model, tmp_path, max_length=4096)
+    values = {metric: estimate.value for metric, estimate in found["metrics"].items()}
+    assert values == {
+        "inst_level_loose_acc,none": pytest.approx(4 / 6),
+        "inst_level_strict_acc,none": pytest.approx(3 / 6),
+        "prompt_level_loose_acc,none": pytest.approx(2 / 3),
+        "prompt_level_strict_acc,none": pytest.approx(1 / 3),
+    }
+    assert all(one.low <= one.value <= one.high and one.n == 3 for one in found["metrics"].values())
+    strict = [json.loads(row["scores"])["inst_level_strict_acc"] for row in found["rows"]]
+    assert strict == [[3.0, 3.0], [0.0, 2.0], [0.0, 1.0]]
+    spoken = Scripted(engine.tokenizer, {**script, "in Spanish": "El tiempo es bueno hoy. Vamos a la playa."})
+    again = run(name, spoken, model, tmp_path, max_length=4096, directory=tmp_path / "again")
+    assert again["metrics"]["prompt_level_strict_acc,none"].value == pytest.approx(2 / 3)
+
+
+@pytest.mark.usefixtures("only_local_tasks")
+def test_what_ifeval_needs_is_named_before_anything_is_generated(tmp_path, sentence_data, monkeypatch):
+    import nltk
+
+    name = publish(tmp_path, "ifeval", "ifeval/ifeval.yaml", {"train": IFEVAL})
+    load(name, tmp_path)
+    monkeypatch.setattr(nltk.data, "path", [])
+    with pytest.raises(ValueError, match=r"'local_ifeval' counts sentences .* `python -m nltk\.downloader punkt_tab`"):
+        load(name, tmp_path)
+    for module in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    with pytest.raises(ValueError, match=r"langdetect is not installed; pip install 'sft-then-rl\[harness\]'"):
+        load(name, tmp_path)
+
+
+def test_the_pinned_cpu_set_holds_all_that_the_harness_extra_asks_for():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (wanted,) = extras["harness"]
+    name, extra, version = re.fullmatch(r"([\w-]+)\[(\w+)\]==([\d.]+)", wanted).groups()
+    lines = (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    assert pins[name] == version == importlib.metadata.version(name)
+    needed = [
+        re.match(r"[\w.-]+", line).group()
+        for line in importlib.metadata.requires(name)
+        if "extra ==" not in line or f'extra == "{extra}"' in line
+    ]
+    assert {"langdetect", "immutabledict", "nltk"} <= set(needed)
+    assert [one for one in needed if one.lower().replace("_", "-") not in pins] == []
