@@ -21,6 +21,7 @@ def main() -> int:
     command.add_argument("artifact", type=pathlib.Path)
     command.add_argument("--base", type=pathlib.Path, help="the artifact of the model before fine-tuning")
     command.add_argument("--minimum", type=float, help="leave out where the base is below; default: eval.base_minimum")
+    command.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out, e.g. the target")
     command.set_defaults(function=_average)
     command = commands.add_parser("problems", help="turn a published benchmark into a file for data.files.benchmarks")
     command.add_argument("name", nargs="?", help="the benchmark; without a name all are listed with the file they need")
@@ -39,7 +40,7 @@ def main() -> int:
 def _average(arguments: argparse.Namespace) -> None:
     from evaluation.compare import NOT_REPRODUCIBLE, average
 
-    found = average(arguments.artifact, arguments.base, arguments.minimum)
+    found = average(arguments.artifact, arguments.base, arguments.minimum, arguments.without)
     print(json.dumps(found, indent=1))
     if not found["reproducible"]:
         print(NOT_REPRODUCIBLE, file=sys.stderr)

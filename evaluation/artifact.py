@@ -147,10 +147,16 @@ class Metrics(_Strict):
 def read_metrics(directory: pathlib.Path) -> dict[str, Any]:
     """metrics.json of an `evaluate` artifact, laid out as `Metrics`.
 
-    Raises ValueError, naming the file, for another version of the format and the field that is not as it should be.
+    Raises ValueError, naming the file, where there is none, for another version of the format, and for a field that is
+    not as it should be.
     """
     path = pathlib.Path(directory) / "metrics.json"
-    metrics = json.loads(path.read_text())
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; name the directory of an evaluate artifact, <root>/evaluate/<name>")
+    try:
+        metrics = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); evaluate again") from None
     if metrics.get("version") != VERSION:
         raise ValueError(f"{path}: version {metrics.get('version')!r}, this code reads {VERSION}; evaluate again")
     return _checked(path, metrics)

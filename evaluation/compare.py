@@ -85,8 +85,15 @@ def _same_problems(name: str, a: Collection, b: Collection) -> None:
         raise ValueError(f"compare: {name!r} was evaluated on different problems; use one prepared data set")
 
 
-def average(artifact: pathlib.Path, base: pathlib.Path | None = None, minimum: float | None = None) -> dict[str, Any]:
+def average(
+    artifact: pathlib.Path,
+    base: pathlib.Path | None = None,
+    minimum: float | None = None,
+    without: Collection[str] = (),
+) -> dict[str, Any]:
     """Mean score over an artifact's benchmarks (pass@1) and tasks (their first accuracy), with what was left out.
+
+    without: names that do not count, such as the target when general ability is asked for.
 
     minimum: leave out every benchmark and task on which the artifact `base`, the model before fine-tuning, scores below
     it (TALR, appendix C.3: 0.5); None takes the artifact's own `eval.base_minimum`. Returns {"value",
@@ -99,7 +106,11 @@ def average(artifact: pathlib.Path, base: pathlib.Path | None = None, minimum: f
     if minimum is not None and base is None:
         raise ValueError(f"average: the minimum {minimum} is the base model's; give its artifact with --base")
     before = None if base is None else read_metrics(base)
-    return {**average_of(metrics, before, minimum), "reproducible": metrics["engine"]["reproducible"]}
+    unknown = sorted(set(without) - {*metrics["benchmarks"], *metrics["tasks"]})
+    if unknown:
+        present = ", ".join([*metrics["benchmarks"], *metrics["tasks"]])
+        raise ValueError(f"average: --without {', '.join(unknown)} is not in {artifact}; present: {present}")
+    return {**average_of(metrics, before, minimum, without), "reproducible": metrics["engine"]["reproducible"]}
 
 
 def average_of(
@@ -117,7 +128,8 @@ def average_of(
     excluded = [name for name in scores if minimum is not None and bases[name]["value"] < minimum]
     included = [name for name in scores if name not in excluded]
     if not included:
-        raise ValueError(f"average: nothing to average; the base model is below {minimum} on {', '.join(scores)}")
+        low = f"the base model is below {minimum} on {', '.join(scores)}" if scores else "every name is left out"
+        raise ValueError(f"average: nothing to average; {low}")
     kept = [scores[name] for name in included]
     value = sum(one["value"] for one in kept) / len(kept)
     below = sum((one["value"] - one["low"]) ** 2 for one in kept) ** 0.5 / len(kept)

@@ -56,6 +56,8 @@ def run(
     names = [one.name for one in (*evaluation.benchmarks, *evaluation.tasks)]
     if len(set(names)) < len(names):
         raise ValueError(f"eval.benchmarks, eval.tasks: a name occurs twice in {', '.join(names)}")
+    if any(k < 1 for k in evaluation.k):
+        raise ValueError(f"eval.k={evaluation.k}: each k of pass@k is at least 1; leave the others out")
     template = pathlib.Path(model.chat_template) if model.chat_template else None
     prompter = Prompter(inputs["model"], template, model.trust_remote_code)
     work = []
@@ -74,9 +76,11 @@ def run(
                 f"eval.max_length={evaluation.max_length}: problem {problems[longest].id!r} of {benchmark.name!r} "
                 f"needs {needed} tokens; raise it, or lower the benchmark's max_tokens={benchmark.max_tokens}"
             )
-        modes = {
-            "sampled": Sampling(benchmark.num_samples, benchmark.temperature, benchmark.top_p, benchmark.max_tokens)
-        }
+        settings_of = benchmark.num_samples, benchmark.temperature, benchmark.top_p, benchmark.max_tokens
+        try:
+            modes = {"sampled": Sampling(*settings_of)}
+        except ValueError as error:
+            raise ValueError(f"eval.benchmarks: {benchmark.name!r}: {error}") from None
         if benchmark.greedy and benchmark.temperature > 0:
             modes["greedy"] = Sampling(1, 0.0, 1.0, benchmark.max_tokens)
         work.append((benchmark, problems, prompts, modes))
@@ -303,7 +307,12 @@ def _held_out(settings, inputs, prompter, report: Report) -> dict[str, Any] | No
     if not path.is_file():
         raise ValueError(f"{path}: no held-out chats; prepare some or set eval.held_out_chats=0")
     rows = pq.read_table(path, columns=["messages"]).slice(0, evaluation.held_out_chats)["messages"].to_pylist()
-    encoded = [encode(prompter, messages, evaluation.max_length) for messages in rows]
+    encoded = []
+    for number, messages in enumerate(rows):
+        try:
+            encoded.append(encode(prompter, messages, evaluation.max_length))
+        except ValueError as error:
+            raise ValueError(f"{path}: row {number}: {error}; or set eval.held_out_chats=0") from None
     chats = [chat for chat in encoded if chat is not None]
     if not chats:
         raise ValueError(f"{path}: no chat fits eval.max_length={evaluation.max_length} tokens; raise it")

