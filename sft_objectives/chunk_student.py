@@ -44,6 +44,8 @@ class ChunkStudent(Student):
         self._words: list[tuple[Tensor, Tensor]] = []  # ids, leaf
         self._expected: list[tuple[list[Tensor], Tensor, Tensor]] = []  # weights of each tile, their sum, leaf
         self._outside: list[tuple[Tensor, Tensor, Tensor]] = []  # ids, log of the other words' sum, leaf
+        self.has_gradient = torch.zeros_like(labels, dtype=torch.bool)
+        """(n,) the rows of which `overwrite_with_gradient` gave one that is not zero."""
         with torch.no_grad():
             self._logsumexp = logits.new_empty(n, 1, dtype=dtype)
             self._reduce()
@@ -184,6 +186,8 @@ class ChunkStudent(Student):
             total += gradient * sums.unsqueeze(-1)
         for *_, gradient in outside:
             total += gradient
+        at_leaves = [label, *(gradient for *_, gradient in (*words, *expected, *outside))]
+        self.has_gradient = torch.stack([(gradient != 0).any(-1) for gradient in at_leaves]).any(0)
         return label, words, expected, outside, total
 
     def _dense_terms(self, place: int, expected: list[Expected], outside: list[Outside]) -> Tensor | None:

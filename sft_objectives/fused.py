@@ -38,6 +38,9 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 WEIGHT_ROWS = 8192
 """Words of the vocabulary whose gradient is formed at once, where it is accumulated in another dtype."""
 
+MOVED_ROWS = 64
+"""Rows of gradients that are copied at once."""
+
 
 def fused_loss(
     objective: Objective,
@@ -342,8 +345,11 @@ class _Batch:
                         found |= self.measure(student, references)
             parts.append(found)
             if any(trained):
-                gradient = student.overwrite_with_gradient(losses, scale[chunk])
-                self._accumulate(gradients, gradient, features, self.rows[chunk], first=chunk.start == 0)
+                gradient, rows = student.overwrite_with_gradient(losses, scale[chunk]), self.rows[chunk]
+                moved = student.has_gradient.nonzero().squeeze(-1)
+                if len(moved) < 0.9 * len(rows):  # say, of tokens that were not selected
+                    gradient, features, rows = _moved_up(gradient, moved), features[moved], rows[moved]
+                self._accumulate(gradients, gradient, features, rows, first=chunk.start == 0)
         if gradients[1] is not None:
             gradients[1] = gradients[1].to(self.head_weight.dtype)
         if gradients[2] is not None:
@@ -403,6 +409,14 @@ class _Batch:
             if isinstance(given, Mapping):
                 references = {**given, **references}  # `measure` may read a source that the objective does not
             yield chunk, references, {name: column[chunk] for name, column in self.columns.items()}
+
+
+def _moved_up(values: Tensor, rows: Tensor) -> Tensor:
+    """values[rows], in the memory of values; rows increase."""
+    for start in range(0, len(rows), MOVED_ROWS):
+        some = slice(start, min(start + MOVED_ROWS, len(rows)))
+        values[some] = values[rows[some]]  # row i comes from row i or below: none that is still needed is lost
+    return values[: len(rows)]
 
 
 def _rows_of(
