@@ -120,8 +120,8 @@ def average_of(
     without: Collection[str] = (),
 ) -> dict[str, Any]:
     """`average` of metrics already read; `before` are the base model's, `without` names to leave out unseen."""
-    scores = {name: score for name, score in _headlines(metrics).items() if name not in without}
-    bases = _headlines(before) if minimum is not None and before is not None else {}
+    scores = {name: score for name, score in headlines(metrics).items() if name not in without}
+    bases = headlines(before) if minimum is not None and before is not None else {}
     lacking = sorted(set(scores) - set(bases)) if minimum is not None else []
     if lacking:
         raise ValueError(f"average: the base model has no {', '.join(lacking)}; evaluate it alike")
@@ -148,7 +148,11 @@ HEADLINES = (
 )
 
 
-def _headlines(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def headlines(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By name the one score of every benchmark (balanced accuracy where asked for, else pass@1) and task, as estimates.
+
+    metrics: of `read_metrics`. Raises ValueError for a task with none of `HEADLINES`.
+    """
     found = {
         name: one["metrics"].get("balanced_accuracy", one["metrics"]["pass@1"])
         for name, one in metrics["benchmarks"].items()

@@ -15,7 +15,7 @@ from typing import Any
 
 import evaluation
 from evaluation import artifact
-from evaluation.compare import NOT_REPRODUCIBLE, average_of
+from evaluation.compare import NOT_REPRODUCIBLE, average_of, headlines
 from launch.plan import Branch, Plan, Stage
 from launch.select import Selected, select
 from launch.status import bytes_text, seconds_text
@@ -41,6 +41,14 @@ NOTES = (
     "SFT, in nats. Intervals are 95% bootstrap intervals over problems; gains are paired by problem. With several "
     "seeds a cell is the mean and, after ±, the standard deviation over seeds; its bounds are the means of the seeds' "
     "bounds, which are at least as far apart as those of the mean. Gains average each problem over seeds first."
+)
+SCORES = (
+    "pass@1, or balanced accuracy where the recipe asks for it; of a task of lm-evaluation-harness its first metric."
+)
+DRIFTS = (
+    "Of the responses to the target: self-BLEU (100: all equal), distinct n-grams, tokens (quartiles), and the shares "
+    "that were cut off, held no answer, or could not be graded. Of held-out chats, per token in nats: entropy, loss "
+    "and KL(base || model)."
 )
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
@@ -178,6 +186,22 @@ def _over_seeds_interval(shifts: Sequence[float], records: tuple[str, ...]) -> C
     return Cell(text, mean, mean - half, mean + half, records)
 
 
+Reader = Callable[[dict[str, Any]], Mapping[str, float] | None]
+# Metric of the target, or of held-out chats, to the column that shows it.
+DRIFT = {
+    "self_bleu": "self-BLEU",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "tokens_p25": "tokens, p25",
+    "tokens_p50": "p50",
+    "tokens_p75": "p75",
+    "truncated": "truncated",
+    "unanswered": "unanswered",
+    "ungraded": "ungraded",
+    "held_out.entropy": "token entropy",
+    "held_out.loss": "held-out loss",
+    "held_out.kl_from_base": "KL from base",
+}
 CONTRASTS = ("difference in pass@1, over problems", "over seeds", "p (Holm)")
 SELECTION = ("setting", "seeds", "validation", "device-hours", "goes on")
 
@@ -192,7 +216,7 @@ class _Table:
 
     # --- cells
 
-    def _over_seeds(self, line: Line, role: str, read: Callable[[dict[str, Any]], Mapping[str, float] | None]) -> Cell:
+    def _over_seeds(self, line: Line, role: str, read: Reader) -> Cell:
         """Mean over the members whose evaluation is there, with the mean of their intervals.
 
         That is no narrower than the mean's interval: a mean's deviation is at most the mean of the deviations.
@@ -373,23 +397,57 @@ class _Table:
         stage = member.get("rl_eval") or member.get("sft_eval")
         return stage if self.source.record(stage) is not None else None
 
-    def benchmarks(self) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
-        """Names of all benchmarks, and pass@1 on each of every line after SFT and after RL."""
-        names: dict[str, None] = {}
-        for line in self.lines:
-            for member in line.members:
-                for role in ("sft_eval", "rl_eval"):
-                    names |= dict.fromkeys((self.source.metrics(member.get(role)) or {"benchmarks": {}})["benchmarks"])
-
-        def of(name: str) -> Callable[[dict[str, Any]], Mapping[str, float] | None]:
-            return lambda metrics: metrics["benchmarks"].get(name, {}).get("metrics", {}).get("pass@1")
-
+    def _by_role(self, readers: Mapping[str, Reader]) -> list[tuple[str, list[Cell]]]:
+        """A row for every line after SFT and after RL, a cell for each reader."""
         rows = []
         for line in self.lines:
             for role, suffix in (("sft_eval", "" if line.name == "base model" else " SFT"), ("rl_eval", " RL")):
                 if any(role in member for member in line.members):
-                    rows.append((line.name + suffix, [self._over_seeds(line, role, of(name)) for name in names]))
-        return list(names), rows
+                    cells = [self._over_seeds(line, role, read) for read in readers.values()]
+                    rows.append((line.name + suffix, cells))
+        return rows
+
+    def benchmarks(self) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+        """Names of all benchmarks and tasks, and the score on each of every line after SFT and after RL."""
+        found = (
+            self.source.metrics(member.get(role))
+            for line in self.lines
+            for member in line.members
+            for role in ("sft_eval", "rl_eval")
+        )
+        names = dict.fromkeys(name for metrics in found if metrics is not None for name in headlines(metrics))
+        return list(names), self._by_role(
+            {name: lambda metrics, name=name: headlines(metrics).get(name) for name in names}
+        )
+
+    def drift(self) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+        """How diverse and how long the responses to the target are, and how far the model has moved from the base.
+
+        Columns and rows as of `benchmarks`; columns that no evaluation has are left out.
+        """
+        readers = {title: _reader(self, name) for name, title in DRIFT.items()}
+        rows = self._by_role(readers)
+        there = [place for place in range(len(readers)) if any(cells[place].text for _, cells in rows)]
+        columns = [title for place, title in enumerate(readers) if place in there]
+        return columns, [(name, [cells[place] for place in there]) for name, cells in rows]
+
+    def entropies(self, line: Line, role: str) -> tuple[list[float], list[Cell]]:
+        """The histogram of token entropies on held-out chats: lower edges of the bins, and the share in each."""
+        found = [self.source.metrics(member.get(role)) for member in line.members]
+        edges = next((m["held_out"]["entropy_histogram"]["edges"] for m in found if m and m["held_out"]), [])
+
+        def share(metrics: dict[str, Any], place: int) -> Mapping[str, float] | None:
+            held_out = metrics["held_out"]
+            return None if held_out is None else held_out["entropy_histogram"]["shares"][place]
+
+        cells = [self._over_seeds(line, role, lambda m, place=place: share(m, place)) for place in range(len(edges))]
+        return edges, cells
+
+
+def _reader(table: _Table, name: str) -> Reader:
+    if name.startswith("held_out."):
+        return lambda metrics: (metrics["held_out"] or {"metrics": {}})["metrics"].get(name.removeprefix("held_out."))
+    return lambda metrics: table.target(metrics).get(name)
 
 
 def _figures(table: _Table, source: _Source) -> dict[str, str]:
@@ -433,6 +491,21 @@ def _figures(table: _Table, source: _Source) -> dict[str, str]:
             axis.set(xlabel="k", ylabel=f"pass@k, {table.settings.target}, 95% intervals", ylim=(0, 1.02))
             axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
             save("pass_at_k", figure)
+        else:
+            pyplot.close(figure)
+        figure, axis = pyplot.subplots(figsize=(6.4, 3.8))
+        for index, line in enumerate(table.lines):
+            edges, cells = table.entropies(line, "sft_eval")
+            if edges and all(cell.text for cell in cells):
+                colour = "#888888" if line.name == "base model" else _COLOURS[(index - 1) % len(_COLOURS)]
+                low, value, high = ([getattr(cell, name) for cell in cells] for name in ("low", "value", "high"))
+                axis.plot(range(len(edges)), value, color=colour, marker="o", markersize=3, label=line.name)
+                axis.fill_between(range(len(edges)), low, high, color=colour, alpha=0.12, linewidth=0)
+                axis.set_xticks(range(len(edges)), [f"{edge:g}" for edge in edges])
+        if axis.lines:
+            axis.set(xlabel="token entropy after SFT, from (nats)", ylabel="share of held-out tokens, 95% intervals")
+            axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            save("entropy", figure)
         else:
             pyplot.close(figure)
         panels = (("sft", "loss", "SFT loss"), ("sft", "entropy", "SFT token entropy"), ("rl", "reward", "RL reward"))
@@ -497,7 +570,7 @@ def _budget(selected: Selected) -> str:
         start = f"Equal budget: every group tried {candidates} settings, {sum(seeds)} SFT runs"
     else:
         start = "Unequal budget: the groups did not try equally many settings and seeds"
-    return f"{start}; chosen by {metric} on validation data, a criterion and no result: it has no interval."
+    return f"{start}; chosen by {metric}. The validation column is this criterion and no result: it has no interval."
 
 
 _STYLE = """
@@ -541,7 +614,14 @@ def _html(title: str, head: str, table: _Table, source: _Source, figures: dict[s
     names, rows = table.benchmarks()
     if names:
         parts.append(
-            "<h2>pass@1 by benchmark</h2>" + grid(["", *names], [(n, [cell(c) for c in cs]) for n, cs in rows])
+            f"<h2>Scores by benchmark</h2><p>{SCORES}</p>"
+            + grid(["", *names], [(n, [cell(c) for c in cs]) for n, cs in rows])
+        )
+    names, rows = table.drift()
+    if names:
+        parts.append(
+            f"<h2>Diversity and drift</h2><p>{DRIFTS}</p>"
+            + grid(["", *names], [(n, [cell(c) for c in cs]) for n, cs in rows])
         )
     contrasts = table.contrasts()
     if contrasts:
@@ -594,7 +674,12 @@ def _markdown(
     parts += [f"![{name}]({name}.svg)\n" for name in figures]
     names, rows = table.benchmarks()
     if names:
-        parts += ["## pass@1 by benchmark", "", *grid(["", *names], [[n, *map(cell, cells)] for n, cells in rows]), ""]
+        shown = grid(["", *names], [[n, *map(cell, cells)] for n, cells in rows])
+        parts += ["## Scores by benchmark", "", SCORES, "", *shown, ""]
+    names, rows = table.drift()
+    if names:
+        shown = grid(["", *names], [[n, *map(cell, cells)] for n, cells in rows])
+        parts += ["## Diversity and drift", "", DRIFTS, "", *shown, ""]
     contrasts = table.contrasts()
     if contrasts:
         rows = [[name, *map(cell, cells)] for name, cells in contrasts]

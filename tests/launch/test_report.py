@@ -28,7 +28,8 @@ def evaluate(folder, correct, reproducible=True):
     benchmarks = {}
     (folder / "generations").mkdir()
     for name, counts in correct.items():
-        ks = {f"pass@{k}": estimate([pass_at_k(SAMPLES, c, k) for c in counts]) for k in (1, 2, 4)}
+        ks = {"ungraded": estimate([0.0] * len(counts)), "self_bleu": estimate([50.0 + c for c in counts])}
+        ks |= {f"pass@{k}": estimate([pass_at_k(SAMPLES, c, k) for c in counts]) for k in (1, 2, 4)}
         benchmarks[name] = {
             "protocol": {},
             "counts": {"problems": len(counts), "responses": 5 * len(counts), "grading": {}},
@@ -47,7 +48,10 @@ def evaluate(folder, correct, reproducible=True):
     held_out = {
         "counts": {"chats": 9, "chats_too_long": 0, "tokens": 90},
         "metrics": {"entropy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}},
-        "entropy_histogram": {"edges": [], "shares": []},
+        "entropy_histogram": {
+            "edges": [0.0, 1.0],
+            "shares": [{"value": value, "low": 0.2, "high": 0.8, "n": 9} for value in (0.25, 0.75)],
+        },
     }
     engine = {"vllm": "0", "dtype": "float32", "max_length": 64, "reproducible": reproducible}
     facts = {"engine": engine, "held_out": held_out, "tasks": {}, "base_minimum": None}
@@ -153,10 +157,13 @@ def test_no_metric_is_printed_without_an_interval(tmp_path, capsys, seeds):
             cell = cells[column]
             assert not cell["text"] or (cell["low"] <= cell["value"] <= cell["high"]), (name, column)
             assert not cell["text"] or cell["text"].endswith(f"({bounds(cell)})"), (name, column)
-    # Of the by-benchmark table too, whatever its columns are.
-    text = (tmp_path / "toy" / "report.md").read_text().split("## pass@1 by benchmark")[1].split("## ")[0]
-    values = [cell for line in text.splitlines()[4:] for cell in line.split(" | ")[1:] if cell.strip(" |")]
-    assert values and all(re.match(r"[\d.]+( ± [\d.]+)? \([\d.]+ to [\d.]+\)", value) for value in values)
+    # Of the other tables of results too, whatever their columns are.
+    text = (tmp_path / "toy" / "report.md").read_text()
+    for title, count in (("Scores by benchmark", 3), ("Diversity and drift", 3)):
+        table = [line for line in text.split(f"## {title}")[1].split("## ")[0].splitlines() if line.startswith("| ")]
+        values = [cell for line in table[2:] for cell in line.split(" | ")[1:] if cell.strip(" |")]
+        assert len(values) == 3 * count
+        assert all(re.match(r"[\d.]+( ± [\d.]+)? \([\d.]+ to [\d.]+\)", value) for value in values)
 
 
 def bounds(cell):
@@ -203,7 +210,7 @@ def test_pages_hold_pictures_and_every_citation_leads_to_its_record(tmp_path):
     page = Page()
     page.feed((folder / "report.html").read_text())
     assert page.links and {link.removeprefix("#") for link in page.links} <= page.ids
-    assert len(page.sources) == 2 and all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    assert len(page.sources) == 3 and all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
     text = (folder / "report.md").read_text()
     cited, defined = set(re.findall(r"\[\^\d+\](?!:)", text)), set(re.findall(r"^(\[\^\d+\]):", text, re.M))
     assert cited == defined and len(defined) == 5

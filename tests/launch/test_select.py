@@ -109,7 +109,7 @@ def test_the_report_shows_the_choice_its_budget_and_paired_differences_over_prob
     (contrast,) = [line for line in text.splitlines() if "2 seeds" in line]
     assert contrast.startswith("| dft lr=0.0003 |") and f"{shift:+.3f} (" in contrast
     assert "## Against sft lr=0.0003" in text
-    assert "lr=0.0001 |" not in text.split("## pass@1 by benchmark")[0]
+    assert "lr=0.0001 |" not in text.split("## Scores by benchmark")[0]
     assert "all, shared stages once" in text
     page = (tmp_path / "microworld" / "report.html").read_text()
     assert "Against sft lr=0.0003" in page and "Equal budget" in page
