@@ -38,7 +38,7 @@ from launch.plan import Plan, Stage
 from launch.replica import Replica
 from launch.schema import Run as Limits
 from launch.select import select
-from launch.stage import LOOPBACK, request_of, supervise
+from launch.stage import PRIVATE_RAY, request_of, supervise
 from launch.status import Display, print_budget
 from launch.store import Corrupt, Heartbeat, Store, StoreError, end_processes, host
 
@@ -422,7 +422,7 @@ class _Driver:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if "RAY_ADDRESS" not in os.environ:
-            os.environ.update(LOOPBACK)
+            os.environ.update(PRIVATE_RAY)
         import ray
 
         already = ray.is_initialized()

@@ -47,8 +47,12 @@ from launch.store import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-# Ray's switch for desktop systems: without it a private Ray replaces 127.0.0.1 by the machine's address.
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+PRIVATE_RAY = {
+    # Ray's switch for desktop systems: without it a private Ray replaces 127.0.0.1 by the machine's address.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray makes its workers nice by 15: one Ray in another would starve beside any other program.
+    "RAY_worker_niceness": "0",
+}
 ROOMS = ("launch", "recipes", "data_prep", "sft_objectives", "rl_stage", "evaluation", "verl_cpu")
 _POSITION = struct.Struct("qq")  # index of the request in work, peak bytes since it began
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -346,7 +350,7 @@ def environment(tag: str, settings: Mapping[str, Any], cluster: str | None, temp
         RAY_TMPDIR=temporary,
         OMP_NUM_THREADS=str(platform["threads"]),
     )
-    env.update({"RAY_ADDRESS": cluster} if cluster else LOOPBACK)
+    env.update({"RAY_ADDRESS": cluster} if cluster else PRIVATE_RAY)
     env.update(platform["env"])
     env[ATTEMPT_VARIABLE] = tag
     return env
