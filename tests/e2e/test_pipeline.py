@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,13 +118,16 @@ def undisturbed(tmp_path_factory):
     return payloads(root)
 
 
-def kill_one(driver, store, moments):
-    """Kill -9 the driver, a process of a stage or a Ray worker at a moment of the next stage; the victim's name."""
+def kill_one(driver, store, moments, stages=3, seconds=12):
+    """Kill -9 the driver, a process of a stage or a Ray worker within `seconds` of the start of one of the next stages.
+
+    Returns the victim's name, None if the driver ended before.
+    """
     begun = len(list(store.root.glob("*/*.logs/attempt-*.request.json")))
-    target = begun + moments.randint(0, 2)
+    target = begun + moments.randrange(stages)
     while driver.poll() is None and len(list(store.root.glob("*/*.logs/attempt-*.request.json"))) <= target:
         time.sleep(0.05)
-    time.sleep(moments.uniform(0, 12))
+    time.sleep(moments.uniform(0, seconds))
     victim = moments.choice(VICTIMS)
     while driver.poll() is None:  # between two stages there is no process of either kind
         runs = [found.run for found in store.list_drivers()]
@@ -172,6 +176,61 @@ def test_kills_at_seeded_moments_leave_what_an_undisturbed_run_leaves(tmp_path, 
     assert any(killed), "the trial killed nothing"
     finish(start(root, *DETERMINISTIC), root, 500)
     assert payloads(root) == undisturbed
+    assert not list(root.glob("*/.tmp-*")) and not list(root.glob("*/.lease-*")) and store.list_drivers() == []
+    assert not [name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("psm_")]
+
+
+AFTER_SFT = ("objective=sft", "data.microworld.target_problems=64")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_to_the_end(tmp_path_factory):
+    """A run that nobody kills, with RL and the evaluations of base, SFT and RL; its store."""
+    root = tmp_path_factory.mktemp("to_the_end") / "runs"
+    finish(start(root, *AFTER_SFT), root, 800)
+    return root
+
+
+def on_target(root, address):
+    return json.loads((root / address / "metrics.json").read_text())["benchmarks"]["target"]["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", range(4))
+def test_kills_during_rl_and_evaluation_leave_a_complete_run(tmp_path, undisturbed_to_the_end, seed):
+    """What does not depend on RL is equal to the byte; the intervals of what does overlap those of undisturbed runs."""
+    moments = random.Random(100 + seed)
+    root = tmp_path / "runs"
+    shutil.copytree(undisturbed_to_the_end, root)
+    for kind in ("rl", "evaluate", "microworld"):
+        shutil.rmtree(root / kind)
+    store = Store(root)
+    shared = set(os.listdir("/dev/shm"))
+    killed = []
+    for _ in range(2):
+        driver = start(root, *AFTER_SFT, "run.retries=9")
+        try:
+            killed.append(kill_one(driver, store, moments, stages=2, seconds=70))
+            if killed[-1] not in ("driver", None) and moments.random() < 0.5:
+                driver.wait(timeout=700)
+        finally:
+            driver.kill()
+            driver.wait()
+        if killed[-1] is None:
+            break
+    assert any(killed), "the trial killed nothing"
+    finish(start(root, *AFTER_SFT), root, 700)
+    wanted, found = payloads(undisturbed_to_the_end), payloads(root)
+    assert found.keys() == wanted.keys()
+    of_rl = {record["fingerprint"] for address, record in records(root).items() if address.parts[0] == "rl"}
+    for address, record in records(root).items():
+        if not of_rl & {record["fingerprint"], *(given["stage"] for given in record["inputs"].values())}:
+            assert found[address] == wanted[address], address
+        elif address.parts[0] == "evaluate":
+            for name in ("greedy", "tokens_mean"):
+                mine, theirs = (on_target(at, address)[name] for at in (root, undisturbed_to_the_end))
+                assert mine["low"] <= theirs["high"] and theirs["low"] <= mine["high"], (name, mine, theirs)
     assert not list(root.glob("*/.tmp-*")) and not list(root.glob("*/.lease-*")) and store.list_drivers() == []
     assert not [name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("psm_")]
 
