@@ -1,14 +1,18 @@
 """What may stand in metrics.json: metrics with their intervals, plain counts, settings, and nothing else."""
 
 import copy
+import functools
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from evaluation.__main__ import main
 from evaluation.artifact import Metrics, read_metrics, write_metrics
-from evaluation.evaluate import _held_out_metrics, _metrics
+from evaluation.compare import NOT_REPRODUCIBLE
+from evaluation.evaluate import _held_out_metrics, _metrics, run
 from evaluation.generation.sampling import Sample
 from evaluation.grading import Grade
 from evaluation.grading.pool import GradingPool
@@ -142,3 +146,99 @@ def test_the_shares_of_the_histogram_are_token_weighted_and_an_empty_bin_is_not_
     # Clopper and Pearson's bound for none of five.
     assert (shares[0]["value"], shares[0]["low"]) == (0.0, 0.0)
     assert shares[0]["high"] == pytest.approx(1 - 0.025 ** (1 / 5))
+
+
+class Echo:
+    """An engine without vLLM: responses that depend on the seed alone, answers that say what is likeliest."""
+
+    def __init__(self, reproducible):
+        self.count, self.reproducible, self.description = 1, reproducible, {"vllm": "none"}
+
+    def run(self, shards, heartbeat):
+        for number, requests in shards:
+            texts = [rf"so it is \boxed{{{one.seed % 3}}}" if one.seed % 5 else "none" for one in requests]
+            yield number, [Sample(text, "stop", len(text), one.seed) for text, one in zip(texts, requests, strict=True)]
+
+    def score(self, rows, heartbeat):
+        return [(-float(sum(ids) % 7), False) for ids, _ in rows]
+
+
+TASK = {
+    "task": "local_pick",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": ["1", "2"],
+    "doc_to_target": "{{answer}}",
+    "metric_list": [{"metric": "acc"}],
+}
+
+
+def test_a_whole_evaluation_prints_no_metric_without_an_interval(
+    tmp_path, model_directory, prepared_data, monkeypatch, capsys
+):
+    import lm_eval.tasks
+
+    monkeypatch.setattr(
+        lm_eval.tasks, "TaskManager", functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": f"{i}+{i}=", "answer": i % 2}) + "\n" for i in range(4)))
+    (tmp_path / "pick.yaml").write_text(json.dumps(TASK | {"dataset_kwargs": {"data_files": {"test": str(rows)}}}))
+    sampling = {"num_samples": 4, "temperature": 1.0, "top_p": 1.0, "max_tokens": 12, "greedy": True}
+    benchmark = SimpleNamespace(name="digits", **sampling, prompting="chat", balanced=True)
+    evaluation = {
+        "benchmarks": [benchmark],
+        "tasks": [SimpleNamespace(name="local_pick", num_fewshot=None, limit=None, chat=False)],
+        "task_files": str(tmp_path),
+        "k": [1, 2, 4],
+        "resamples": 50,
+        "dtype": "float32",
+        "max_length": 64,
+        "held_out_chats": 8,
+        "batch_size": 10,
+        "replicas": 1,
+        "gpu_memory": 0.6,
+        "base_minimum": None,
+        "run_generated_code": False,
+    }
+    model = SimpleNamespace(chat_template=None, trust_remote_code=False)
+    inputs = {"data": prepared_data, "model": model_directory(tied=True, seed=1)}
+    inputs["base"] = model_directory(tied=True, seed=0)
+    outputs = []
+    for seed, reproducible in ((0, True), (1, False)):
+        monkeypatch.setattr("evaluation.generation.engine.engine_for", lambda *_, r=reproducible: Echo(r))
+        output, scratch = tmp_path / f"output-{seed}", tmp_path / f"scratch-{seed}"
+        output.mkdir()
+        scratch.mkdir()
+        settings = SimpleNamespace(
+            eval=SimpleNamespace(**evaluation, seed=seed), model=model, platform=SimpleNamespace(name="cpu")
+        )
+        shown = []
+        run(settings, inputs, output, scratch, lambda done, total, shown=shown, **metrics: shown.append(metrics))
+        assert shown[-1].keys() == {"digits/pass@1", "low", "high"}
+        outputs.append(output)
+    found = read_metrics(outputs[0])
+    assert bare_numbers(found) == []
+    counts = found["benchmarks"]["digits"]["counts"]
+    assert counts["problems"] == 12 and sum(counts["grading"].values()) == counts["responses"] == 12 * 5
+    assert found["tasks"]["local_pick"]["counts"] == {"problems": 4}
+    assert found["held_out"]["counts"]["chats"] == 8 and "kl_from_base" in found["held_out"]["metrics"]
+
+    monkeypatch.setattr("sys.argv", ["evaluation", "compare", *map(str, outputs), "--resamples", "50"])
+    assert main() == 0
+    _, *lines, holm, note = capsys.readouterr().out.splitlines()
+    assert {line.split()[1] for line in lines} == {
+        "pass@1",
+        "pass@2",
+        "pass@4",
+        "greedy",
+        "balanced_accuracy",
+        "acc,none",
+    }
+    # A value, its bounds; three times; then p-values and n.
+    number = r"[+-]?\d+\.\d+"
+    cell = rf"{number} \[{number}, {number}\]"
+    assert all(re.fullmatch(rf"\S+ +\S+ +{cell} +{cell} +{cell} +\S+ +\S+ +\d+", line) for line in lines)
+    assert "6 comparisons" in holm and note == NOT_REPRODUCIBLE
