@@ -71,7 +71,13 @@ class VllmEngine:
         self.usable = True
         self.files = model_files_digest(self.model)
         self.reproducible = on_cpu or os.environ.get("VLLM_BATCH_INVARIANT") == "1"
-        self.description = {"vllm": vllm.__version__, **asdict(options), "model": str(self.model)}
+        # What is kept of a killed run counts only under the same description.
+        self.description = {
+            "vllm": vllm.__version__,
+            **asdict(options),
+            "model": str(self.model),
+            "reproducible": self.reproducible,
+        }
         platform_options: dict[str, Any] = (
             {"enforce_eager": True, "enable_prefix_caching": False, "max_num_seqs": 128}
             if on_cpu
