@@ -244,14 +244,16 @@ def _kill_at_a_moment(driver, store, random_state, victim):
             assert time.monotonic() < deadline, "processes outlive their driver"
             time.sleep(0.1)
         return True
-    tagged = [pid for name in runs for pid in attempt_processes(name)]
-    workers = [p.pid for p in _descendants(driver.pid) if "supervise" in p.name()]
-    chosen = tagged if victim == "stage" else workers
-    random_state.shuffle(chosen)
-    for pid in chosen:
-        with contextlib.suppress(ProcessLookupError):  # it has ended since we looked: the next one
-            os.kill(pid, signal.SIGKILL)
-            return True
+    while driver.poll() is None:  # between two stages there is no process of either kind
+        tagged = [pid for name in runs for pid in attempt_processes(name)]
+        workers = [p.pid for p in _descendants(driver.pid) if "supervise" in p.name()]
+        chosen = tagged if victim == "stage" else workers
+        random_state.shuffle(chosen)
+        for pid in chosen:
+            with contextlib.suppress(ProcessLookupError):  # it has ended since we looked: the next one
+                os.kill(pid, signal.SIGKILL)
+                return True
+        time.sleep(0.02)
     return False
 
 
