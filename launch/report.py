@@ -456,7 +456,7 @@ def _figures(table: _Table, source: _Source) -> dict[str, str]:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import StrMethodFormatter
 
     style: dict[Any, Any] = {
         "svg.hashsalt": "sft-then-rl",
@@ -487,7 +487,7 @@ def _figures(table: _Table, source: _Source) -> dict[str, str]:
                     axis.fill_between(ks, low, high, color=colour, alpha=0.12, linewidth=0)
         if axis.lines:
             axis.set_xscale("log", base=2)
-            axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.set(xlabel="k", ylabel=f"pass@k, {table.settings.target}, 95% intervals", ylim=(0, 1.02))
             axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
             save("pass_at_k", figure)
