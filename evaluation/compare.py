@@ -21,7 +21,7 @@ def compare(
     a: pathlib.Path, b: pathlib.Path, *, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
 ) -> list[dict[str, Any]]:
     """Differences b - a of every shared benchmark and metric: greedy, balanced accuracy, pass@1, and each pass@k that
-    both hold; of every shared harness task its headline metric.
+    both hold; of every shared harness task its first of `HEADLINES`, or else of its metrics.
 
     One row each: benchmark, metric, a and b with the 95% interval of each (a_low, a_high, b_low, b_high, as in their
     metrics.json), difference, low, high (at `confidence`), p_value, p_holm (adjusted over all rows), n, reproducible
@@ -58,7 +58,7 @@ def compare(
             elif metric == "greedy" or metric.startswith("pass@"):
                 add(name, metric, "benchmarks", [_scores(one, metric) for one in outcomes])
     for name in _shared(metrics_a, metrics_b, "tasks"):
-        metric = _headline(name, metrics_a["tasks"][name])
+        metric = _headline(metrics_a["tasks"][name]) or min(metrics_a["tasks"][name]["metrics"])
         scores = [read_task_scores(one, name)[metric] for one in (a, b)]
         _same_problems(name, *(one.keys() for one in scores))
         add(name, metric, "tasks", scores, ratio_of_sums)
@@ -121,6 +121,11 @@ def average_of(
 ) -> dict[str, Any]:
     """`average` of metrics already read; `before` are the base model's, `without` names to leave out unseen."""
     scores = {name: score for name, score in headlines(metrics).items() if name not in without}
+    nameless = sorted(set(metrics["tasks"]) - set(scores) - set(without))
+    if nameless:
+        raise ValueError(
+            f"average: task {nameless[0]!r} has none of {', '.join(HEADLINES)}; leave it out: --without {nameless[0]}"
+        )
     bases = headlines(before) if minimum is not None and before is not None else {}
     lacking = sorted(set(scores) - set(bases)) if minimum is not None else []
     if lacking:
@@ -151,22 +156,21 @@ HEADLINES = (
 def headlines(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """By name the one score of every benchmark (balanced accuracy where asked for, else pass@1) and task, as estimates.
 
-    metrics: of `read_metrics`. Raises ValueError for a task with none of `HEADLINES`.
+    metrics: of `read_metrics`. A task's score is the first of `HEADLINES` that it has; one that has none is left out.
     """
     found = {
         name: one["metrics"].get("balanced_accuracy", one["metrics"]["pass@1"])
         for name, one in metrics["benchmarks"].items()
     }
     for name, task in metrics["tasks"].items():
-        found[name] = task["metrics"][_headline(name, task)]
+        metric = _headline(task)
+        if metric is not None:
+            found[name] = task["metrics"][metric]
     return found
 
 
-def _headline(name: str, task: Mapping[str, Any]) -> str:
-    metric = next((metric for metric in HEADLINES if metric in task["metrics"]), None)
-    if metric is None:
-        raise ValueError(f"task {name!r} has none of {', '.join(HEADLINES)}")
-    return metric
+def _headline(task: Mapping[str, Any]) -> str | None:
+    return next((metric for metric in HEADLINES if metric in task["metrics"]), None)
 
 
 def _differs(a: dict, b: dict, key: str) -> bool:

@@ -264,10 +264,11 @@ class _Table:
         def mean(metrics: dict[str, Any]) -> Mapping[str, float] | None:
             before = self.source.metrics(line.members[0].get("base_eval"))
             minimum = self.settings.base_minimum
-            others = {*metrics["benchmarks"], *metrics["tasks"]} - {self.settings.target}
+            others = headlines(metrics).keys() - {self.settings.target}
             if not others or (minimum is not None and before is None):
                 return None
-            return average_of(metrics, before, minimum, without=(self.settings.target,))
+            without = {*metrics["benchmarks"], *metrics["tasks"]} - others
+            return average_of(metrics, before, minimum, without=without)
 
         return self._over_seeds(line, role, mean)
 

@@ -6,7 +6,7 @@ import pytest
 
 from evaluation.__main__ import main
 from evaluation.artifact import GENERATIONS, TASK_ROWS, read_metrics, write_metrics
-from evaluation.compare import NOT_REPRODUCIBLE, average, compare
+from evaluation.compare import NOT_REPRODUCIBLE, average, compare, headlines
 
 PROTOCOL = {"name": "sums", "num_samples": 2, "temperature": 1.0, "seed": 0}
 
@@ -107,10 +107,10 @@ def test_another_format_version_is_refused(tmp_path):
         read_metrics(tmp_path / "none")
 
 
-def scored(directory, target, ifeval, minimum=0.5, reproducible=True):
+def scored(directory, target, ifeval, minimum=0.5, reproducible=True, metric="inst_level_strict_acc,none"):
     estimate = {"low": 0.0, "high": 1.0, "n": 10}
     directory.mkdir()
-    shown = [{"pass@1": {"value": target, **estimate}}, {"inst_level_strict_acc,none": {"value": ifeval, **estimate}}]
+    shown = [{"pass@1": {"value": target, **estimate}}, {metric: {"value": ifeval, **estimate}}]
     counts = {"problems": 10, "responses": 10, "grading": {"ok": 10}}
     benchmarks = {"sums": {"protocol": {}, "counts": counts, "metrics": shown[0]}}
     tasks = {"ifeval": {"protocol": {}, "counts": {"problems": 10}, "versions": {}, "metrics": shown[1]}}
@@ -133,6 +133,11 @@ def test_the_average_leaves_out_what_the_base_cannot_do(tmp_path):
         average(tuned)
     with pytest.raises(ValueError, match=r"below 0\.9"):
         average(tuned, base, 0.9)
+    other = scored(tmp_path / "other", 0.8, 0.5, None, metric="f1,none")
+    assert set(headlines(read_metrics(other))) == {"sums"}
+    with pytest.raises(ValueError, match=r"task 'ifeval' has none of .*; leave it out: --without ifeval"):
+        average(other)
+    assert average(other, without=["ifeval"])["value"] == 0.8
 
 
 @pytest.mark.parametrize("reproducible", [True, False])
