@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,13 @@ class Composer:
                     config = compose(self.name, [*extra, *choices])
                     self._composed[choices] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
             except (HydraException, OmegaConfBaseException) as error:
-                raise RecipeError(f"recipe {self.name}: {' '.join(str(error).split())}") from None
+                text = " ".join(str(error).split())
+                absent = re.match(r"Could not override '(\w+)'\. No match in the defaults list", text)
+                if absent is not None:
+                    given = next(choice for choice in choices if choice.startswith(absent[1] + "="))
+                    line = "- " + given.replace("=", ": ")
+                    text = f"override {given}: {absent[1]} is not in the recipe's defaults; add the line '{line}' there"
+                raise RecipeError(f"recipe {self.name}: {text}") from None
         return copy.deepcopy(self._composed[choices])
 
     def recipe(self, assignments: Sequence[Assignment]) -> Recipe:
@@ -173,6 +180,21 @@ class Composer:
         except ValidationError as error:
             raise RecipeError(f"recipe {self.name}: {explain(error)}") from None
 
+    def rows(self, assignments: Sequence[Assignment]) -> list[dict[str, Any]]:
+        """The `sweep:` list: the override's, else the recipe's; [] if there is none.
+
+        The recipe need not be valid by itself: a row may give what it lacks. Raises RecipeError if it is not a list of
+        mappings.
+        """
+        tree = self._compose(tuple(f"{a.key}={a.value}" for a in assignments if a.is_group))
+        rows = next((a.value for a in assignments if a.key == "sweep"), tree.get("sweep")) or []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise RecipeError(
+                f"recipe {self.name}: sweep={_shown(rows)}: give a list of mappings, "
+                "e.g. sweep=[{objective: sft, sft.lr: 1e-5}]"
+            )
+        return rows
+
 
 def _set(tree: dict[str, Any], assignment: Assignment) -> None:
     *parents, last = assignment.key.split(".")
@@ -183,7 +205,14 @@ def _set(tree: dict[str, Any], assignment: Assignment) -> None:
         node = node[parent]
         if not isinstance(node, dict):
             raise RecipeError(f"override {assignment}: {parent} is a value, not a section")
-    node[last] = copy.deepcopy(assignment.value)
+    node[last] = _merged(node.get(last), assignment.value)
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """A mapping is merged into the section that is there, as Hydra does; any other value replaces it."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return copy.deepcopy(new)
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
 
 
 def _section(location: Sequence[int | str]) -> type[BaseModel] | None:
@@ -229,14 +258,12 @@ def branches(recipe: str, overrides: Sequence[str]) -> Iterator[Composed]:
     fixed = [axis[0] for axis in axes if len(axis) == 1]
     swept = [axis for axis in axes if len(axis) > 1]
     choices = groups()
-    rows = (
-        composer.recipe([a for a in fixed if a.is_group]).sweep
-        if not any(a.key == "sweep" for a in fixed)
-        else next(a.value for a in fixed if a.key == "sweep")
-    )
+    if any(axis[0].key == "sweep" for axis in swept):
+        raise RecipeError("override sweep=...: it is one list; give its rows as sweep=[{...},{...}]")
+    rows = composer.rows(fixed)
     fixed = [a for a in fixed if a.key != "sweep"]
     for row in rows or [{}]:
-        listed = [_assignment(key, value, choices) for key, value in row.items()]
+        listed = [_assignment(str(key), value, choices) for key, value in row.items()]
         for assignment in listed:
             for given in [*fixed, *(axis[0] for axis in swept)]:
                 if _overlap(assignment.key, given.key) and assignment.is_group == given.is_group:
