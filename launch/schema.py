@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+STAGE_KINDS = ("prepare", "pretrain", "cache", "filter", "sft", "average", "rl", "evaluate")
+
 
 def setting(default: Any, description: str, **bounds: Any) -> Any:
     """A field whose value is part of an artifact's identity; `bounds` are pydantic's (gt, ge, lt, le, ...)."""
@@ -218,7 +220,7 @@ class Rl(Section):
     temperature: float = setting(1.0, "of rollouts", gt=0)
     top_p: float = setting(1.0, "of rollouts", gt=0, le=1)
     lr: float = setting(1e-6, "learning rate", gt=0)
-    warmup_steps: int = setting(0, "optimizer steps", ge=0)
+    warmup_steps: int = setting(0, "updates of the rollout policy until the learning rate is reached", ge=0)
     weight_decay: float = setting(0.01, "AdamW", ge=0)
     clip_grad: float = setting(1.0, "global gradient norm", gt=0)
     clip_low: float = setting(0.2, "lower clip of the ratio", gt=0)
@@ -316,6 +318,14 @@ class Platform(Section):
     nodes: int = runtime(1, "nodes of the cluster", gt=0)
     gpus_per_node: int = runtime(1, "devices of a node; logical ones on the CPU platform", gt=0)
     placement: dict[str, Placement] = runtime({}, "stage -> devices; the rest is derived from processes and replicas")
+
+    @field_validator("placement")
+    @classmethod
+    def _known_stages(cls, value: dict[str, Placement]) -> dict[str, Placement]:
+        for name in value:
+            if name not in STAGE_KINDS:
+                raise ValueError(f"there is no stage {name}; allowed: {', '.join(STAGE_KINDS)}")
+        return value
 
 
 class Selection(Section):

@@ -230,6 +230,12 @@ class Store:
     """The artifact store below `root`, a local or shared POSIX directory."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        """Raises StoreError for a URL."""
+        if "://" in str(root):
+            raise StoreError(
+                f"run.root={root}: work in progress needs a POSIX directory; give one, and set run.replica={root} to "
+                "keep the artifacts there too"
+            )
         self.root = Path(root).expanduser().absolute()
         self._seen: dict[str, tuple[int, float]] = {}
 

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from launch.compose import RecipeError
-from launch.plan import make_plan
+from launch.plan import STAGES, make_plan
+from launch.schema import STAGE_KINDS
 
 RECIPE = """
 defaults:
@@ -147,6 +148,27 @@ def test_sft_spreads_evenly_over_nodes_or_is_refused(recipe):
     assert (placement(16)["nodes"], placement(16)["gpus_per_node"]) == (2, 8)
     with pytest.raises(RecipeError, match=r"sft\.processes=9 does not divide over 2 nodes"):
         placement(9)
+
+
+def test_rl_fills_whole_nodes_or_is_refused(recipe):
+    cluster = ["platform.nodes=2", "platform.gpus_per_node=2"]
+
+    def placement(processes):
+        plan = make_plan(recipe, [*cluster, f"rl.processes={processes}"])
+        return next(stage.placement for stage in plan.stages.values() if stage.kind == "rl")
+
+    assert [(placement(n)["nodes"], placement(n)["gpus_per_node"]) for n in (1, 2, 4)] == [(1, 1), (1, 2), (2, 2)]
+    with pytest.raises(RecipeError, match=r"rl\.processes=3 does not fill whole nodes of platform\.gpus_per_node=2"):
+        placement(3)
+    make_plan(recipe, [*cluster, "rl.processes=3", "rl.enabled=false"])
+
+
+def test_a_placement_is_of_a_stage_that_there_is(recipe):
+    assert set(STAGES) == set(STAGE_KINDS)
+    plan = make_plan(recipe, ["platform.placement.evaluate={nodes: 1, gpus_per_node: 0.5}"])
+    assert {s.placement["gpus_per_node"] for s in plan.stages.values() if s.kind == "evaluate"} == {0.5}
+    with pytest.raises(RecipeError, match=r"platform\.placement=.*there is no stage evalaute; allowed: prepare, "):
+        make_plan(recipe, ["platform.placement.evalaute={nodes: 1, gpus_per_node: 0.5}"])
 
 
 def test_a_sharded_cache_takes_workers_times_processes_devices(recipe):

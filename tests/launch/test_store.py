@@ -66,6 +66,11 @@ def test_publishes_with_record_and_finds_it_again(tmp_path):
     store.verify(store.directory(stage), stage.fingerprint)
 
 
+def test_a_url_is_no_store_and_the_error_names_the_replica():
+    with pytest.raises(StoreError, match=r"run\.root=s3://bucket/runs: .* set run\.replica=s3://bucket/runs to keep"):
+        Store("s3://bucket/runs")
+
+
 def test_no_secret_reaches_the_record(tmp_path):
     store = Store(tmp_path)
     stage = toy.steps(
