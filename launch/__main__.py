@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check everything that can be checked without running: as `plan`, and verl's keys",
     )
+    run.add_argument(
+        "--max-device-hours", metavar="HOURS", help="start no further stage beyond that; as run.max_device_hours=HOURS"
+    )
     status = command("status", "one screen: stages by state, progress, last metrics, where the logs are")
     status.add_argument("--watch", action="store_true", help="refresh until everything is done")
     status.add_argument("--json", action="store_true", help="machine-readable")
@@ -97,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {rest[0]}; see python -m launch {arguments.command} --help")
     if rest:
         arguments.overrides += rest
+    if getattr(arguments, "max_device_hours", None) is not None:
+        arguments.overrides.append(f"run.max_device_hours={arguments.max_device_hours}")
     from launch.store import StoreError
 
     try:
