@@ -98,3 +98,55 @@ def test_a_hub_model_must_be_in_the_nodes_cache(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert check(plan_of(tmp_path, "org/other"), prefetch=True) == 1
     assert "check the name, the network and HF_TOKEN" in capsys.readouterr().out
+
+
+def test_absent_models_are_fetched_when_asked(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **options: fetched.append((given, options)))
+    assert check(plan_of(tmp_path, "org/model", "a" * 40), prefetch=True) == 0
+    (((name,), options),) = fetched
+    assert (name, options["revision"], options["local_files_only"]) == ("org/model", "a" * 40, False)
+    assert "*.gguf" in options["ignore_patterns"]
+
+
+@pytest.fixture
+def gpu_node(tmp_path, monkeypatch):
+    """What a node with one device says: given the memory in use (MiB), what torch prints, and the kernel."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("launch.check.sys.executable", str(tmp_path / "python"))
+    monkeypatch.setattr("launch.check.importlib.util.find_spec", lambda name: None)
+
+    def say(used=4, torch="echo '13.0 True (2, 28, 9)'", attention="sdpa"):
+        for name, line in (("nvidia-smi", f"echo 'NVIDIA H100, 580.65, {used}'"), ("python", torch)):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+            (tmp_path / name).chmod(0o755)
+        settings = {"root": str(tmp_path / "runs"), "token": "t", "models": [], "hub": [], "prefetch": False}
+        return probe({**settings, "platform": "gpu", "attention": attention})
+
+    return say
+
+
+def test_a_device_its_driver_and_nccl_are_seen(gpu_node):
+    found = gpu_node()
+    assert found["problems"] == []
+    assert found["devices"] == ["NVIDIA H100 (driver 580.65)"] and found["nccl"] == "13.0 True (2, 28, 9)"
+    assert gpu_node(used="[N/A]")["problems"] == []
+
+
+def test_held_memory_a_torch_without_a_device_and_an_absent_kernel_are_named(gpu_node):
+    for given, name, seen, remedy in (
+        ({"used": 2048}, "device memory", "device 0 has 2048 MiB in use", "end the process"),
+        ({"torch": "echo '13.0 False None'"}, "NCCL", "13.0 False None", "this driver supports"),
+        ({"torch": "echo 'no NCCL' >&2; exit 1"}, "NCCL", "no NCCL", "this driver supports"),
+        ({"torch": "exit 3"}, "NCCL", "torch says nothing and ends with exit code 3", "this driver supports"),
+        ({"attention": "flash_attention_2"}, "attention kernel", "flash_attn is not installed", "pip install flash"),
+    ):
+        (problem,) = gpu_node(**given)["problems"]
+        assert problem[:2] == (name, seen) and remedy in problem[2]
+
+
+def test_another_nccl_or_driver_on_one_node_is_named(plan):
+    one = {"devices": ["H100 (driver 1)"], "nccl": "2.28"}
+    found = failures(plan, [node("a", **one), node("b", **one | {"nccl": "2.27", "devices": ["H100 (driver 2)"]})])
+    assert found["NCCL"].seen == "NCCL is 2.28 on a and 2.27 on b"
+    assert "H100 (driver 2)" in found["devices"].seen and found["devices"].remedy

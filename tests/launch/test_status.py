@@ -5,6 +5,7 @@ import json
 import pytest
 import toy
 from rich.console import Console
+from test_store import published
 
 from launch import run
 from launch.status import Display, bytes_text, collect, print_budget, seconds_text, show_status
@@ -76,6 +77,21 @@ def test_status_prints_a_screen_or_json(plan, capsys):
     assert show_status(plan, watch=False, as_json=False) == 0
     text = capsys.readouterr().out
     assert "25/100" in text and "loss=1.5" in text and "1 min 15 s" in text and "1 blocked" in text
+
+
+def test_watching_ends_when_everything_is_done(tmp_path, monkeypatch, capsys):
+    stage = toy.steps()
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 2:
+            published(Store(tmp_path), stage)
+
+    monkeypatch.setattr("launch.status.time.sleep", sleep)
+    assert show_status(toy.plan(tmp_path, stage), watch=True, as_json=False) == 0
+    assert slept == [1.0, 1.0]
+    assert "1 done" in capsys.readouterr().out
 
 
 def test_display_says_what_changes_in_plain_lines(plan, capsys):

@@ -1,0 +1,110 @@
+"""What the driver decides between two looks at Ray: classes of failure, back-off, blocking, signals, limits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import toy
+
+from launch.run import Job, _Driver
+from launch.store import Store
+
+SMALL = {"sft": {"tokens_per_micro_batch": 8, "micro_batch_size": 2}}
+
+
+def driver_of(tmp_path, *stages, **limits):
+    """A driver that has not started: no Ray, no heartbeat; what it says is in `said`."""
+    driver = _Driver(toy.plan(tmp_path, *stages, **limits), Store(tmp_path))
+    driver.said = []
+    driver.display = SimpleNamespace(say=driver.said.append)
+    driver.beat = SimpleNamespace(run="run", stop_requested=lambda: False)
+    return driver
+
+
+def ended(outcome):
+    return {"outcome": outcome, "message": "why", "seconds": 1.0, "peak_memory_bytes": 7}
+
+
+def running(driver, stage):
+    attempt = driver.store.begin(stage)
+    job = Job([stage], dict(stage.placement), attempts={stage.fingerprint: attempt})
+    driver.progress[stage.fingerprint].state = "running"
+    driver.running.append(job)
+    return driver.store.logs(stage) / f"attempt-{attempt}.stop"
+
+
+def test_passing_failures_wait_twice_as_long_each_time_and_not_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.run.time.monotonic", lambda: 100.0)
+    stage = toy.steps()
+    driver = driver_of(tmp_path, stage, retries=3, backoff=5.0)
+    progress = driver.progress[stage.fingerprint]
+    for outcome, until in (("lost", 105.0), ("hung", 110.0), ("timeout", 120.0)):
+        driver._take(stage, ended(outcome))
+        assert (progress.state, progress.not_before) == ("waiting", until)
+        assert driver._ready() == []
+    driver._take(stage, ended("fault"))
+    assert (progress.state, progress.message, progress.seconds) == ("failed", "fault: why", 4.0)
+    assert driver.said[0] == "sft toy: lost: why; retry 1 of 3" and len(driver.said) == 3
+
+
+@pytest.mark.parametrize("outcome", ["config", "disk"])
+def test_wrong_settings_and_a_full_disk_are_never_repeated_and_block_what_follows(tmp_path, outcome):
+    stage, sibling = toy.steps(), toy.steps("sibling")
+    below = toy.steps("below", "rl", inputs={"model": stage})
+    lower = toy.steps("lower", "evaluate", inputs={"model": below})
+    driver = driver_of(tmp_path, stage, sibling, below, lower)
+    driver._take(stage, ended(outcome))
+    assert [progress.stage.label for progress in driver._ready()] == ["sibling"]
+    states = {progress.stage.label: progress.state for progress in driver.progress.values()}
+    assert states == {"toy": "failed", "sibling": "waiting", "below": "blocked", "lower": "blocked"}
+
+
+def test_memory_is_halved_once_and_what_never_began_costs_no_retry(tmp_path):
+    stage, plain = toy.steps(sections=SMALL), toy.steps("plain")
+    driver = driver_of(tmp_path, stage, plain, retries=0)
+    driver._take(stage, ended("unstarted"))
+    assert driver.progress[stage.fingerprint].state == "waiting"
+    driver._take(stage, ended("oom"))
+    assert driver.progress[stage.fingerprint].state == "waiting" and driver.progress[stage.fingerprint].halved
+    driver._take(stage, ended("oom"))
+    assert driver.progress[stage.fingerprint].message == "oom: why"
+    driver._take(plain, ended("oom"))  # it has no micro-batch
+    assert driver.progress[plain.fingerprint].state == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_every_running_stage_to_stop_and_is_undone_afterwards(tmp_path, number):
+    stage = toy.steps()
+    driver = driver_of(tmp_path, stage)
+    asked = running(driver, stage)
+    before = signal.getsignal(number)
+    with driver._signals():
+        driver._notice_stop()
+        assert not driver.stopping and not asked.exists()
+        os.kill(os.getpid(), number)
+        driver._notice_stop()
+        assert driver.stopping == f"{number.name}; the same command continues" and asked.exists()
+    assert signal.getsignal(number) is before
+    driver._take(stage, ended("stopped"))
+    assert driver.progress[stage.fingerprint].state == "waiting" and not driver.said
+
+
+def test_used_up_device_hours_let_running_stages_end_and_a_signal_still_stops_them(tmp_path):
+    stage = toy.steps(placement={"gpus_per_node": 2})
+    driver = driver_of(tmp_path, stage, max_device_hours=1.0)
+    asked = running(driver, stage)
+    driver.device_seconds = 3590.0
+    driver.running[0].started = time.monotonic()
+    driver._notice_stop()
+    assert not driver.stopping
+    driver.running[0].started -= 5.0  # five seconds on two devices
+    driver._notice_stop()
+    assert driver.stopping == "run.max_device_hours=1 is used up" and not asked.exists()
+    with driver._signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        driver._notice_stop()
+    assert asked.exists()
