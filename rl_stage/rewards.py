@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from evaluation.grading import extract_boxed, grade
 
@@ -53,6 +53,20 @@ def grade_date(response: str, answer: str) -> bool:
     return grade(response, answer, "date").correct
 
 
+def grade_range(response: str, answer: str) -> bool:
+    """Whether the response's number lies within the reference's "[low, high]"."""
+    return grade(response, answer, "range").correct
+
+
+def grade_medcalc(response: str, answer: str) -> bool:
+    """MedCalc-Bench: a reference "[low, high]" is judged as a range, any other as a date or a "(weeks, days)" pair."""
+    return grade(response, answer, _medcalc_grader(answer)).correct
+
+
+def _medcalc_grader(answer: str) -> str:
+    return "range" if answer.lstrip().startswith("[") else "date"
+
+
 def grade_choice(response: str, answer: str) -> bool:
     """Equality of one letter."""
     return grade(response, answer, "choice").correct
@@ -86,13 +100,15 @@ REWARDS: dict[str, Callable[..., bool]] = {
     "exact": grade_exact,
     "numeric": grade_numeric,
     "date": grade_date,
+    "range": grade_range,
+    "medcalc": grade_medcalc,
     "choice": grade_choice,
     "code": grade_code,
     "has_boxed_answer": has_boxed_answer,
     "format": matches_format,
 }
 # These run inside a pool worker already: they name a grader instead of asking a second pool.
-_GRADERS = ("math", "boxed", "exact", "numeric", "date", "choice", "code")
+_GRADERS = ("math", "boxed", "exact", "numeric", "date", "range", "medcalc", "choice", "code")
 
 
 def load_reward(name: str, settings: Mapping[str, Any]) -> Callable[..., bool | float]:
@@ -107,9 +123,12 @@ def load_reward(name: str, settings: Mapping[str, Any]) -> Callable[..., bool | 
         if not module:
             raise ValueError(f"rl.reward.name: {name!r} is not one of {', '.join(sorted(REWARDS))} or a dotted path")
         try:
-            function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            found = getattr(importlib.import_module(module), attribute)
+        except Exception as error:  # whatever the user's module raises when it is imported
             raise ValueError(f"rl.reward.name: cannot import {name!r}: {error}") from error
+        if not callable(found):
+            raise ValueError(f"rl.reward.name: {name!r} is a {type(found).__name__}; name a function")
+        function = cast(Callable[..., bool | float], found)
     try:
         inspect.signature(function).bind("response", "answer", **settings)
     except TypeError as error:
@@ -126,7 +145,9 @@ def call_reward(name: str, response: str, answer: str, settings: dict[str, Any])
     """Run a reward in a pool worker; the result must be a bool or a finite float."""
     if name in _GRADERS:
         raise AssertionError(f"{name} is a grader and has its own way into the pool")
-    value = load_reward(name, settings)(response, answer, **settings)
+    value: Any = load_reward(name, settings)(response, answer, **settings)
+    if hasattr(value, "item"):  # numpy's and torch's bools are no Python bools
+        value = value.item()
     if isinstance(value, bool):
         return value
     value = float(value)
@@ -149,9 +170,18 @@ def _pool_call(reward: str, response: str, answer: str, settings: Mapping[str, A
     """Function and arguments for the grading pool; `settings` become plain JSON."""
     if reward in _GRADERS:
         grader = f"numeric:{settings['tolerance']}" if "tolerance" in settings else reward
+        if reward == "medcalc":
+            grader = _medcalc_grader(answer)
         run_generated_code = settings.get("run_generated_code") is True
         return "evaluation.grading.pool:grade_as_json", response, answer, grader, run_generated_code
     return "rl_stage.rewards:call_reward", reward, response, answer, {str(k): v for k, v in settings.items()}
+
+
+def _time_limit(reward: str, timeout: float) -> float:
+    """Seconds of one response in the pool: a program's own limit is the sandbox's, and one that reaches it is wrong."""
+    from evaluation.grading.pool import CODE_TIMEOUT_SECONDS
+
+    return max(timeout, CODE_TIMEOUT_SECONDS) if reward == "code" else timeout
 
 
 def _scored(reward: str, outcome: Outcome, correct: float, wrong: float) -> Scored:
@@ -185,13 +215,14 @@ async def compute_score(
 ) -> dict[str, float]:
     """verl's reward function: the score of one response. Never raises for what a reward does, never waits for ever.
 
-    timeout: seconds. A bool becomes `correct` or `wrong`, a float is the score itself (right where it reaches
-    `correct`). Returns score, acc, no_answer and failed (0 or 1 each); a failed reward scores `wrong`.
+    timeout: seconds; `code` has at least the pool's own for programs. A bool becomes `correct` or `wrong`, a float is
+    the score itself (right where it reaches `correct`). Returns score, acc, no_answer and failed (0 or 1 each); a
+    failed reward scores `wrong`.
     """
     from evaluation.grading import default_pool
 
     call = _pool_call(reward, solution_str, str(ground_truth), settings)
-    outcome = await asyncio.wrap_future(default_pool().submit(*call, timeout_seconds=timeout))
+    outcome = await asyncio.wrap_future(default_pool().submit(*call, timeout_seconds=_time_limit(reward, timeout)))
     result = _scored(reward, outcome, correct, wrong)
     return {
         "score": result.score,
@@ -211,7 +242,7 @@ def score_many(
     futures = []
     for response, answer in pairs:
         call = _pool_call(reward.name, response, answer, reward.settings)
-        futures.append(pool.submit(*call, timeout_seconds=reward.timeout))
+        futures.append(pool.submit(*call, timeout_seconds=_time_limit(reward.name, reward.timeout)))
     scored = []
     for future in futures:
         scored.append(_scored(reward.name, future.result(), reward.correct, reward.wrong))

@@ -1,6 +1,7 @@
 """Rewards: right and wrong answers, and what becomes of a reward that raises, hangs or answers nonsense."""
 
 import asyncio
+import os
 import time
 from types import SimpleNamespace
 
@@ -20,6 +21,12 @@ from rl_stage import rewards
         (rewards.grade_exact, r"\boxed{High Risk}", "high risk", True),
         (rewards.grade_numeric, "The answer is 101", "100", False),
         (rewards.grade_date, r"\boxed{March 5, 2021}", "2021-03-05", True),
+        (rewards.grade_range, r"\boxed{20.5}", "[19.5, 21.5]", True),
+        (rewards.grade_range, r"\boxed{22}", "[19.5, 21.5]", False),
+        (rewards.grade_medcalc, '<answer>{"answer": "20.5"}</answer>', "[19.5, 21.5]", True),
+        (rewards.grade_medcalc, '<answer>{"answer": "22"}</answer>', "[19.5, 21.5]", False),
+        (rewards.grade_medcalc, '<answer>{"answer": "05/08/2021"}</answer>', "2021-05-08", True),
+        (rewards.grade_medcalc, '<answer>{"answer": "3 weeks, 2 days"}</answer>', "3 weeks, 2 days", True),
         (rewards.grade_choice, "The answer is (C)", "C", True),
         (rewards.has_boxed_answer, r"\boxed{ }", "12", False),
         (rewards.has_boxed_answer, r"text \boxed{1}", "12", True),
@@ -46,6 +53,41 @@ def test_unknown_rewards_and_settings_are_named():
         rewards.load_reward("rl_stage.rewards.nothing", {})
     with pytest.raises(ValueError, match=r"rl\.reward\.settings: .*slack"):
         rewards.load_reward("numeric", {"slack": 1})
+
+
+def test_a_name_that_cannot_be_called_or_imported_is_named(tmp_path, monkeypatch):
+    (tmp_path / "half_written.py").write_text("def reward(response, answer:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"rl\.reward\.name: cannot import 'half_written.reward'"):
+        rewards.load_reward("half_written.reward", {})
+    with pytest.raises(ValueError, match=r"rl\.reward\.name: 'rl_stage.rewards.REWARDS' is a dict; name a function"):
+        rewards.load_reward("rl_stage.rewards.REWARDS", {})
+
+
+def test_a_program_reaches_the_sandboxs_limit_before_the_rewards(monkeypatch):
+    """One that never ends is wrong; killed from outside it would count as a failed reward."""
+    from concurrent.futures import Future
+
+    from evaluation.grading import Outcome
+    from evaluation.sandbox import Limits
+
+    allowed = []
+
+    def submit(*_, timeout_seconds):
+        allowed.append(timeout_seconds)
+        done: Future[Outcome] = Future()
+        done.set_result(Outcome("ok", {"correct": False, "status": "ok"}))
+        return done
+
+    monkeypatch.setattr(
+        "evaluation.grading.pool._default", SimpleNamespace(_pid=os.getpid(), _closed=False, submit=submit)
+    )
+    assert score("code", timeout=10.0, run_generated_code=True)["acc"] == 0.0
+    reward = SimpleNamespace(name="code", settings={"run_generated_code": True}, correct=1.0, wrong=0.0, timeout=10.0)
+    rewards.score_many(reward, [("x", "y")], lambda done: None)
+    assert min(allowed) > 2 * Limits().seconds
+    assert score("exact", timeout=10.0)["acc"] == 0.0
+    assert allowed[2:] == [10.0]
 
 
 def test_code_runs_only_when_allowed():
@@ -75,6 +117,9 @@ def share_of_digits(response, answer, weight=1.0):
     return weight * sum(c.isdigit() for c in response) / len(response)
 def not_a_number(response, answer):
     return float("nan")
+def of_numpy(response, answer):
+    import numpy
+    return numpy.array([response == answer])[0]
 """
 
 
@@ -142,6 +187,20 @@ def test_a_hanging_reward_ends_at_its_time_limit_and_blocks_nobody(own_rewards):
 def test_a_float_is_the_score_itself(own_rewards):
     assert score(f"{own_rewards}.share_of_digits", "a1") == {"score": 0.5, "acc": 0.0, "no_answer": 0.0, "failed": 0.0}
     assert score(f"{own_rewards}.share_of_digits", "a1", weight=2.0)["acc"] == 1.0
+
+
+def test_a_bool_of_numpy_is_a_bool(own_rewards):
+    assert score(f"{own_rewards}.of_numpy", "12")["score"] == 1.0
+    assert score(f"{own_rewards}.of_numpy", "13") == {"score": -1.0, "acc": 0.0, "no_answer": 0.0, "failed": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "acc"),
+    [("20.5", "[19.5, 21.5]", 1.0), ("22", "[19.5, 21.5]", 0.0), ("May 8, 2021", "2021-05-08", 1.0)],
+)
+def test_medcalc_is_judged_by_what_its_reference_is(response, answer, acc):
+    found = score("medcalc", rf"\boxed{{{response}}}", answer)
+    assert (found["acc"], found["failed"]) == (acc, 0.0)
 
 
 def test_an_unusable_reference_answer_is_a_failure_not_a_zero():
