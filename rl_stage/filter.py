@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
-from rl_stage.rewards import score_many
+from rl_stage.rewards import load_reward, score_many
 
 SHARD = 256  # requests between two saved shards
 
@@ -26,11 +26,12 @@ def run(
 
     Writes rl_train.parquet (the rows kept), rl_val.parquet (unchanged), pass_rates.parquet (every row's rate), and
     metrics.json with counts and the histogram. Sampling is seeded per prompt and resumes from finished shards. Raises
-    ValueError if nothing is kept.
+    ValueError, before anything is sampled, for a reward that cannot be loaded, and if nothing is kept.
     """
     import pyarrow
     import pyarrow.parquet as pq
 
+    load_reward(settings.rl.reward.name, settings.rl.reward.settings)
     table = pq.read_table(inputs["data"] / "rl_train.parquet")
     rates, failed = pass_rates(settings, inputs["model"], table.to_pylist(), scratch, report)
     bounds = settings.rl.filter

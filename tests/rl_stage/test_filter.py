@@ -1,0 +1,104 @@
+"""The difficulty filter with a scripted engine: what is kept, what is counted, what a second start finds again."""
+
+import json
+from types import SimpleNamespace
+
+import pyarrow
+import pyarrow.parquet as pq
+import pytest
+
+from evaluation.generation import Sample
+from rl_stage import filter as difficulty
+
+# Right answers among the four samples of each prompt.
+RIGHT = [0, 1, 2, 3, 4]
+
+
+class Scripted:
+    """An engine without vLLM: boxes the right answer to prompt n `RIGHT[n]` times."""
+
+    def __init__(self):
+        self.count, self.description, self.seen, self.requests = 1, {"vllm": "none"}, {}, 0
+
+    def run(self, shards, heartbeat):
+        for number, requests in shards:
+            samples = []
+            for request in requests:
+                prompt = request.prompt[0]
+                drawn = self.seen[prompt] = self.seen.get(prompt, 0) + 1
+                self.requests += 1
+                answer = prompt if drawn <= RIGHT[prompt] else "no"
+                samples.append(Sample(rf"\boxed{{{answer}}}", "stop", 1, request.seed))
+            yield number, samples
+
+
+class Numbers:
+    """A tokenizer to which the prompt "n" is the token n, and a long prompt a hundred of them."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def prompt(self, messages):
+        content = messages[0]["content"]
+        return SimpleNamespace(ids=[5] * 100 if content == "long" else [int(content)])
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch, cpu_settings):
+    """Run the stage again with other settings of `rl`; gives its output directory and the engine."""
+    rows = [
+        {"prompt": [{"role": "user", "content": content}], "reward_model": {"style": "rule", "ground_truth": content}}
+        for content in [*map(str, range(len(RIGHT))), "long"]
+    ]
+    (tmp_path / "data").mkdir()
+    for name in ("rl_train", "rl_val"):
+        pq.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data" / f"{name}.parquet")
+    monkeypatch.setattr("evaluation.generation.prompts.Prompter", Numbers)
+
+    def run(name, reward="boxed", **rl):
+        engine = Scripted()
+        monkeypatch.setattr("evaluation.generation.engine.engine_for", lambda *_: engine)
+        output = tmp_path / name
+        output.mkdir()
+        settings = cpu_settings(reward={"name": reward}, **rl)
+        inputs = {"data": tmp_path / "data", "model": tmp_path / "model"}
+        try:
+            difficulty.run(settings, inputs, output, tmp_path / "scratch", lambda done, total: None)
+        except ValueError as error:
+            return str(error), engine
+        return output, engine
+
+    return run
+
+
+def kept(output) -> list[str]:
+    return [row["prompt"][0]["content"] for row in pq.read_table(output / "rl_train.parquet").to_pylist()]
+
+
+def test_prompts_strictly_between_the_bounds_are_kept_and_the_rest_counted(stage):
+    output, engine = stage("default", filter={"enabled": True, "samples": 4})
+    assert kept(output) == ["1", "2", "3"]
+    assert json.loads((output / "metrics.json").read_text()) == {
+        "prompts": 6,
+        "kept": 3,
+        "too_long": 1,
+        "rewards_failed": 0,
+        "histogram": {"0/4": 1, "1/4": 1, "2/4": 1, "3/4": 1, "4/4": 1},
+    }
+    rates = pq.read_table(output / "pass_rates.parquet")["pass_rate"].to_pylist()
+    assert rates == [0.0, 0.25, 0.5, 0.75, 1.0, None]
+    assert pq.read_table(output / "rl_val.parquet").num_rows == 6
+    assert engine.requests == 20
+
+    # The same samples serve other bounds; both bounds are strict.
+    narrow, engine = stage("narrow", filter={"enabled": True, "samples": 4, "above": 0.25, "below": 0.75})
+    assert (kept(narrow), engine.requests) == (["2"], 0)
+
+    message, _ = stage("empty", filter={"enabled": True, "samples": 4, "above": 0.5, "below": 0.75})
+    assert message.startswith("rl.filter: no prompt has a pass rate strictly between 0.5 and 0.75: {")
+
+
+def test_a_reward_that_cannot_be_loaded_ends_the_stage_before_it_samples(stage):
+    message, engine = stage("unknown", reward="boxes", filter={"enabled": True, "samples": 4})
+    assert message.startswith("rl.reward.name: 'boxes' is not one of")
+    assert engine.requests == 0
