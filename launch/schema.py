@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+VLLM_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 STAGE_KINDS = ("prepare", "pretrain", "cache", "filter", "sft", "average", "rl", "evaluate")
 
 
@@ -367,6 +368,20 @@ class Recipe(Section):
     def _one_base(self) -> Recipe:
         if (self.model.path is None) == (self.model.pretrain is None):
             raise ValueError("model: set exactly one of model.path and model.pretrain")
+        return self
+
+    @model_validator(mode="after")
+    def _head_width(self) -> Recipe:
+        pretrain = self.model.pretrain
+        if pretrain is None or self.platform.name != "cpu" or not (self.rl.enabled or self.eval.enabled):
+            return self
+        width = pretrain.hidden / pretrain.heads
+        if width not in VLLM_CPU_HEAD_WIDTHS:
+            allowed = ", ".join(map(str, VLLM_CPU_HEAD_WIDTHS))
+            raise ValueError(
+                f"model.pretrain.heads={pretrain.heads}: {width:g} of model.pretrain.hidden={pretrain.hidden} for each; "
+                f"vLLM's attention on a CPU allows {allowed}; change either"
+            )
         return self
 
     @model_validator(mode="after")
