@@ -379,7 +379,7 @@ class Recipe(Section):
         if width not in VLLM_CPU_HEAD_WIDTHS:
             allowed = ", ".join(map(str, VLLM_CPU_HEAD_WIDTHS))
             raise ValueError(
-                f"model.pretrain.heads={pretrain.heads}: {width:g} of model.pretrain.hidden={pretrain.hidden} for each; "
+                f"model.pretrain.heads={pretrain.heads}: {width:g} of model.pretrain.hidden={pretrain.hidden} each; "
                 f"vLLM's attention on a CPU allows {allowed}; change either"
             )
         return self

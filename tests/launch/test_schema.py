@@ -76,10 +76,13 @@ def test_planning_imports_nothing_heavy():
 
 
 def test_a_model_that_vllm_cannot_run_on_a_cpu_is_refused_when_planned():
-    package = find_spec("vllm").origin  # importing it takes ten seconds
-    source = (Path(package).parent / "v1" / "attention" / "backends" / "cpu_attn.py").read_text()
+    package = find_spec("vllm")  # importing it takes ten seconds
+    assert package is not None and package.origin is not None
+    source = (Path(package.origin).parent / "v1" / "attention" / "backends" / "cpu_attn.py").read_text()
     assert f"return {list(schema.VLLM_CPU_HEAD_WIDTHS)}\n" in source
     model = Model(pretrain=schema.Pretrain(hidden=48, heads=4))
-    with pytest.raises(ValidationError, match=r"model\.pretrain\.heads=4: 12 of model\.pretrain\.hidden=48 for each"):
+    with pytest.raises(ValidationError, match=r"model\.pretrain\.heads=4: 12 of model\.pretrain\.hidden=48 each"):
         Recipe(model=model, platform=schema.Platform(name="cpu"))
-    Recipe(model=model, platform=schema.Platform(name="cpu"), rl=schema.Rl(enabled=False), eval={"enabled": False})
+    Recipe(
+        model=model, platform=schema.Platform(name="cpu"), rl=schema.Rl(enabled=False), eval=schema.Eval(enabled=False)
+    )
