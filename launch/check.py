@@ -90,13 +90,15 @@ def _devices(problems: list[tuple[str, str, str]]) -> dict[str, Any]:
         if used.isdecimal() and int(used) > 1024:  # some devices answer [N/A]
             problems.append(("device memory", f"device {index} has {used} MiB in use", "end the process that holds it"))
     versions = "import torch; print(torch.version.cuda, torch.cuda.is_available(), torch.cuda.nccl.version())"
+    usable = False
     try:
         done = subprocess.run([sys.executable, "-c", versions], capture_output=True, text=True, timeout=300)
+        usable = done.returncode == 0 and " True " in done.stdout
         said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
         nccl = said[-1] if said else f"torch says nothing and ends with exit code {done.returncode}"
     except subprocess.TimeoutExpired:
         nccl = "torch does not answer within 300 s"
-    if " True " not in nccl:
+    if not usable:
         problems.append(("NCCL", nccl, "install the gpu extra whose CUDA this driver supports"))
     return {"devices": [f"{name} (driver {driver})" for name, driver, _ in rows], "nccl": nccl}
 

@@ -478,4 +478,12 @@ def make_plan(recipe: str, overrides: Sequence[str], memory: Path | None = None)
     for name in names:
         if names.count(name) > 1:
             raise RecipeError(f"recipe {recipe}: two branches are called {name!r}; remove the repeated value")
+    for section in ("run", "selection"):
+        settings = [_dump(getattr(branch.recipe, section)) for branch in found]
+        for field_name in settings[0]:
+            if any(other[field_name] != settings[0][field_name] for other in settings):
+                raise RecipeError(
+                    f"recipe {recipe}: {section}.{field_name} differs between branches, which share one driver and one "
+                    "store; give it one value"
+                )
     return Plan(found[0].recipe.name, found, planner.finish())

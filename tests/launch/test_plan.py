@@ -110,6 +110,8 @@ def test_reinforcement_starts_from_published_checkpoints(recipe):
         (["objective=lp_sft", "cache.processes=2"], r"stage cache wants 2 x 1 devices"),
         (["objective=sed_sft", "cache.sample_sequences=0"], r"sample of chats; set cache.sample_sequences above"),
         (["objective=sed_sft", "objective.threshold_top_k=11"], r"threshold from the 11 most probable ids.*keeps 10"),
+        (["run.root=a,b"], r"run\.root differs between branches, .*give it one value"),
+        (["sweep=[{seed: 1},{seed: 2, selection.goal: max}]"], r"selection\.goal differs between branches"),
         (["sft.processes=2"], r"stage sft wants 1 x 2 devices|stage sft wants 2 x 1 devices"),
         (["model.pretrain=null", "model.path=./absent/model"], r"model.path=./absent/model: no such file or directory"),
         (["data.source=files"], r"data.files.sft_train is missing"),
