@@ -283,7 +283,8 @@ class _Driver:
             self.display.update(self.progress)
 
     def _notice_stop(self) -> None:
-        if not self.stopping and self.beat.stop_requested():
+        winding_down = not self.stopping or "max_device_hours" in self.stopping
+        if winding_down and self.beat.stop_requested():
             self.stopping = "stopped on request; the same command continues"
         limit = self.limits.max_device_hours
         if not self.stopping and limit is not None:

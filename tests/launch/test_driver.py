@@ -108,3 +108,16 @@ def test_used_up_device_hours_let_running_stages_end_and_a_signal_still_stops_th
         os.kill(os.getpid(), signal.SIGTERM)
         driver._notice_stop()
     assert asked.exists()
+
+
+def test_launch_stop_ends_running_stages_after_the_device_hours_are_used_up(tmp_path):
+    stage = toy.steps(placement={"gpus_per_node": 1})
+    driver = driver_of(tmp_path, stage, max_device_hours=1.0)
+    asked = running(driver, stage)
+    driver.running[0].started, driver.device_seconds = time.monotonic(), 3700.0
+    driver._notice_stop()
+    assert not asked.exists()
+    driver.beat.stop_requested = lambda: True
+    driver._notice_stop()
+    driver._notice_stop()
+    assert driver.stopping == "stopped on request; the same command continues" and asked.exists()
