@@ -1,10 +1,17 @@
 """Our settings give the advantages and the loss of the papers' formulas, through verl's own functions."""
 
+import asyncio
+import os
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 
+from evaluation.grading import Outcome
 from rl_stage.config import verl_config
 
 
@@ -128,3 +135,51 @@ def test_the_two_clips_matter_on_this_data(rollouts, cpu_settings, inputs, tmp_p
     advantages = advantages_of(verl_config(cpu_settings(), inputs, tmp_path), mask, rewards, groups)
     values = {expected_loss(rollouts, advantages, 0.2, high, dual, 0.0) for high in (0.2, 0.28) for dual in (1.5, 10.0)}
     assert len(values) == 4
+
+
+@pytest.mark.parametrize(
+    ("group", "limit", "buffer", "right", "wrong"),
+    [("dapo", 2048, 512, 1.0, 0.0), ("prift", 3072, 512, 1.0, -1.0), ("sed_sft", 1024, 0, 1.0, 0.0)],
+)
+def test_reward_of_each_group_by_length(
+    group, limit, buffer, right, wrong, gpu_settings, inputs, tmp_path, monkeypatch
+):
+    """Correctness plus DAPO's soft punishment (arXiv:2503.14476, eq. 13): 0 up to limit - buffer, then linear to -1."""
+    from rl_stage import agent_loop
+
+    config = verl_config(gpu_settings(group), inputs, tmp_path)
+    assert config.data.max_response_length == limit
+    monkeypatch.setattr("evaluation.grading.pool._default", InstantPool())
+    monkeypatch.setattr(agent_loop, "_managers", {})
+    loop: Any = agent_loop.ScoredSingleTurnAgentLoop
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: "a response", bos_token=None, eos_token="end")
+    stub = SimpleNamespace(config=config, tokenizer=tokenizer)
+    row = {"data_source": "sums", "reward_model": {"ground_truth": "1"}, "extra_info": {}, "raw_prompt": []}
+    lengths = (1, limit - buffer, limit - buffer // 2, limit)
+
+    async def rewards_by_length() -> list[tuple[dict, dict]]:
+        """For each length a response that the pool finds right and one that it finds wrong."""
+        found = []
+        for length in lengths:
+            output = SimpleNamespace(prompt_ids=[0], response_ids=[1] * length, num_turns=2)
+            found.append((await loop._score(stub, output, row), await loop._score(stub, output, row)))
+        return found
+
+    for length, pair in zip(lengths, asyncio.run(rewards_by_length()), strict=True):
+        excess = max(0, length - (limit - buffer)) / buffer if buffer else 0.0
+        for result, score, correct in zip(pair, (right, wrong), (1.0, 0.0), strict=True):
+            assert float(result["reward_score"]) == pytest.approx(score - excess)
+            assert result["reward_extra_info"]["acc"] == correct
+
+
+class InstantPool:
+    """A grading pool that finds every other response right."""
+
+    def __init__(self):
+        self.correct, self._pid, self._closed = False, os.getpid(), False
+
+    def submit(self, *_, **__):
+        done: Future[Outcome] = Future()
+        self.correct = not self.correct
+        done.set_result(Outcome("ok", {"correct": self.correct, "status": "ok"}))
+        return done

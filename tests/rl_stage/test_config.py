@@ -54,14 +54,23 @@ def test_prift_has_the_numbers_of_its_appendix(gpu_settings, inputs, tmp_path):
     assert (config.trainer.total_training_steps, config.algorithm.filter_groups.enable) == (100, True)
     reward = config.reward.custom_reward_function.reward_kwargs
     assert (reward.correct, reward.wrong, reward.reward) == (1.0, -1.0, "boxed")
+    assert (config.actor_rollout_ref.rollout.top_p, actor.kl_loss_type) == (1.0, "low_var_kl")
     assert config.reward.reward_manager.name == "dapo"
     assert config.reward.reward_kwargs.max_resp_len == 3072
+    overlong = config.reward.reward_kwargs.overlong_buffer_cfg
+    assert (overlong.enable, overlong.len, overlong.penalty_factor) == (True, 512, 1.0)
 
 
 def test_sed_sft_samples_its_filter_with_the_named_instruct_model(gpu_settings, inputs, tmp_path):
     settings = gpu_settings("sed_sft")
     config = verl_config(settings, inputs, tmp_path)
     assert (config.data.train_batch_size, config.algorithm.filter_groups.enable) == (256, False)
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    # What "the default GRPO configuration" is taken to be: verl's published example.
+    assert (actor.optim.lr, actor.ppo_mini_batch_size, rollout.n, rollout.temperature) == (1e-6, 256, 5, 1.0)
+    assert (actor.use_kl_loss, actor.kl_loss_coef, actor.kl_loss_type) == (True, 0.001, "low_var_kl")
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (512, 1024)
+    assert config.reward.reward_manager.name == "naive"
     filter_ = settings.rl.filter
     assert (filter_.enabled, filter_.model, filter_.samples) == (True, "Qwen/Qwen2.5-Math-7B-Instruct", 8)
     assert (filter_.above, filter_.below) == (0.0, 1.0)
