@@ -57,6 +57,27 @@ def test_no_chat_template_is_an_error(model, cpu_settings):
         handoff.check_model(model, cpu_settings())
 
 
+@pytest.mark.parametrize("name", ["eos_token", "pad_token"])
+def test_a_tokenizer_without_eos_or_pad_is_an_error(name, model, cpu_settings):
+    edit(model / "tokenizer_config.json", **{name: None})
+    with pytest.raises(ValueError, match="must name an EOS and a PAD token"):
+        handoff.check_model(model, cpu_settings())
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_an_error(model, cpu_settings):
+    edit(model / "config.json", vocab_size=5)
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, the embedding 5 rows"):
+        handoff.check_model(model, cpu_settings())
+
+
+def test_the_ends_are_those_of_config_where_no_generation_settings_are(model, cpu_settings):
+    (model / "generation_config.json").unlink()
+    handoff.check_model(model, cpu_settings())
+    edit(model / "config.json", eos_token_id=0)
+    with pytest.raises(ValueError, match="stop at different tokens"):
+        handoff.check_model(model, cpu_settings())
+
+
 def test_no_dtype_is_an_error(model, cpu_settings):
     edit(model / "config.json", dtype=..., torch_dtype=...)
     with pytest.raises(ValueError, match="has no dtype"):
