@@ -71,8 +71,8 @@ def check_sizes(settings: SimpleNamespace) -> None:
             f"rl.overlong.buffer: {rl.overlong.buffer} must be between 1 and rl.max_response_length "
             f"({rl.max_response_length})"
         )
-    if platform.name == "cpu" and (rl.lora is not None and rl.tensor_parallel > 1):
-        raise ValueError("rl.tensor_parallel: must be 1 on the CPU platform")
+    if platform.name == "cpu" and rl.tensor_parallel > 1:
+        raise ValueError(f"rl.tensor_parallel: {rl.tensor_parallel} must be 1 on the CPU platform")
     late = [step for step in rl.publish_steps if not 0 < step <= rl.steps]
     if late:
         raise ValueError(f"rl.publish_steps: {late} must be between 1 and rl.steps ({rl.steps})")

@@ -42,6 +42,29 @@ def check_model(path: pathlib.Path, settings: SimpleNamespace) -> None:
     rows = config["vocab_size"]
     if len(tokenizer) > rows:
         raise ValueError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows")
+    check_names(path, settings.model.trust_remote_code)
+
+
+def check_names(path: pathlib.Path, trust_remote_code: bool) -> None:
+    """Raise ValueError unless the weight files hold the model's tensors, all of them and no others, by name and shape.
+
+    The model is loaded without memory for its weights. An adapter that was not merged shows here.
+    """
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path,
+        device_map="meta",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        trust_remote_code=trust_remote_code,
+    )
+    _, found = loaded
+    for what in ("missing", "unexpected", "mismatched"):
+        if names := sorted(str(name) for name in found[f"{what}_keys"]):
+            raise ValueError(
+                f"{path}: {len(names)} {what} tensors, {names[0]} the first; RL starts from a merged Hugging Face model"
+            )
 
 
 def check_weights(path: pathlib.Path) -> None:

@@ -45,6 +45,24 @@ def test_a_missing_shard_is_named(model, cpu_settings):
         handoff.check_model(model, cpu_settings())
 
 
+def test_tensors_of_another_name_or_shape_are_an_error(model, cpu_settings):
+    from safetensors.torch import load_file, save_file
+
+    path = model / "model.safetensors"
+    weights = load_file(path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    unmerged = {key.replace("up_proj", "up_proj.base_layer"): value for key, value in weights.items()}
+    save_file(unmerged, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"2 missing tensors, {name} the first"):
+        handoff.check_model(model, cpu_settings())
+    save_file(weights | {"lora_A.weight": weights[name].clone()}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="1 unexpected tensors, lora_A"):
+        handoff.check_model(model, cpu_settings())
+    save_file(weights | {name: weights[name][:-1].contiguous()}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"1 mismatched tensors, .*{name}"):
+        handoff.check_model(model, cpu_settings())
+
+
 def test_two_different_ends_are_an_error(model, cpu_settings):
     edit(model / "generation_config.json", eos_token_id=0)
     with pytest.raises(ValueError, match="stop at different tokens"):
