@@ -28,8 +28,9 @@ class Replicas:
     """`count` engines in Ray actors; a `sampling.Backend` like one `VllmEngine`.
 
     Ray is the cluster of RAY_ADDRESS, whose nodes must read the model under the same path, or a private one on
-    loopback. A replica takes `tensor_parallel` devices, on the CPU platform one core. Each shard is drawn whole by one
-    replica, so that the responses are those of a single engine.
+    loopback. Replicas spread over its nodes; each takes `tensor_parallel` devices, on the CPU platform one core and, of
+    a cluster that counts enough of them, one logical device. Each shard is drawn whole by one replica, so that the
+    responses are those of a single engine.
     """
 
     def __init__(self, model: pathlib.Path, options: EngineOptions, count: int):
@@ -40,10 +41,12 @@ class Replicas:
         self.count = count
         self.files = model_files_digest(self.model)
         self.usable = True
-        devices = 0 if options.platform == "cpu" else options.tensor_parallel
         with contextlib.ExitStack() as stack:
             stack.enter_context(_ray_session(count))
-            actor = ray.remote(_Replica).options(num_cpus=1, num_gpus=devices)
+            devices = options.tensor_parallel
+            if options.platform == "cpu":
+                devices = int(ray.cluster_resources().get("GPU", 0) >= count)
+            actor = ray.remote(_Replica).options(num_cpus=1, num_gpus=devices, scheduling_strategy="SPREAD")
             self._actors: list[Any] = [actor.remote(str(self.model), asdict(options)) for _ in range(count)]
             stack.callback(self._end_actors)
             facts = ray.get([replica.facts.remote() for replica in self._actors])
