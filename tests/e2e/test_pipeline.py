@@ -118,6 +118,13 @@ def undisturbed(tmp_path_factory):
     return payloads(root)
 
 
+def described(pid):
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return process.status(), process.ppid(), " ".join(process.cmdline())[:80]
+    return "gone"
+
+
 def kill_one(driver, store, moments, stages=3, seconds=12):
     """Kill -9 the driver, a process of a stage or a Ray worker within `seconds` of the start of one of the next stages.
 
@@ -135,8 +142,8 @@ def kill_one(driver, store, moments, stages=3, seconds=12):
             driver.kill()
             driver.wait()
             deadline = time.monotonic() + 60
-            while any(attempt_processes(run) for run in runs):
-                assert time.monotonic() < deadline, "processes outlive their driver"
+            while left := [pid for run in runs for pid in attempt_processes(run)]:
+                assert time.monotonic() < deadline, f"processes outlive their driver: {[described(p) for p in left]}"
                 time.sleep(0.1)
             return victim
         if victim == "stage":
