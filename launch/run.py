@@ -504,18 +504,10 @@ class _Driver:
                 signal.signal(number, handler)
 
     def _queue(self, stages: list[Stage]) -> None:
-        import ray
-
         placement = dict(stages[0].placement)
         if placement["gpus_per_node"] > 1:  # Ray gives out parts of one device, or whole ones
             placement["gpus_per_node"] = math.ceil(placement["gpus_per_node"])
-        bundle = {"CPU": placement["cpus"]}
-        if placement["gpus_per_node"]:
-            bundle["GPU"] = placement["gpus_per_node"]
-        group = ray.util.placement_group(
-            [dict(bundle) for _ in range(placement["nodes"])], strategy=placement["strategy"]
-        )
-        self.queued.append(Job(stages, placement, group))
+        self.queued.append(Job(stages, placement))
         for stage in stages:
             self.progress[stage.fingerprint].state = "queued"
 
@@ -526,14 +518,29 @@ class _Driver:
             ray.util.remove_placement_group(job.group)
             job.group = None
 
+    def _reserve(self, placement: dict[str, Any]) -> Any:
+        import ray
+
+        bundle = {"CPU": placement["cpus"]}
+        if placement["gpus_per_node"]:
+            bundle["GPU"] = placement["gpus_per_node"]
+        bundles = [dict(bundle) for _ in range(placement["nodes"])]
+        return ray.util.placement_group(bundles, strategy=placement["strategy"])
+
     def _start_queued(self) -> None:
-        lent = sum(job.lent for job in self.running)
         for job in list(self.queued):
             held = sum(_devices(other.placement) for other in self.running)
-            if lent and _devices(job.placement) > self.devices - held:
-                continue  # Ray shows devices as free that a child joined to the cluster is about to take
+            if any(other.lent for other in self.running) and _devices(job.placement) > self.devices - held:
+                # Ray shows devices as free that a child joined to the cluster is about to take
+                self._remove(job)
+                continue
+            if job.group is None:
+                job.group = self._reserve(job.placement)
             if job.group.wait(0.001):
                 self.queued.remove(job)
+                if job.placement["nodes"] > 1:  # its child takes the devices itself, and they are not for another group
+                    for other in self.queued:
+                        self._remove(other)
                 self._start(job)
 
     def _start(self, job: Job) -> None:

@@ -121,3 +121,18 @@ def test_launch_stop_ends_running_stages_after_the_device_hours_are_used_up(tmp_
     driver._notice_stop()
     driver._notice_stop()
     assert driver.stopping == "stopped on request; the same command continues" and asked.exists()
+
+
+def test_a_queued_stage_reserves_no_device_that_a_child_of_the_cluster_is_about_to_take(tmp_path, monkeypatch):
+    first, second = toy.steps("first"), toy.steps("second")
+    driver = driver_of(tmp_path, first, second)
+    driver.devices = 2.0
+    placement = {"nodes": 2, "gpus_per_node": 1, "cpus": 1.0, "strategy": "PACK"}
+    driver.running = [Job([first], placement, lent=2.0)]
+    waiting = Job([second], placement, group="a group that holds both devices")
+    driver.queued = [waiting]
+    released = []
+    monkeypatch.setattr(driver, "_remove", released.append)
+    monkeypatch.setattr(driver, "_reserve", lambda _: pytest.fail("it reserved devices that are lent"))
+    driver._start_queued()
+    assert released == [waiting] and driver.queued == [waiting]
