@@ -423,7 +423,8 @@ class _Driver:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if "RAY_ADDRESS" not in os.environ:
-            os.environ.update(PRIVATE_RAY)
+            # A worker that loses this driver would kill the guard, which is there to end all that is below it.
+            os.environ.update(PRIVATE_RAY, RAY_kill_child_processes_on_worker_exit="false")
         import ray
 
         already = ray.is_initialized()
