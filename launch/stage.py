@@ -54,7 +54,6 @@ PRIVATE_RAY = {
     "RAY_worker_niceness": "0",
 }
 ROOMS = ("launch", "recipes", "data_prep", "sft_objectives", "rl_stage", "evaluation", "verl_cpu")
-GUARD_SECONDS = 20.0  # to end what is below it
 _POSITION = struct.Struct("qq")  # index of the request in work, peak bytes since it began
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "can't allocate memory", "bad_alloc", "cannot allocate memory")
@@ -455,14 +454,11 @@ class _Watch:
         try:
             self._follow(process)
         finally:
-            # The guard ends the tree; killed itself, it would leave what has a session of its own, should we be dying.
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                process.wait(GUARD_SECONDS)
-            except subprocess.TimeoutExpired:
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
         end_processes(job["tag"])
         self._collect()
         for entry in self.entries:
