@@ -6,6 +6,8 @@ cache), the logits stay intact until `overwrite_with_gradient` turns them into t
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -18,18 +20,24 @@ TILE_BYTES = {"cpu": 2**23, "cuda": 2**27}
 
 TOP_K_BLOCK = 128
 
+SMALLEST_MASS = 1e-30
+"""Probabilities whose sum is below lose words that count to underflow."""
+
+OfTile = Callable[[int], Tensor]
 Words = tuple[Tensor, Tensor]  # (n, K) ids and gradients
-Expected = tuple[list[Tensor], Tensor]  # weights of each tile, (n, 1) gradients
+Expected = tuple[OfTile, Tensor]  # weights of a tile by its place, (n, 1) gradients
 Outside = tuple[Tensor, Tensor, Tensor]  # (n, K) ids, (n, 1) log of the other words' sum, (n, 1) gradients
-Upstream = tuple[Tensor, list[Words], list[Expected], list[Outside], Tensor]
-"""(n, 1) gradients at log_p_label, those at the other statistics, and their (n, 1) total, which multiplies -p."""
+Upstream = tuple[Tensor, list[Words], list[Expected], list[Outside], Tensor | None, Tensor]
+"""(n, 1) gradients at log_p_label, those at the other statistics (None at mean_log_p where it was not asked for), and
+their (n, 1) total, which multiplies -p."""
 
 
 class ChunkStudent(Student):
     """The statistics from an (n, V) float32 or float64 buffer of logits, which is overwritten.
 
-    labels: (n,) int64 in [0, V). whole: call back with all rows at once, not tile by tile (for callables that multiply
-    matrices). differentiable: statistics are leaves that remember what they were asked for; otherwise all are detached.
+    labels: (n,) int64 in [0, V). whole: call back with all rows at once, not tile by tile, and keep the weights (for
+    callables that multiply matrices). differentiable: statistics are leaves that remember what they were asked for;
+    otherwise all are detached.
     """
 
     def __init__(self, logits: Tensor, labels: Tensor, *, whole: bool, differentiable: bool) -> None:
@@ -39,10 +47,12 @@ class ChunkStudent(Student):
         self._logits = logits
         self._differentiable = differentiable
         row_bytes = self.vocab_size * dtype.itemsize
+        self._whole = whole
         size = n if whole else TILE_BYTES[logits.device.type] // row_bytes
         self._tiles = _slices(n, size)
         self._words: list[tuple[Tensor, Tensor]] = []  # ids, leaf
-        self._expected: list[tuple[list[Tensor], Tensor, Tensor]] = []  # weights of each tile, their sum, leaf
+        self._expected: list[tuple[OfTile, Tensor, Tensor]] = []  # weights, their sum, leaf
+        self._mean: Tensor | None = None  # leaf
         self._outside: list[tuple[Tensor, Tensor, Tensor]] = []  # ids, log of the other words' sum, leaf
         self.has_gradient = torch.zeros_like(labels, dtype=torch.bool)
         """(n,) the rows of which `overwrite_with_gradient` gave one that is not zero."""
@@ -86,21 +96,31 @@ class ChunkStudent(Student):
         return leaf
 
     def expected_log_p(self, weights: OfChunk) -> Tensor:
-        kept, sums, values = [], [], []
+        kept: list[Tensor] = []
+        sums, values = [], []
         with torch.no_grad():
             for tile in self._tiles:
-                log_p = self._tile(tile)
-                w = weights(self._chunk(tile))
+                chunk = self._chunk(tile)
+                log_p, w = chunk.logits, weights(chunk)
                 value = torch.linalg.vecdot(w, log_p)
                 if not bool(value.isfinite().all()):  # 0 * inf, which counts 0
                     value = (w * log_p.masked_fill(w == 0, 0)).sum(-1)
-                kept.append(w)
+                if self._whole:
+                    kept.append(w)
                 sums.append(w.sum(-1))
                 values.append(value)
             leaf = self._leaf(torch.cat(values))
         if self._remembers():
-            self._expected.append((kept, torch.cat(sums), leaf))
+            again: OfTile = kept.__getitem__ if self._whole else lambda place: weights(self._chunk(self._tiles[place]))
+            self._expected.append((again, torch.cat(sums), leaf))
         return leaf
+
+    @property
+    def mean_log_p(self) -> Tensor:
+        if self._mean is None:
+            with torch.no_grad():
+                self._mean = self._leaf(torch.cat([self._tile(tile).mean(-1) for tile in self._tiles]))
+        return self._mean
 
     @torch.no_grad()
     def statistic(self, of_chunk: OfChunk) -> Tensor:
@@ -133,13 +153,13 @@ class ChunkStudent(Student):
         with torch.no_grad():
             outside = torch.empty_like(self._logsumexp)  # log of the other words' mass
             for tile in self._tiles:
-                z = self._tile(tile)
-                inside = z.gather(1, ids[tile])
-                z.scatter_(1, ids[tile], -torch.inf)
-                peak = z.amax(-1, keepdim=True).clamp_(min=torch.finfo(z.dtype).min)
-                shifted = torch.sub(z, peak, out=self._scratch[: len(z)])
-                outside[tile] = shifted.exp_().sum(-1, keepdim=True).log_().add_(peak)
-                z.scatter_(1, ids[tile], inside)
+                log_p = self._tile(tile)
+                p = torch.softmax(log_p, -1, out=self._scratch[: len(log_p)])
+                mass = p.scatter_(1, ids[tile], 0).sum(-1, keepdim=True)
+                if bool((mass > SMALLEST_MASS).all()):
+                    outside[tile] = mass.log_()
+                else:
+                    outside[tile] = log_p.scatter(1, ids[tile], -torch.inf).logsumexp(-1, keepdim=True)
             leaf = self._leaf(outside.squeeze(-1).clone())
         if self._remembers():
             self._outside.append((ids, outside.clamp_(min=torch.finfo(outside.dtype).min), leaf))
@@ -154,15 +174,26 @@ class ChunkStudent(Student):
         upstream = self._upstream(losses, scale)
         if upstream is None:
             return self._logits.zero_()
-        label, words, expected, outside, total = upstream
+        label, words, expected, outside, mean, total = upstream
+        smallest = math.log(SMALLEST_MASS)
         for place, tile in enumerate(self._tiles):
             z = self._logits[tile]
-            others = self._dense_terms(place, [], outside)
-            torch.softmax(z, -1, out=z).mul_(-total[tile])
+            scaled = len(outside) == 1 and bool((outside[0][1][tile] > smallest).all())
+            others = self._dense_terms(place, [], [] if scaled else outside, None)
+            weights = [(of_tile(place), gradient[tile]) for of_tile, gradient in expected]
+            torch.softmax(z, -1, out=z)
+            if scaled:  # the softmax over the other words is p / their mass
+                ids, logsumexp, gradient = (tensor[tile] for tensor in outside[0])
+                inside = z.gather(1, ids).mul_(-total[tile])
+                z.mul_(gradient * (-logsumexp).exp() - total[tile]).scatter_(1, ids, inside)
+            else:
+                z.mul_(-total[tile])
             if others is not None:
                 z.add_(others)
-            for kept, gradient in expected:
-                z.addcmul_(gradient[tile], kept[place])
+            for w, gradient in weights:
+                z.addcmul_(gradient, w)
+            if mean is not None:
+                z.add_(mean[tile] / self.vocab_size)
             z.scatter_add_(1, self.labels[tile].unsqueeze(-1), label[tile])
             for ids, gradient in words:
                 z.scatter_add_(1, ids[tile], gradient[tile])
@@ -174,12 +205,14 @@ class ChunkStudent(Student):
             return None
         leaves = [self._log_p_label]
         leaves += [leaf for *_, leaf in (*self._words, *self._expected, *self._outside)]
+        leaves += [] if self._mean is None else [self._mean]
         found = list(torch.autograd.grad(losses, leaves, scale.to(losses.dtype), materialize_grads=True))
         label = found.pop(0).unsqueeze(-1)
         words = [(ids, found.pop(0)) for ids, _ in self._words]
-        expected = [(kept, found.pop(0).unsqueeze(-1)) for kept, *_ in self._expected]
+        expected = [(of_tile, found.pop(0).unsqueeze(-1)) for of_tile, *_ in self._expected]
         outside = [(ids, logsumexp, found.pop(0).unsqueeze(-1)) for ids, logsumexp, _ in self._outside]
-        total = label.clone()
+        mean = found.pop(0).unsqueeze(-1) if found else None
+        total = label.clone() if mean is None else label + mean
         for _, gradient in words:
             total += gradient.sum(-1, keepdim=True)
         for (_, sums, _), (_, gradient) in zip(self._expected, expected, strict=True):
@@ -187,18 +220,25 @@ class ChunkStudent(Student):
         for *_, gradient in outside:
             total += gradient
         at_leaves = [label, *(gradient for *_, gradient in (*words, *expected, *outside))]
+        at_leaves += [] if mean is None else [mean]
         self.has_gradient = torch.stack([(gradient != 0).any(-1) for gradient in at_leaves]).any(0)
-        return label, words, expected, outside, total
+        return label, words, expected, outside, mean, total
 
-    def _dense_terms(self, place: int, expected: list[Expected], outside: list[Outside]) -> Tensor | None:
+    def _dense_terms(
+        self, place: int, expected: list[Expected], outside: list[Outside], mean: Tensor | None
+    ) -> Tensor | None:
         """(m, V) terms of a tile's gradient that are neither softmax nor single words, new; None if there are none."""
         tile, dense = self._tiles[place], None
         for ids, logsumexp, gradient in outside:
             z = self._tile(tile).scatter(1, ids[tile], -torch.inf)
             term = z.sub_(logsumexp[tile]).exp_().mul_(gradient[tile])
             dense = term if dense is None else dense.add_(term)
-        for kept, gradient in expected:
-            dense = gradient[tile] * kept[place] if dense is None else dense.addcmul_(gradient[tile], kept[place])
+        for of_tile, gradient in expected:
+            w = of_tile(place)
+            dense = gradient[tile] * w if dense is None else dense.addcmul_(gradient[tile], w)
+        if mean is not None:
+            share = mean[tile] / self.vocab_size
+            dense = share.repeat(1, self.vocab_size) if dense is None else dense.add_(share)
         return dense
 
     def _chunk(self, tile: slice) -> Chunk:

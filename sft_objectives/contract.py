@@ -54,7 +54,7 @@ class Needs:
     """What must be provided before `loss` can be called.
 
     student: names of the statistics that `loss` reads (see `sft_objectives.student`): log_p_label, log_p,
-        expected_log_p, statistic, log_p_outside, entropy, top_k, logsumexp.
+        expected_log_p, mean_log_p, statistic, log_p_outside, entropy, top_k, logsumexp.
     references: source -> fields of `Reference`. The field "logits" means the full vocabulary: logits or live.
     columns: names of per-token data columns.
     dataset: `dataset_constants` must be called; it reads `dataset_fields`, and `dataset_top_k` cached ids per position.

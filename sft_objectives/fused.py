@@ -115,10 +115,11 @@ def fused_loss(
             student=student_of(backend, hidden),
             chunk_size=chunk_size or default_chunk_size(objective, hidden, vocab_size, trained[1]),
         )
+        buffer = batch.buffer()
         if isinstance(constants, BatchConstants):
             constants = constants.rows(rows)
         else:
-            first_pass = batch.constants_of_batch(None if sequence is None else sequence[rows])
+            first_pass = batch.constants_of_batch(None if sequence is None else sequence[rows], buffer)
             constants = first_pass.merged(constants or {})
         batch = replace(batch, constants=constants)
         if normalizer is None:
@@ -129,7 +130,7 @@ def fused_loss(
             if factor is not None:
                 scale *= factor.detach()[rows]
         scale /= normalizer
-        statistics, gradients = batch.train(scale, trained, return_statistics, accumulate_float32)
+        statistics, gradients = batch.train(scale, trained, buffer, return_statistics, accumulate_float32)
         value = (scale.double() * statistics["loss"]).sum().to(dtype)
     if any(trained):
         inputs = [hidden, head_weight, *([] if head_bias is None else [head_bias])]
@@ -182,7 +183,7 @@ class HeadRows:
     def token_scalars(self) -> dict[str, Tensor]:
         """(n,) detached scalars of the objective's first pass, by name."""
         with torch.autocast(self._batch.hidden.device.type, enabled=False):
-            return self._batch.token_scalars()
+            return self._batch.token_scalars(self._batch.buffer())
 
     def values(self, normalizer: float, measure: Measure | None = None) -> dict[str, Tensor]:
         """(n,) float32 or float64 tensors by name: `loss`, and what `fused_loss` returns as statistics.
@@ -199,7 +200,7 @@ class HeadRows:
         with torch.no_grad(), torch.autocast(batch.hidden.device.type, enabled=False):
             dtype = _statistics_dtype(batch.hidden)
             scale = torch.full((len(batch.rows),), 1 / normalizer, dtype=dtype, device=batch.hidden.device)
-            statistics, gradients = batch.train(scale, trained, True, True)
+            statistics, gradients = batch.train(scale, trained, batch.buffer(), True, True)
         if any(trained):
             gradients = gradients[: len(self._inputs)]
             statistics["loss"] = _RowsWithGradients.apply(statistics["loss"], normalizer, gradients, *self._inputs)
@@ -217,10 +218,12 @@ def fixed_chunk_size(objective: Objective, head_weight: Tensor) -> int:
 
 def _preferred_chunk_size(objective: Objective, width: int) -> int:
     size = 2 * min(max(2 ** math.ceil(math.log2(width)), 256), 1024)
-    # dense weights take another buffer of a chunk's size, a reference's whole distribution two more
-    if any("logits" in fields for fields in objective.needs.references.values()):
-        return size // 4
-    return size // 2 if "expected_log_p" in objective.needs.student else size
+    # a reference's whole distribution takes three more buffers of a chunk's size
+    return size // 4 if _reads_whole_reference(objective) else size
+
+
+def _reads_whole_reference(objective: Objective) -> bool:
+    return any("logits" in fields for fields in objective.needs.references.values())
 
 
 def student_of(backend: str, hidden: Tensor) -> type[ChunkStudent]:
@@ -241,8 +244,8 @@ def student_of(backend: str, hidden: Tensor) -> type[ChunkStudent]:
 
 
 def default_chunk_size(objective: Objective, hidden: Tensor, vocab_size: int, trains_head: bool) -> int:
-    """Rows of a chunk: a power of two near 2 D, from 512 to 2048, at most what a quarter of the free memory holds; half
-    of that for dense weights, a quarter where the objective reads a reference's whole distribution.
+    """Rows of a chunk: a power of two near 2 D, from 512 to 2048, at most what a quarter of the free memory holds; a
+    quarter of that where the objective reads a reference's whole distribution.
 
     From about D rows on the products dominate the traffic of accumulating the (V, D) gradient. The gradient itself is
     set aside before memory is counted.
@@ -250,7 +253,7 @@ def default_chunk_size(objective: Objective, hidden: Tensor, vocab_size: int, tr
     width = hidden.shape[1]
     size = _preferred_chunk_size(objective, width)
     value_bytes = 8 if hidden.dtype == torch.float64 else 4
-    copies = 4 if "expected_log_p" in objective.needs.student else 1
+    copies = 4 if _reads_whole_reference(objective) else 1
     row_bytes = vocab_size * (copies * value_bytes + (hidden.element_size() if hidden.dtype == torch.bfloat16 else 0))
     free = _free_bytes(hidden.device) - (2 * vocab_size * width * value_bytes if trains_head else 0)
     while size > 16 and size * row_bytes > free / 4:
@@ -296,32 +299,36 @@ class _Batch:
     chunk_size: int
     measure: Measure | None = None
 
-    def token_scalars(self) -> dict[str, Tensor]:
+    def token_scalars(self, buffer: Tensor) -> dict[str, Tensor]:
         """What the objective reads in the first pass, (n,) by name."""
         needs, parts = self.objective.needs, []
         for chunk, references, columns in self._chunks():
             student = None
             if needs.batch_student:
-                student, _ = self._student(chunk, references, self._buffer(), differentiable=False)
+                student, _ = self._student(chunk, references, buffer, differentiable=False)
             parts.append(self.objective.token_scalars(student, references, columns))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def constants_of_batch(self, sequence: Tensor | None) -> BatchConstants:
+    def constants_of_batch(self, sequence: Tensor | None, buffer: Tensor) -> BatchConstants:
         """Those of the objective if this call is the global batch; sequence (n,)."""
         if not self.objective.needs.batch:
             return BatchConstants()
-        scalars = self.token_scalars()
+        scalars = self.token_scalars(buffer)
         scalars["mask"] = torch.ones_like(self.rows, dtype=torch.bool)
         if sequence is not None:
             scalars["sequence"] = sequence
         return self.objective.batch_constants(scalars, lambda local: local)
 
     def train(
-        self, scale: Tensor, trained: list[bool], with_statistics: bool, accumulate_float32: bool
+        self,
+        scale: Tensor,
+        trained: list[bool],
+        buffer: Tensor,
+        with_statistics: bool,
+        accumulate_float32: bool,
     ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
         """(n,) statistics by name, and the gradients of sum(scale * loss) for hidden, head_weight and head_bias."""
         objective, hidden = self.objective, self.hidden
-        buffer = self._buffer()
         gradients = [torch.zeros_like(hidden) if trained[0] else None, None, None]
         one_chunk = len(self.rows) <= self.chunk_size
         if trained[1]:
@@ -378,7 +385,8 @@ class _Batch:
             else:
                 for_weight[words] += share
 
-    def _buffer(self) -> Tensor:
+    def buffer(self) -> Tensor:
+        """For the logits of a chunk."""
         rows = min(self.chunk_size, len(self.rows))
         dtype = _statistics_dtype(self.hidden) if self.student is ChunkStudent else self.hidden.dtype
         return self.hidden.new_empty(rows, len(self.head_weight), dtype=dtype)

@@ -7,6 +7,7 @@ differentiable, so that `torch.autograd.grad(loss, statistics)` followed by one 
     log_p_label                 (n,)    gradient e_y - p
     log_p(ids)                  (n, K)  gradient e_k - p for each id
     expected_log_p(weights)     (n,)    gradient w - p * sum(w)
+    mean_log_p                  (n,)    gradient 1/V - p
     log_p_outside(ids)          (n,)    gradient softmax over the words outside ids, minus p
 detached
     entropy                     (n,)
@@ -20,13 +21,13 @@ Rules for a provider:
   vocabulary run in that dtype, on logits from which the row maximum was subtracted.
 - `expected_log_p(weights)` and `statistic(of_chunk)` call their argument under no_grad with a `Chunk` of n or fewer
   consecutive rows; together the chunks cover the rows, in order. A provider may call `weights` again for a chunk (it
-  is a pure function), say to form the gradient. `log_p_outside` follows from these two, as
-  `Student` shows; a provider may compute it more cheaply.
+  gives equal weights each time), say to form the gradient. `log_p_outside` and `mean_log_p` follow from these two, as
+  `Student` shows; a provider may compute them more cheaply.
 - Nothing is asked before `Objective.loss` runs, so a provider that evaluates lazily needs no declaration. One that
   wants to fuse its reductions reads `needs.student` (the names above) and `needs.top_k` beforehand.
 - A fused provider makes each differentiable statistic a leaf, runs `loss`, takes the gradient at the leaves
-  (log_p_label: a, log_p: b, expected_log_p: c, log_p_outside: d, all per row) and forms
-  dloss/dz = a e_y + scatter(ids, b) + c w + d softmax_outside - p (a + sum(b) + c sum(w) + d).
+  (log_p_label: a, log_p: b, expected_log_p: c, log_p_outside: d, mean_log_p: m, all per row) and forms
+  dloss/dz = a e_y + scatter(ids, b) + c w + d softmax_outside + m / V - p (a + sum(b) + c sum(w) + d + m).
 - References, columns and constants given to `loss` are sliced to the provider's rows; `Chunk.rows` counts from the
   provider's first row and indexes them.
 """
@@ -59,6 +60,11 @@ class Chunk:
         """(m, V) log-probabilities."""
         return self.logits.log_softmax(-1)
 
+    def p(self, temperature: float = 1.0) -> Tensor:
+        """(m, V) softmax of logits / temperature, new: it may be written on."""
+        tempered = self.logits / temperature
+        return torch.softmax(tempered, -1, out=tempered)
+
 
 OfChunk = Callable[[Chunk], Tensor]
 
@@ -84,6 +90,12 @@ class Student(ABC):
 
         weights: gives the (m, V) weights of a chunk; they carry no gradient and need not sum to 1.
         """
+
+    @property
+    def mean_log_p(self) -> Tensor:
+        """(n,) mean over the vocabulary of log p_v, differentiable."""
+        share = 1 / self.vocab_size
+        return self.expected_log_p(lambda chunk: chunk.logits.new_full((1, 1), share).expand_as(chunk.logits))
 
     @abstractmethod
     def statistic(self, of_chunk: OfChunk) -> Tensor:

@@ -88,13 +88,13 @@ class TritonStudent(ChunkStudent):
         upstream = self._upstream(losses, scale)
         if upstream is None:
             return self._logits.zero_()
-        label, words, expected, outside, total = upstream
+        label, words, expected, outside, mean, total = upstream
         ids = torch.cat([self.labels.unsqueeze(-1), *(ids for ids, _ in words)], 1)
         gradients = torch.cat([label, *(gradient for _, gradient in words)], 1)
         at_words = summed_over_equal(ids, gradients) - total * self._log_p_of(ids).exp_()
-        whole = not (expected or outside)
+        whole = not (expected or outside) and mean is None
         for place, tile in enumerate([slice(0, len(ids))] if whole else self._tiles):
-            dense = None if whole else self._dense_terms(place, expected, outside)
+            dense = None if whole else self._dense_terms(place, expected, outside, mean)
             if dense is not None:
                 at_words[tile] += dense.gather(1, ids[tile])
             self._overwrite(tile, total[tile], dense)

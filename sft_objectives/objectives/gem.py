@@ -25,15 +25,27 @@ class Gem(Objective):
 
     @property
     def needs(self) -> Needs:
-        scripts = {"statistic"} if self.variant == "logsigmoid" else set()
-        return Needs(student=frozenset({"log_p_label", "expected_log_p"} | scripts))
+        return Needs(student=frozenset({"log_p_label", "expected_log_p"}))
 
     def loss(self, student, references, columns, constants):
-        label = 1 if self.variant == "linear" else student.statistic(lambda chunk: self._weights(chunk).sum(-1))
-        return -label * student.log_p_label + self.weight * student.expected_log_p(self._weights)
-
-    def _weights(self, chunk):
-        w = (chunk.logits / self.temperature).softmax(-1)
         if self.variant == "linear":
+            return -student.log_p_label + self.weight * student.expected_log_p(self._sharpened)
+        import torch
+
+        sums = {}
+
+        def weights(chunk):
+            w = self._sharpened(chunk).mul_(_agreement(chunk))
+            sums[chunk.rows.start] = w.sum(-1)
             return w
-        return w * (0.01 * (chunk.logits - chunk.logits.gather(1, chunk.labels.unsqueeze(-1)))).sigmoid()
+
+        expected = student.expected_log_p(weights)
+        return -torch.cat(list(sums.values())) * student.log_p_label + self.weight * expected
+
+    def _sharpened(self, chunk):
+        return chunk.p(self.temperature)
+
+
+def _agreement(chunk):
+    """(m, V) s_v."""
+    return chunk.logits.sub(chunk.logits.gather(1, chunk.labels.unsqueeze(-1))).mul_(0.01).sigmoid_()

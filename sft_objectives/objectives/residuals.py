@@ -111,11 +111,10 @@ class Uniform(Residual):
 
     @property
     def needs(self) -> Needs:
-        return Needs(student=frozenset({"expected_log_p"}))
+        return Needs(student=frozenset({"mean_log_p"}))
 
     def cross_entropy(self, student, references):
-        uniform = 1 / student.vocab_size
-        return -student.expected_log_p(lambda chunk: chunk.logits.new_full((1, 1), uniform).expand_as(chunk.logits))
+        return -student.mean_log_p
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +130,7 @@ class Sharpened(Residual):
         return Needs(student=frozenset({"expected_log_p"}))
 
     def cross_entropy(self, student, references):
-        return -student.expected_log_p(lambda chunk: (chunk.logits / self.temperature).softmax(-1))
+        return -student.expected_log_p(lambda chunk: chunk.p(self.temperature))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ def described(pid):
     return "gone"
 
 
-def kill_one(driver, store, moments, stages=3, seconds=12):
+def kill_one(driver, store, moments, stages, seconds):
     """Kill -9 the driver, a process of a stage or a Ray worker within `seconds` of the start of one of the next stages.
 
     Returns the victim's name, None if the driver ended before.
@@ -159,32 +159,39 @@ def kill_one(driver, store, moments, stages=3, seconds=12):
     return None
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=[] if seed < 3 else [pytest.mark.slow]) for seed in range(TRIALS)]
-)
-def test_kills_at_seeded_moments_leave_what_an_undisturbed_run_leaves(tmp_path, undisturbed, seed):
-    moments = random.Random(seed)
-    root = tmp_path / "runs"
+def kill_and_finish(root, overrides, moments, kills, limit):
+    """One driver after another with a kill each, as `kill_one` with these (stages, seconds); then one to the end.
+
+    limit: seconds of a driver that nobody kills. Nothing but what is published may be left.
+    """
     store = Store(root)
     shared = set(os.listdir("/dev/shm"))
     killed = []
-    for _ in range(3):
-        driver = start(root, *DETERMINISTIC, "run.retries=9")
+    for stages, seconds in kills:
+        driver = start(root, *overrides, "run.retries=9")
         try:
-            killed.append(kill_one(driver, store, moments))
+            killed.append(kill_one(driver, store, moments, stages, seconds))
             if killed[-1] not in ("driver", None) and moments.random() < 0.5:
-                driver.wait(timeout=500)  # the driver itself repeats the stage
+                driver.wait(timeout=limit)  # the driver itself repeats the stage
         finally:
             driver.kill()
             driver.wait()
         if killed[-1] is None:
             break
     assert any(killed), "the trial killed nothing"
-    finish(start(root, *DETERMINISTIC), root, 500)
-    assert payloads(root) == undisturbed
+    finish(start(root, *overrides), root, limit)
     assert not list(root.glob("*/.tmp-*")) and not list(root.glob("*/.lease-*")) and store.list_drivers() == []
     assert not [name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("psm_")]
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[] if seed < 3 else [pytest.mark.slow]) for seed in range(TRIALS)]
+)
+def test_kills_at_seeded_moments_leave_what_an_undisturbed_run_leaves(tmp_path, undisturbed, seed):
+    root = tmp_path / "runs"
+    kill_and_finish(root, DETERMINISTIC, random.Random(seed), [(3, 12)] * 3, 500)
+    assert payloads(root) == undisturbed
 
 
 @pytest.mark.slow
@@ -221,27 +228,12 @@ def on_target(root, address):
 @pytest.mark.parametrize("seed", range(4))
 def test_kills_during_rl_and_evaluation_leave_a_complete_run(tmp_path, undisturbed_to_the_end, seed):
     """What does not depend on RL is equal to the byte; the intervals of what does overlap those of undisturbed runs."""
-    moments = random.Random(100 + seed)
     root = tmp_path / "runs"
     shutil.copytree(undisturbed_to_the_end, root)
     for kind in ("rl", "evaluate", "microworld"):
         shutil.rmtree(root / kind)
-    store = Store(root)
-    shared = set(os.listdir("/dev/shm"))
-    killed = []
-    for stages, seconds in ((1, 70), (2, 20)):  # RL first; then what of RL and of evaluation is left
-        driver = start(root, *AFTER_SFT, "run.retries=9")
-        try:
-            killed.append(kill_one(driver, store, moments, stages, seconds))
-            if killed[-1] not in ("driver", None) and moments.random() < 0.5:
-                driver.wait(timeout=700)
-        finally:
-            driver.kill()
-            driver.wait()
-        if killed[-1] is None:
-            break
-    assert any(killed), "the trial killed nothing"
-    finish(start(root, *AFTER_SFT), root, 700)
+    # RL first; then what of RL and of evaluation is left
+    kill_and_finish(root, AFTER_SFT, random.Random(100 + seed), [(1, 70), (2, 20)], 700)
     wanted, found = payloads(undisturbed_to_the_end), payloads(root)
     assert found.keys() == wanted.keys()
     of_rl = {record["fingerprint"] for address, record in records(root).items() if address.parts[0] == "rl"}
@@ -252,8 +244,6 @@ def test_kills_during_rl_and_evaluation_leave_a_complete_run(tmp_path, undisturb
             for name in ("greedy", "tokens_mean"):
                 mine, theirs = (on_target(at, address)[name] for at in (root, undisturbed_to_the_end))
                 assert mine["low"] <= theirs["high"] and theirs["low"] <= mine["high"], (name, mine, theirs)
-    assert not list(root.glob("*/.tmp-*")) and not list(root.glob("*/.lease-*")) and store.list_drivers() == []
-    assert not [name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("psm_")]
 
 
 # Two Ray nodes of this machine.

@@ -9,7 +9,7 @@ import torch
 
 import sft_objectives
 from sft_objectives import BatchConstants, Reference, fused, fused_loss, load, token_losses
-from sft_objectives.chunk_student import largest
+from sft_objectives.chunk_student import ChunkStudent, largest
 
 VARIANTS = [
     *((name, {}) for name in sft_objectives.names()),
@@ -175,6 +175,21 @@ def test_nothing_supervised_gives_zeros(name, settings, problem):
     value, gradients, statistics = problem.fused(load(name, **settings), normalizer=1)
     assert value == 0 and all((gradient == 0).all() for gradient in gradients)
     assert all((values == 0).all() for values in statistics.values())
+
+
+@pytest.mark.parametrize("gap", [0.0, 10.0, 60.0, 80.0, 300.0])
+def test_the_mass_outside_and_its_gradient_are_exact_however_small_it_is(gap):
+    z = torch.tensor([[gap, 0.0, -1.0, 2.0], [0.5, 0.0, -1.0, 2.0]])
+    ids, scale = torch.tensor([[0, 0], [0, 3]]), torch.tensor([1.0, -2.0])
+    exact = z.double().requires_grad_()
+    outside = exact.scatter(1, ids, -torch.inf).logsumexp(-1) - exact.logsumexp(-1)
+    expected = torch.autograd.grad((scale * outside).sum(), exact)[0]
+    student = ChunkStudent(z.clone(), torch.tensor([1, 1]), whole=False, differentiable=True)
+    found = student.log_p_outside(ids)
+    torch.testing.assert_close(found.double(), outside, rtol=1e-6, atol=1e-6)
+    gradient = student.overwrite_with_gradient(found, scale).double()
+    rounding = 1e-7 * (10 + gap)  # of log-probabilities of that size
+    torch.testing.assert_close(gradient, expected, rtol=rounding, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["sft", "eaft", "idft", "gem", "lp_sft", "sft_kl", "label_smoothing", "target_sft"])

@@ -23,6 +23,7 @@ def test_statistics_and_their_gradients(rows):
         (student.log_p_label, log_p.gather(1, labels[:, None]).squeeze(1)),
         (student.log_p(ids).sum(-1), log_p.gather(1, ids).sum(-1)),
         (student.expected_log_p(lambda chunk: chunk.logits**2), (squares * log_p).sum(-1)),
+        (student.mean_log_p, log_p.mean(-1)),
         (student.log_p_outside(ids), outside),
     ]:  # fmt: skip
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
