@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.devices import list_devices
 from launch.plan import Plan
 from launch.stage import ROOT
 from launch.store import Store, host, packages
@@ -79,16 +80,15 @@ def _fetch(name: str, revision: str | None, download: bool) -> tuple[str, str, s
 
 
 def _devices(problems: list[tuple[str, str, str]]) -> dict[str, Any]:
-    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.used", "--format=csv,noheader,nounits"]
     try:
-        text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        devices = list_devices()
     except (OSError, subprocess.SubprocessError) as error:
         problems.append(("driver", f"nvidia-smi: {error}", "install the NVIDIA driver, or choose platform=cpu"))
         return {"devices": []}
-    rows = [line.split(", ") for line in text.splitlines()]
-    for index, (_, _, used) in enumerate(rows):
-        if used.isdecimal() and int(used) > 1024:  # some devices answer [N/A]
-            problems.append(("device memory", f"device {index} has {used} MiB in use", "end the process that holds it"))
+    for device in devices:
+        if device.busy:
+            seen = f"device {device.index} has {device.used_mib} MiB in use"
+            problems.append(("device memory", seen, "end the process that holds it"))
     versions = "import torch; print(torch.version.cuda, torch.cuda.is_available(), torch.cuda.nccl.version())"
     usable = False
     try:
@@ -100,7 +100,7 @@ def _devices(problems: list[tuple[str, str, str]]) -> dict[str, Any]:
         nccl = "torch does not answer within 300 s"
     if not usable:
         problems.append(("NCCL", nccl, "install the gpu extra whose CUDA this driver supports"))
-    return {"devices": [f"{name} (driver {driver})" for name, driver, _ in rows], "nccl": nccl}
+    return {"devices": [f"{device.name} (driver {device.driver})" for device in devices], "nccl": nccl}
 
 
 def judge(plan: Plan, probes: Sequence[Mapping[str, Any]], seen: Sequence[set[str]]) -> list[Finding]:

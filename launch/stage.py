@@ -33,6 +33,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, get_args, get_origin
 
+from launch.devices import wait_until_free
 from launch.store import (
     ATTEMPT_VARIABLE,
     Corrupt,
@@ -54,6 +55,7 @@ PRIVATE_RAY = {
     "RAY_worker_niceness": "0",
 }
 ROOMS = ("launch", "recipes", "data_prep", "sft_objectives", "rl_stage", "evaluation", "verl_cpu")
+FREE_WITHIN = 60.0  # seconds that a device may take to give back the memory of processes that have ended
 _POSITION = struct.Struct("qq")  # index of the request in work, peak bytes since it began
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "can't allocate memory", "bad_alloc", "cannot allocate memory")
@@ -414,6 +416,10 @@ def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
             waiting.append(entry)
         except Corrupt as error:
             settle(entry, {"outcome": "config", "message": str(error), "damaged": fingerprint})
+    if waiting and (taken := _taken_devices(waiting[0]["stage"], job["cluster"])):
+        for entry in waiting:
+            settle(entry, taken)
+        waiting = []
     if waiting:
         # the driver's directory is on this node if the driver is; Ray's sockets need a short path
         temporary = tempfile.mkdtemp(prefix="s", dir=job["temporary"] if os.path.isdir(job["temporary"]) else "/tmp")
@@ -423,6 +429,21 @@ def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
             end_processes(job["tag"])
             shutil.rmtree(temporary, ignore_errors=True)
     return [results[entry["stage"].fingerprint] for entry in job["stages"]]
+
+
+def _taken_devices(stage: Any, cluster: str | None) -> dict[str, str] | None:
+    """The result of a stage whose devices, which Ray gave to it alone, are still held by a process; None if free."""
+    if stage.settings["platform"]["name"] != "gpu" or cluster is not None or stage.placement["gpus_per_node"] < 1:
+        return None
+    try:
+        busy = wait_until_free(os.environ["CUDA_VISIBLE_DEVICES"].split(","), FREE_WITHIN)
+    except (OSError, subprocess.SubprocessError) as error:
+        message = f"nvidia-smi does not say whether the devices are free ({error}); install the NVIDIA driver's tools"
+        return {"outcome": "config", "message": message}
+    if not busy:
+        return None
+    held = ", ".join(f"device {device.index} has {device.used_mib} MiB in use" for device in busy)
+    return {"outcome": "fault", "message": f"{held} after {FREE_WITHIN:g} s; end the process that holds it"}
 
 
 class _Watch:

@@ -125,26 +125,36 @@ def described(pid):
     return "gone"
 
 
-def kill_one(driver, store, moments, stages, seconds):
-    """Kill -9 the driver, a process of a stage or a Ray worker within `seconds` of the start of one of the next stages.
-
-    Returns the victim's name, None if the driver ended before.
-    """
+def wait_for_moment(driver, store, moments, stages, seconds):
+    """Wait for the start of one of the next stages, and up to `seconds` more."""
     begun = len(list(store.root.glob("*/*.logs/attempt-*.request.json")))
     target = begun + moments.randrange(stages)
     while driver.poll() is None and len(list(store.root.glob("*/*.logs/attempt-*.request.json"))) <= target:
         time.sleep(0.05)
     time.sleep(moments.uniform(0, seconds))
+
+
+def assert_they_end(processes, seconds=60):
+    """processes: gives the ids of those that are left."""
+    deadline = time.monotonic() + seconds
+    while left := processes():
+        assert time.monotonic() < deadline, f"processes are left: {[described(pid) for pid in left]}"
+        time.sleep(0.1)
+
+
+def kill_one(driver, store, moments, stages, seconds):
+    """Kill -9 the driver, a process of a stage or a Ray worker at a moment of `wait_for_moment`.
+
+    Returns the victim's name, None if the driver ended before.
+    """
+    wait_for_moment(driver, store, moments, stages, seconds)
     victim = moments.choice(VICTIMS)
     while driver.poll() is None:  # between two stages there is no process of either kind
         runs = [found.run for found in store.list_drivers()]
         if victim == "driver":
             driver.kill()
             driver.wait()
-            deadline = time.monotonic() + 60
-            while left := [pid for run in runs for pid in attempt_processes(run)]:
-                assert time.monotonic() < deadline, f"processes outlive their driver: {[described(p) for p in left]}"
-                time.sleep(0.1)
+            assert_they_end(lambda runs=runs: [pid for run in runs for pid in attempt_processes(run)])
             return victim
         if victim == "stage":
             chosen = [pid for run in runs for pid in attempt_processes(run)]
@@ -180,6 +190,12 @@ def kill_and_finish(root, overrides, moments, kills, limit):
             break
     assert any(killed), "the trial killed nothing"
     finish(start(root, *overrides), root, limit)
+    assert_nothing_else_is_left(store, shared)
+
+
+def assert_nothing_else_is_left(store, shared):
+    """shared: names of the shared-memory segments that were there before."""
+    root = store.root
     assert not list(root.glob("*/.tmp-*")) and not list(root.glob("*/.lease-*")) and store.list_drivers() == []
     assert not [name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("psm_")]
 
@@ -246,6 +262,59 @@ def test_kills_during_rl_and_evaluation_leave_a_complete_run(tmp_path, undisturb
                 assert mine["low"] <= theirs["high"] and theirs["low"] <= mine["high"], (name, mine, theirs)
 
 
+@contextlib.contextmanager
+def cluster_of(nodes, monkeypatch):
+    """A Ray cluster on this machine: a head, which keeps the driver, and nodes of one logical device. Gives `replace`.
+
+    replace(): kills the youngest node without warning and adds another.
+    """
+    from ray.cluster_utils import Cluster
+
+    quiet = {"include_dashboard": False, "object_store_memory": 300 * 2**20}
+    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as short:
+        cluster = Cluster(True, head_node_args={"num_cpus": 4, "num_gpus": 0, "temp_dir": short, **quiet})
+        alive = []
+
+        def add():
+            alive.append(cluster.add_node(num_cpus=16, num_gpus=1, object_store_memory=300 * 2**20))
+
+        def replace():
+            cluster.remove_node(alive.pop(), allow_graceful=False)
+            add()
+
+        try:
+            for _ in range(nodes):
+                add()
+            cluster.wait_for_nodes()
+            monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+            yield replace
+        finally:
+            cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(4))
+def test_nodes_killed_at_seeded_moments_leave_what_an_undisturbed_run_leaves(tmp_path, undisturbed, monkeypatch, seed):
+    moments = random.Random(200 + seed)
+    root = tmp_path / "runs"
+    store = Store(root)
+    shared = set(os.listdir("/dev/shm"))
+    with cluster_of(1, monkeypatch) as replace:
+        driver = start(root, *DETERMINISTIC, "run.retries=9", "platform.gpus_per_node=1")
+        for _ in range(3):
+            wait_for_moment(driver, store, moments, 2, 12)
+            runs = [found.run for found in store.list_drivers()]
+            before = [pid for run in runs for pid in attempt_processes(run)]
+            replace()
+            assert_they_end(lambda before=before: [pid for pid in before if psutil.pid_exists(pid)])
+        finish(driver, root, 600)
+    ledger = [json.loads(line) for line in (root / "costs.jsonl").read_text().splitlines()]
+    assert [row for row in ledger if row["outcome"] == "lost"], "the trial killed nothing"
+    assert payloads(root) == undisturbed
+    assert_nothing_else_is_left(store, shared)
+
+
 # Two Ray nodes of this machine.
 SPREAD = [
     "objective=lp_sft",
@@ -272,30 +341,16 @@ def under_way(root, kind):
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_a_node_lost_in_each_long_stage_is_survived(tmp_path, monkeypatch):
-    from ray.cluster_utils import Cluster
-
     root = tmp_path / "runs"
-    quiet = {"include_dashboard": False, "object_store_memory": 300 * 2**20}
-    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as short:
-        cluster = Cluster(True, head_node_args={"num_cpus": 4, "num_gpus": 0, "temp_dir": short, **quiet})
-        nodes = []
-        try:
-            for _ in range(2):
-                nodes.append(cluster.add_node(num_cpus=16, num_gpus=1, object_store_memory=300 * 2**20))
-            cluster.wait_for_nodes()
-            monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-            driver = start(root, *SPREAD)
-            for kind in ("sft", "rl", "evaluate"):
-                deadline = time.monotonic() + 900
-                while not under_way(root, kind):
-                    assert driver.poll() is None and time.monotonic() < deadline, log_of(root).read_text()[-4000:]
-                    time.sleep(0.1)
-                # the younger one: the driver of this test has its own node, the head
-                cluster.remove_node(nodes.pop(), allow_graceful=False)
-                nodes.append(cluster.add_node(num_cpus=16, num_gpus=1, object_store_memory=300 * 2**20))
-            finish(driver, root, 1200)
-        finally:
-            cluster.shutdown()
+    with cluster_of(2, monkeypatch) as replace:
+        driver = start(root, *SPREAD)
+        for kind in ("sft", "rl", "evaluate"):
+            deadline = time.monotonic() + 900
+            while not under_way(root, kind):
+                assert driver.poll() is None and time.monotonic() < deadline, log_of(root).read_text()[-4000:]
+                time.sleep(0.1)
+            replace()
+        finish(driver, root, 1200)
     kinds = sorted(address.parts[0] for address in records(root))
     assert kinds == ["cache", "evaluate", "evaluate", "evaluate", "prepare", "pretrain", "rl", "sft"]
     ledger = [json.loads(line) for line in (root / "costs.jsonl").read_text().splitlines()]

@@ -117,7 +117,7 @@ def gpu_node(tmp_path, monkeypatch):
     monkeypatch.setattr("launch.check.importlib.util.find_spec", lambda name: None)
 
     def say(used=4, torch="echo '13.0 True (2, 28, 9)'", attention="sdpa"):
-        for name, line in (("nvidia-smi", f"echo 'NVIDIA H100, 580.65, {used}'"), ("python", torch)):
+        for name, line in (("nvidia-smi", f"echo '0, GPU-0, NVIDIA H100, 580.65, {used}'"), ("python", torch)):
             (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
             (tmp_path / name).chmod(0o755)
         settings = {"root": str(tmp_path / "runs"), "token": "t", "models": [], "hub": [], "prefetch": False}

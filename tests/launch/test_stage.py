@@ -135,6 +135,47 @@ def test_environment_hides_the_drivers_ray_and_carries_the_platforms(monkeypatch
     assert (env["RAY_ADDRESS"], env["CUDA_VISIBLE_DEVICES"]) == ("10.0.0.1:6379", "1") and "VERL_PLATFORM" not in env
 
 
+@pytest.fixture
+def on_device_0(tmp_path, monkeypatch):
+    """Gives (store, stage, answer): a stage on device 0 of 2, and what sets the lines that nvidia-smi prints."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+
+    def answer(script):
+        (tools / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tools / "nvidia-smi").chmod(0o755)
+
+    return Store(tmp_path), toy.steps(placement={"gpus_per_node": 1}, platform={"name": "gpu"}), answer
+
+
+LINES = "echo '0, GPU-a, NVIDIA H100, 580.65, {}'\necho '1, GPU-b, NVIDIA H100, 580.65, 70000'"
+
+
+def test_a_stage_waits_until_its_own_device_is_free(on_device_0, tmp_path):
+    store, stage, answer = on_device_0
+    mark = tmp_path / "asked"
+    answer(f"if [ -e {mark} ]; then\n{LINES.format(4)}\nelse\n: > {mark}\n{LINES.format(30000)}\nfi")
+    (result,) = supervise(job(store, stage))
+    assert result["outcome"] == "ok" and mark.exists()
+
+
+def test_a_device_that_stays_in_use_is_named_and_nothing_starts(on_device_0, monkeypatch):
+    store, stage, answer = on_device_0
+    monkeypatch.setattr("launch.stage.FREE_WITHIN", 0.6)
+    answer(LINES.format(30000))
+    (result,) = supervise(job(store, stage))
+    assert (result["outcome"], result["message"]) == (
+        "fault",
+        "device 0 has 30000 MiB in use after 0.6 s; end the process that holds it",
+    )
+    assert store.find(stage) is None and not list(store.logs(stage).glob("*.log"))
+    answer("exit 9")
+    (result,) = supervise(job(store, stage))
+    assert result["outcome"] == "config" and "nvidia-smi does not say" in result["message"]
+
+
 def test_runs_a_stage_and_publishes_it(tmp_path):
     store, stage = Store(tmp_path), toy.steps(count=3)
     (result,) = supervise(job(store, stage))
