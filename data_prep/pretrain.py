@@ -54,8 +54,6 @@ def run(settings: SimpleNamespace, inputs: dict[str, Path], output: Path, scratc
     from transformers import AutoTokenizer
 
     options = settings.pretrain
-    if options.hidden % options.heads:
-        raise ValueError(f"model.pretrain.heads={options.heads}: must divide model.pretrain.hidden={options.hidden}")
     tokenizer = AutoTokenizer.from_pretrained(inputs["data"] / "tokenizer")
     torch.set_num_threads(settings.platform.threads)
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -31,7 +31,10 @@ def list_devices() -> list[Device]:
     command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
     text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     rows = [line.split(", ") for line in text.splitlines()]
-    return [Device(*row[:4], int(row[4]) if row[4].isdecimal() else None) for row in rows]
+    return [
+        Device(index, uuid, name, driver, int(used) if used.isdecimal() else None)
+        for index, uuid, name, driver, used in rows
+    ]
 
 
 def wait_until_free(

@@ -395,12 +395,6 @@ class _Graph:
 
     def rl(self, label: str, start: str, tuned: str, prompts: str, base: tuple[Input, str | None]) -> None:
         recipe = self.recipe
-        devices = recipe.platform.gpus_per_node
-        if recipe.rl.processes > devices and recipe.rl.processes % devices:
-            raise RecipeError(
-                f"recipe {recipe.name}: rl.processes={recipe.rl.processes} does not fill whole nodes of "
-                f"platform.gpus_per_node={devices}; make it at most {devices}, or a multiple of it"
-            )
         settings = {name: _dump(getattr(recipe, name)) for name in ("rl", "data", "model", "platform")} | {
             "seed": recipe.seed
         }

@@ -48,6 +48,12 @@ class Pretrain(Section):
     skills: list[str] = setting([], "which skills' text to train on; empty: all")
     seed: int = setting(0, "initial weights and batch order")
 
+    @model_validator(mode="after")
+    def _heads(self) -> Pretrain:
+        if self.hidden % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide hidden={self.hidden}; change either")
+        return self
+
 
 class ReferenceModel(Section):
     """A frozen model that an objective reads; it is made or fetched only when an objective asks."""
@@ -382,6 +388,76 @@ class Recipe(Section):
                 f"model.pretrain.heads={pretrain.heads}: {width:g} of model.pretrain.hidden={pretrain.hidden} each; "
                 f"vLLM's attention on a CPU allows {allowed}; change either"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sft_sizes(self) -> Recipe:
+        sft = self.sft
+        if sft.processes % sft.sequence_parallel:
+            raise ValueError(
+                f"sft.processes={sft.processes} is not a multiple of sft.sequence_parallel={sft.sequence_parallel}"
+            )
+        if sft.sequence_parallel > 1 and not (sft.packed and self.model.attention == "flash_attention_2"):
+            # verl spreads sequences over devices inside the flash attention call; another kernel would cut attention
+            raise ValueError(
+                f"sft.sequence_parallel={sft.sequence_parallel}: more than 1 needs sft.packed=true and "
+                "model.attention=flash_attention_2"
+            )
+        ranks = sft.processes // sft.sequence_parallel
+        if sft.batch_size % ranks:
+            raise ValueError(
+                f"sft.batch_size={sft.batch_size} is not a multiple of the {ranks} data-parallel processes; change it "
+                "or sft.processes"
+            )
+        chats = sft.batch_size // ranks
+        if not sft.dynamic_batch and chats % min(sft.micro_batch_size, chats):
+            raise ValueError(
+                f"sft.micro_batch_size={sft.micro_batch_size} does not divide the {chats} chats of a device; change it "
+                "or set sft.dynamic_batch=true"
+            )
+        if sft.tokens_per_micro_batch < self.data.max_length:
+            raise ValueError(
+                f"sft.tokens_per_micro_batch={sft.tokens_per_micro_batch} holds no chat of data.max_length="
+                f"{self.data.max_length}; raise it to at least that"
+            )
+        if sft.lora and sft.regularizer.name == "l2_to_init":
+            raise ValueError(
+                "sft.lora excludes sft.regularizer.name=l2_to_init: the trained weights are not the model's; unset one"
+            )
+        if self.platform.name == "cpu" and self.model.dtype != "float32":
+            raise ValueError(f"model.dtype={self.model.dtype}: platform cpu trains in float32; set model.dtype=float32")
+        return self
+
+    @model_validator(mode="after")
+    def _rl_sizes(self) -> Recipe:
+        rl, devices = self.rl, self.platform.gpus_per_node
+        longest = rl.max_response_length
+        if not rl.enabled:
+            return self
+        if rl.mini_batch > rl.prompts or rl.prompts % rl.mini_batch:
+            raise ValueError(f"rl.mini_batch={rl.mini_batch} does not divide rl.prompts={rl.prompts}; change either")
+        if rl.processes > devices and rl.processes % devices:
+            raise ValueError(
+                f"rl.processes={rl.processes} does not fill whole nodes of platform.gpus_per_node={devices}; make it "
+                f"at most {devices}, or a multiple of it"
+            )
+        responses = rl.mini_batch * rl.samples
+        if responses % rl.processes:
+            raise ValueError(
+                f"rl.processes={rl.processes} does not divide the {responses} responses of rl.mini_batch * rl.samples; "
+                "change one of them"
+            )
+        if rl.processes % rl.tensor_parallel:
+            raise ValueError(
+                f"rl.tensor_parallel={rl.tensor_parallel} does not divide rl.processes={rl.processes}; change either"
+            )
+        if rl.tensor_parallel > 1 and self.platform.name == "cpu":
+            raise ValueError(f"rl.tensor_parallel={rl.tensor_parallel}: set 1 on platform cpu")
+        if rl.overlong.enabled and not 0 < rl.overlong.buffer <= longest:
+            raise ValueError(f"rl.overlong.buffer={rl.overlong.buffer}: allowed: 1 to rl.max_response_length={longest}")
+        late = [step for step in rl.publish_steps if not 0 < step <= rl.steps]
+        if late:
+            raise ValueError(f"rl.publish_steps={late}: allowed: 1 to rl.steps={rl.steps}")
         return self
 
     @model_validator(mode="after")

@@ -28,11 +28,9 @@ def verl_config(settings: SimpleNamespace, inputs: Mapping[str, pathlib.Path], s
 
     settings: the stage's tree {rl, data, model, platform, seed}; inputs: `model` (Hugging Face directory) and `data`
     (with rl_train.parquet and rl_val.parquet); scratch: where checkpoints go. `rl.verl` is merged last and may hold
-    any other key of verl. Raises ValueError naming the key for a key verl does not have, and naming our field for
-    sizes that do not fit together.
+    any other key of verl. Raises ValueError naming the key for a key verl does not have.
     """
     rl, on_cpu = settings.rl, settings.platform.name == "cpu"
-    check_sizes(settings)
     config = compose_verl()
     for section in (
         _data(settings, inputs),
@@ -48,34 +46,6 @@ def verl_config(settings: SimpleNamespace, inputs: Mapping[str, pathlib.Path], s
     merge_passthrough(config, rl.verl)
     validate(config)
     return config
-
-
-def check_sizes(settings: SimpleNamespace) -> None:
-    """Raise ValueError where batch, group and device counts do not divide, or modes do not combine."""
-    rl, platform = settings.rl, settings.platform
-    if rl.mini_batch > rl.prompts or rl.prompts % rl.mini_batch:
-        raise ValueError(f"rl.mini_batch: {rl.mini_batch} must divide rl.prompts ({rl.prompts})")
-    if rl.mini_batch * rl.samples % rl.processes:
-        raise ValueError(
-            f"rl.processes: {rl.processes} must divide rl.mini_batch * rl.samples ({rl.mini_batch * rl.samples})"
-        )
-    if rl.processes % rl.tensor_parallel:
-        raise ValueError(f"rl.tensor_parallel: {rl.tensor_parallel} must divide rl.processes ({rl.processes})")
-    if rl.processes > platform.gpus_per_node and rl.processes % platform.gpus_per_node:
-        raise ValueError(
-            f"rl.processes: {rl.processes} must be at most platform.gpus_per_node ({platform.gpus_per_node}) "
-            "or a multiple of it"
-        )
-    if rl.overlong.enabled and not 0 < rl.overlong.buffer <= rl.max_response_length:
-        raise ValueError(
-            f"rl.overlong.buffer: {rl.overlong.buffer} must be between 1 and rl.max_response_length "
-            f"({rl.max_response_length})"
-        )
-    if platform.name == "cpu" and rl.tensor_parallel > 1:
-        raise ValueError(f"rl.tensor_parallel: {rl.tensor_parallel} must be 1 on the CPU platform")
-    late = [step for step in rl.publish_steps if not 0 < step <= rl.steps]
-    if late:
-        raise ValueError(f"rl.publish_steps: {late} must be between 1 and rl.steps ({rl.steps})")
 
 
 def compose_verl() -> DictConfig:

@@ -49,14 +49,13 @@ def verl_config(settings: SimpleNamespace, inputs: Mapping[str, Path], scratch: 
     """verl's SFT configuration for the stage's settings; imports neither torch nor verl.
 
     Composed from verl's own YAML files; `settings.sft.verl` is merged last. Raises ValueError that names the key for an
-    unknown one, and for settings that exclude each other.
+    unknown one, and for a model or cache that the objective asks for and that is not among the inputs.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf, open_dict
 
     sft, data, model = settings.sft, settings.data, settings.model
-    check(settings)
     check_models(settings, inputs)
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
@@ -163,41 +162,6 @@ def flattened(nested: Mapping[str, Any], known: DictConfig, prefix: str = "") ->
 def data_parallel(settings: SimpleNamespace) -> int:
     """Processes that see different rows."""
     return settings.sft.processes // settings.sft.sequence_parallel
-
-
-def check(settings: SimpleNamespace) -> None:
-    """Raise ValueError (one line) for settings that no run can use."""
-    sft, cpu = settings.sft, settings.platform.name == "cpu"
-    if sft.processes % sft.sequence_parallel:
-        raise ValueError(
-            f"sft.processes={sft.processes} is not a multiple of sft.sequence_parallel={sft.sequence_parallel}"
-        )
-    ranks = data_parallel(settings)
-    if sft.batch_size % ranks:
-        raise ValueError(f"sft.batch_size={sft.batch_size} is not a multiple of the {ranks} data-parallel processes")
-    micro = min(sft.micro_batch_size, sft.batch_size // ranks)
-    if not sft.dynamic_batch and (sft.batch_size // ranks) % micro:
-        raise ValueError(
-            f"sft.micro_batch_size={sft.micro_batch_size} does not divide the {sft.batch_size // ranks} chats of a "
-            "device; change it or set sft.dynamic_batch=true"
-        )
-    if sft.tokens_per_micro_batch < settings.data.max_length:
-        raise ValueError(
-            f"sft.tokens_per_micro_batch={sft.tokens_per_micro_batch} holds no chat of data.max_length="
-            f"{settings.data.max_length}; raise it to at least that"
-        )
-    if sft.sequence_parallel > 1 and not (sft.packed and settings.model.attention == "flash_attention_2"):
-        # verl spreads sequences over devices inside the flash attention call; another kernel would cut attention
-        raise ValueError("sft.sequence_parallel > 1 needs sft.packed=true and model.attention=flash_attention_2")
-    if sft.lora and sft.regularizer.name == "l2_to_init":
-        raise ValueError("sft.lora excludes sft.regularizer.name=l2_to_init: the trained weights are not the model's")
-    if cpu and settings.model.dtype != "float32":
-        raise ValueError(f"model.dtype={settings.model.dtype}: platform cpu trains in float32; set model.dtype=float32")
-    if not cpu and -(-sft.processes // settings.platform.gpus_per_node) > settings.platform.nodes:
-        raise ValueError(
-            f"sft.processes={sft.processes} exceeds platform.nodes * platform.gpus_per_node="
-            f"{settings.platform.nodes * settings.platform.gpus_per_node}"
-        )
 
 
 def check_models(settings: SimpleNamespace, inputs: Mapping[str, Path]) -> None:

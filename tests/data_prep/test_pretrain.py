@@ -152,7 +152,6 @@ def test_teacher_reads_only_its_skills(data, tmp_path):
     ("changes", "message"),
     [
         ({"skills": ["latin"]}, "unknown latin; allowed: arithmetic, reverse"),
-        ({"heads": 5}, "must divide"),
         ({"batch_size": 1000}, "only 400 documents"),
         ({"lr": 1e6}, "lower it"),
     ],

@@ -140,7 +140,7 @@ def test_outside_files_are_known_by_their_bytes(recipe, tmp_path):
 
 
 def test_sft_spreads_evenly_over_nodes_or_is_refused(recipe):
-    cluster = ["platform.nodes=2", "platform.gpus_per_node=8", "rl.processes=16"]
+    cluster = ["platform.nodes=2", "platform.gpus_per_node=8", "rl.processes=16", "sft.batch_size=144"]
 
     def placement(processes):
         plan = make_plan(recipe, [*cluster, f"sft.processes={processes}"])

@@ -62,6 +62,51 @@ def test_sharding_a_cache_bears_no_identity():
     cached(producer="vllm", tensor_parallel=4)
 
 
+LORA = {"rank": 1, "alpha": 1, "target_modules": "all-linear"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": {"pretrain": {"hidden": 192, "heads": 5}}}, "heads=5 does not divide hidden=192"),
+        ({"sft": {"batch_size": 9, "processes": 2}}, r"sft\.batch_size=9 is not a multiple of the 2"),
+        (
+            {"sft": {"batch_size": 8, "dynamic_batch": False, "micro_batch_size": 3}},
+            r"sft\.micro_batch_size=3 does not divide the 8",
+        ),
+        (
+            {"sft": {"tokens_per_micro_batch": 95}, "data": {"max_length": 96}},
+            r"sft\.tokens_per_micro_batch=95 holds no chat of data\.max_length=96",
+        ),
+        ({"sft": {"processes": 4, "sequence_parallel": 3}}, r"sft\.processes=4 is not a multiple"),
+        ({"sft": {"processes": 2, "sequence_parallel": 2, "packed": False}}, r"needs sft\.packed=true and model\.att"),
+        ({"sft": {"lora": LORA, "regularizer": {"name": "l2_to_init", "weight": 1.0}}}, r"sft\.lora excludes"),
+        (
+            {"model": {"path": "m", "dtype": "bfloat16"}, "platform": {"name": "cpu"}},
+            r"model\.dtype=bfloat16: .*float32",
+        ),
+        ({"rl": {"prompts": 8, "mini_batch": 3}}, r"rl\.mini_batch=3 does not divide rl\.prompts=8"),
+        ({"rl": {"prompts": 8, "mini_batch": 16}}, r"rl\.mini_batch=16 does not divide rl\.prompts=8"),
+        ({"rl": {"processes": 3}, "platform": {"gpus_per_node": 3}}, r"rl\.processes=3 does not divide the 1024"),
+        ({"rl": {"processes": 2, "tensor_parallel": 4}}, r"rl\.tensor_parallel=4 does not divide rl\.processes=2"),
+        (
+            {"rl": {"processes": 2, "tensor_parallel": 2}, "platform": {"name": "cpu"}},
+            r"rl\.tensor_parallel=2: set 1 on platform cpu",
+        ),
+        ({"rl": {"processes": 4}, "platform": {"gpus_per_node": 3}}, r"rl\.processes=4 does not fill whole nodes"),
+        ({"rl": {"overlong": {"enabled": True, "buffer": 0}}}, r"rl\.overlong\.buffer=0: allowed: 1 to .*=2048"),
+        ({"rl": {"publish_steps": [5, 500], "steps": 100}}, r"rl\.publish_steps=\[500\]: allowed: 1 to rl\.steps=100"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_when_planned(given, message):
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate({"model": {"path": "m"}, **given})
+
+
+def test_what_rl_refuses_does_not_matter_without_rl():
+    Recipe.model_validate({"model": {"path": "m"}, "rl": {"enabled": False, "prompts": 8, "mini_batch": 3}})
+
+
 def test_planning_imports_nothing_heavy():
     code = (
         "import sys, launch.__main__, launch.plan, launch.compose, launch.show, launch.status, launch.store\n"

@@ -125,20 +125,6 @@ def test_a_value_that_verl_refuses_is_our_error(cpu_settings, inputs, tmp_path):
         verl_config(cpu_settings(verl={"actor_rollout_ref": {"actor": {"loss_agg_mode": "median"}}}), inputs, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("rl", "said"),
-    [
-        ({"prompts": 8, "mini_batch": 3}, "rl.mini_batch: 3 must divide rl.prompts"),
-        ({"processes": 3}, "rl.processes: 3 must"),
-        ({"overlong": {"enabled": True, "buffer": 0}}, "rl.overlong.buffer"),
-        ({"publish_steps": [5]}, "rl.publish_steps"),
-    ],
-)
-def test_sizes_that_do_not_fit_together(rl, said, cpu_settings, inputs, tmp_path):
-    with pytest.raises(ValueError, match=said):
-        verl_config(cpu_settings(**rl), inputs, tmp_path)
-
-
 def test_the_lengths_that_verl_uses_are_ours(cpu_settings, inputs, tmp_path):
     config = verl_config(cpu_settings(max_prompt_length=40, max_response_length=24), inputs, tmp_path)
     OmegaConf.resolve(config)

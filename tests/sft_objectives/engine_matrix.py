@@ -5,7 +5,7 @@
 The job names a model, data, other models that serve as references, cases (label -> objective settings) and splits. For
 each case and split one global batch goes through `ObjectiveEngine.forward_backward_batch`; rank 0 writes the flattened
 gradient and the reduced metrics of training and validation to `<out>/<case>/<split>`. A split may be fused: chunks of 5
-rows in the output head. `unchecked` lets settings pass that only a GPU runs as they are.
+rows in the output head.
 """
 
 import contextlib
@@ -91,14 +91,12 @@ def main(job_path: str) -> None:
     from verl.workers.engine_workers import TrainingWorkerConfig
 
     import sft_objectives
-    from sft_objectives import sft, verl_worker
+    from sft_objectives import verl_worker
     from sft_objectives.sft import as_namespace, live_sources, verl_config
     from sft_objectives.verl_worker import ObjectiveWorker, TokenLoss
 
     verl_worker.fixed_chunk_size = lambda objective, weight: 5
     job = json.loads(Path(job_path).read_text())
-    if job["unchecked"]:
-        sft.check = lambda settings: None
     torch.set_num_threads(1)
     initialize_global_process_group()
     rank, world = dist.get_rank(), dist.get_world_size()

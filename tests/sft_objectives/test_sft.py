@@ -242,29 +242,12 @@ INPUTS = {"model": Path("model"), "data": Path("data")}
         ({"sft__verl": {"engine": {"offload": True}}}, r"no key 'engine\.offload'; allowed there: .*param_offload"),
         ({"sft__verl": {"optimizer": {"lr": 1}}}, "no key 'optimizer'; allowed there: .*optim"),
         ({"sft__verl": {"data.nothing.here": 1}}, r"no key 'data\.nothing\.here'"),
-        ({"sft__batch_size": 9, "sft__processes": 2}, r"sft\.batch_size=9 is not a multiple of the 2"),
-        ({"sft__dynamic_batch": False, "sft__micro_batch_size": 3}, r"sft\.micro_batch_size=3 does not divide the 8"),
-        ({"sft__tokens_per_micro_batch": 95}, r"sft\.tokens_per_micro_batch=95 holds no chat of data\.max_length=96"),
-        ({"sft__processes": 4, "sft__sequence_parallel": 3}, r"sft\.processes=4 is not a multiple"),
-        (
-            {"sft__sequence_parallel": 2, "sft__processes": 2, "sft__packed": False},
-            r"needs sft\.packed=true and model\.att",
-        ),
-        ({"model__dtype": "bfloat16"}, r"model\.dtype=bfloat16"),
-        ({"platform__name": "gpu", "sft__processes": 2}, r"sft\.processes=2 exceeds"),
         ({"objective": {"name": "lp_sft"}}, "'lp_sft' needs the base cache"),
         ({"objective": {"name": "asft"}}, "'asft': reads the whole vocabulary of the base, .*estimator=topk"),
         ({"objective": {"name": "lp_sft", "scope": "full"}}, "'lp_sft': reads the whole vocab.*scope=local"),
         ({"objective": {"name": "kd_decomposed"}}, "whole vocabulary of the teacher.* input teacher is missing"),
         ({"objective": {"name": "flow"}}, "'flow': takes constants of the training set.*input base_cache is missing"),
         ({"objective": {"name": "sed_sft"}}, "'sed_sft': takes constants .*or fix them as settings"),
-        (
-            {
-                "sft__lora": {"rank": 1, "alpha": 1, "target_modules": "all-linear"},
-                "sft__regularizer": {"name": "l2_to_init", "weight": 1.0},
-            },
-            r"sft\.lora excludes",
-        ),
     ],
 )
 def test_wrong_settings_are_refused_with_one_line(settings_of, tmp_path, changes, message):

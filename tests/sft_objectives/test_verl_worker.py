@@ -68,7 +68,6 @@ def run_ranks(
         "splits": splits,
         "out": str(out),
         "expected": expected,
-        "unchecked": False,
         **job,
     }
     (out / "cases.json").write_text(json.dumps(job["cases"]))
@@ -164,7 +163,7 @@ SHARDED = {"sft__processes": 2, "sft__verl": {"engine": {"fsdp_size": 2}}, "sft_
 ARRANGEMENTS = {
     "sharded_tied": {"changes": SHARDED, "ranks": 2},
     "sharded_untied": {"changes": SHARDED, "ranks": 2, "model": "untied"},
-    "bfloat16": {"changes": {"model__dtype": "bfloat16"}, "ranks": 1, "unchecked": True, "tolerance": 1e-2},
+    "bfloat16": {"changes": {"model__dtype": "bfloat16"}, "ranks": 1, "tolerance": 1e-2},
     "lora": {
         "changes": {"sft__lora": {"rank": 4, "alpha": 8, "target_modules": "all-linear"}},
         "ranks": 1,
@@ -174,7 +173,6 @@ ARRANGEMENTS = {
     "sequence_parallel": {
         "changes": {"sft__processes": 2, "sft__sequence_parallel": 2},
         "ranks": 2,
-        "unchecked": True,
         "cases": ("sft", "talr", "eaft", "lp_sft kl", "dft@ema"),
         "splits": ("packed_2",),
     },
@@ -202,7 +200,6 @@ def test_the_fused_head_gives_gradients_and_metrics_of_whole_logits(
         port=free_port(),
         model=how.get("model", "model"),
         cases=cases,
-        unchecked=how.get("unchecked", False),
     )
     for label in cases:
         for split in splits:
