@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sft_objectives
+from data_prep.microworld import SKILLS, TARGET
 from launch.compose import Assignment, Composed, RecipeError, branches
 from launch.fingerprint import PathHasher, fingerprint
 from launch.schema import Pretrain, Recipe, Section, identity
@@ -312,6 +313,12 @@ class _Graph:
 
     def pretrain(self, role: str, pretrain: Pretrain) -> str:
         recipe = self.recipe
+        unknown = sorted(set(pretrain.skills) - set(SKILLS))
+        if unknown:
+            raise RecipeError(
+                f"recipe {recipe.name}: {role} model: pretrain.skills: unknown {', '.join(unknown)}; allowed: "
+                f"{', '.join(SKILLS)}"
+            )
         settings = {"pretrain": _dump(pretrain), "model": _dump(recipe.model), "platform": _dump(recipe.platform)}
         bearing = {"pretrain": identity(pretrain), "threads": recipe.platform.threads}
         return self.stage(role, "pretrain", role, settings, bearing, {"data": self.data()})
@@ -418,8 +425,14 @@ class _Graph:
         recipe = self.recipe
         if not recipe.eval.enabled:
             return
+        skills = ["target", *(skill for skill in SKILLS if skill != TARGET)]
         for benchmark in recipe.eval.benchmarks:
             given = recipe.data.files.benchmarks
+            if recipe.data.source == "microworld" and benchmark.name not in skills:
+                raise RecipeError(
+                    f"recipe {recipe.name}: eval.benchmarks names {benchmark.name!r}; data.source=microworld has "
+                    f"{', '.join(skills)}"
+                )
             if recipe.data.source == "files" and benchmark.name not in given:
                 raise RecipeError(
                     f"recipe {recipe.name}: eval.benchmarks names {benchmark.name!r}; give its problems as "

@@ -13,6 +13,9 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 VLLM_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+REWARDS = (
+    "boxed", "choice", "code", "date", "exact", "format", "has_boxed_answer", "math", "medcalc", "numeric", "range",
+)  # fmt: skip
 STAGE_KINDS = ("prepare", "pretrain", "cache", "filter", "sft", "average", "rl", "evaluate")
 
 
@@ -200,6 +203,13 @@ class Reward(Section):
     wrong: float = setting(0.0, "score of any other response")
     timeout: float = runtime(10.0, "seconds one response may take to grade", gt=0)
 
+    @field_validator("name")
+    @classmethod
+    def _name_is_known(cls, value: str) -> str:
+        if value not in REWARDS and not value.rpartition(".")[0]:
+            raise ValueError(f"allowed: {', '.join(REWARDS)}, or a dotted path to a function of one's own")
+        return value
+
 
 class DifficultyFilter(Section):
     """Keep the prompts that a model solves sometimes."""
@@ -210,6 +220,12 @@ class DifficultyFilter(Section):
     temperature: float = setting(1.0, "sampling temperature", ge=0)
     above: float = setting(0.0, "keep pass rates strictly above", ge=0, le=1)
     below: float = setting(1.0, "keep pass rates strictly below", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> DifficultyFilter:
+        if self.above >= self.below:
+            raise ValueError(f"no pass rate is above {self.above:g} and below {self.below:g}; set above < below")
+        return self
 
 
 class Rl(Section):
@@ -308,6 +324,16 @@ class Eval(Section):
     replicas: int = runtime(1, "vLLM engines, each on its own devices; on the CPU platform one core each", gt=0)
     gpu_memory: float = runtime(0.6, "share of a device's memory for vLLM; held-out passes need the rest", gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _responses_fit(self) -> Eval:
+        for benchmark in self.benchmarks:
+            if benchmark.max_tokens >= self.max_length:
+                raise ValueError(
+                    f"max_tokens={benchmark.max_tokens} of {benchmark.name!r} leaves no room for a prompt in "
+                    f"eval.max_length={self.max_length}; raise that"
+                )
+        return self
+
 
 class Placement(Section):
     """Devices of one stage: a Ray placement group of `nodes` bundles."""
@@ -393,6 +419,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sft_sizes(self) -> Recipe:
         sft = self.sft
+        late = [step for step in sft.publish_steps if step < 1 or (sft.steps is not None and step > sft.steps)]
+        if late:
+            raise ValueError(f"sft.publish_steps={late}: allowed: 1 to sft.steps={sft.steps}")
         if sft.processes % sft.sequence_parallel:
             raise ValueError(
                 f"sft.processes={sft.processes} is not a multiple of sft.sequence_parallel={sft.sequence_parallel}"

@@ -186,6 +186,13 @@ def test_a_sharded_cache_takes_workers_times_processes_devices(recipe):
         placement(processes=8, workers=4)
 
 
+def test_what_the_microworld_does_not_have_is_refused_when_planned(recipe):
+    with pytest.raises(RecipeError, match=r"eval\.benchmarks names 'math500'; data\.source=microworld has target, rev"):
+        make_plan(recipe, ["eval.benchmarks=[{name: target},{name: math500}]"])
+    with pytest.raises(RecipeError, match=r"base model: pretrain\.skills: unknown latin; allowed: arithmetic, "):
+        make_plan(recipe, ["model.pretrain.skills=[latin]"])
+
+
 def test_a_benchmark_without_a_file_is_refused_when_planned(recipe, tmp_path):
     chats = tmp_path / "chats.jsonl"
     chats.write_text(json.dumps({"messages": []}))

@@ -95,6 +95,13 @@ LORA = {"rank": 1, "alpha": 1, "target_modules": "all-linear"}
         ),
         ({"rl": {"processes": 4}, "platform": {"gpus_per_node": 3}}, r"rl\.processes=4 does not fill whole nodes"),
         ({"rl": {"overlong": {"enabled": True, "buffer": 0}}}, r"rl\.overlong\.buffer=0: allowed: 1 to .*=2048"),
+        ({"rl": {"reward": {"name": "maths"}}}, "allowed: boxed, .*, math, .* or a dotted path"),
+        ({"rl": {"filter": {"above": 0.5, "below": 0.5}}}, r"no pass rate is above 0\.5 and below 0\.5"),
+        (
+            {"eval": {"benchmarks": [{"name": "target", "max_tokens": 64}], "max_length": 64}},
+            r"max_tokens=64 of 'target' leaves no room .* eval\.max_length=64",
+        ),
+        ({"sft": {"publish_steps": [0, 7], "steps": 6}}, r"sft\.publish_steps=\[0, 7\]: allowed: 1 to sft\.steps=6"),
         ({"rl": {"publish_steps": [5, 500], "steps": 100}}, r"rl\.publish_steps=\[500\]: allowed: 1 to rl\.steps=100"),
     ],
 )
@@ -131,3 +138,9 @@ def test_a_model_that_vllm_cannot_run_on_a_cpu_is_refused_when_planned():
     Recipe(
         model=model, platform=schema.Platform(name="cpu"), rl=schema.Rl(enabled=False), eval=schema.Eval(enabled=False)
     )
+
+
+def test_the_rewards_by_name_are_those_of_the_rl_stage():
+    from rl_stage.rewards import REWARDS
+
+    assert tuple(sorted(REWARDS)) == schema.REWARDS

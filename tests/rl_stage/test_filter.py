@@ -99,6 +99,6 @@ def test_prompts_strictly_between_the_bounds_are_kept_and_the_rest_counted(stage
 
 
 def test_a_reward_that_cannot_be_loaded_ends_the_stage_before_it_samples(stage):
-    message, engine = stage("unknown", reward="boxes", filter={"enabled": True, "samples": 4})
-    assert message.startswith("rl.reward.name: 'boxes' is not one of")
+    message, engine = stage("unknown", reward="nowhere.boxes", filter={"enabled": True, "samples": 4})
+    assert message.startswith("rl.reward.name: cannot import 'nowhere.boxes'")
     assert engine.requests == 0
