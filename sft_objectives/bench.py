@@ -15,6 +15,10 @@ changes, are compared with verl_plain in the same way once, at the start, and th
 and null where it is not installed, does not run on the device, or runs out of memory. Time is the processor's on a CPU,
 so that other processes do not count, and the device's on a GPU. Memory is the peak of what was allocated beyond the
 inputs. Needs torch only; on a CPU psutil too.
+
+With --step the figures are of a whole training step instead: forward, backward and AdamW of a Qwen2 model with random
+weights, sharded by FSDP2 over one device, with gradient checkpointing. The fused objective sits in its head, as in the
+trainer; verl_plain is on its whole logits. For objectives of one pass without live reference. Needs transformers.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Objective, Reference, fused_loss, load, names, token_losses
+from . import BatchConstants, Objective, Reference, fused_loss, load, names, token_losses
+from .fused import HeadRows, fixed_chunk_size
 
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sft_kl", {"estimator": "topk"}),
@@ -116,11 +121,7 @@ class Workload:
         """The cross-entropies that are installed and run on this device, by name."""
         found: dict[str, Step] = {}
         hidden, head, labels = self.hidden, self.head, self.labels
-        verl = _module("verl.utils.torch_functional")
-        if verl is None:
-            found["verl_plain"] = lambda: torch.nn.functional.cross_entropy(hidden @ head.t(), labels)
-        else:
-            found["verl_plain"] = lambda: -verl.logprobs_from_logits(hidden @ head.t(), labels).mean()
+        found["verl_plain"] = lambda: plain_cross_entropy(hidden @ head.t(), labels)
         if fused := _module("verl.utils.experimental.torch_functional"):
             function = fused.FusedLinearForPPO(impl_backend="torch")
             found["verl_fused"] = lambda: -function(hidden, head, labels)[0].mean()
@@ -136,18 +137,26 @@ class Workload:
                 found["cut"] = lambda: cut.linear_cross_entropy(hidden, head, labels)
         return found
 
+    def measures(self, objective: Objective) -> bool:
+        """Whether the objective can be measured."""
+        return True
+
+    def finish(self, loss: Tensor) -> None:
+        """What follows the forward."""
+        loss.backward()
+
     def seconds(self, step: Step) -> float:
-        """Of one forward and backward."""
+        """Of one step to its end."""
         self._clear()
         if self.hidden.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            step().backward()
+            self.finish(step())
             end.record()
             torch.cuda.synchronize()
             return start.elapsed_time(end) / 1000
         started = time.process_time()
-        step().backward()
+        self.finish(step())
         return time.process_time() - started
 
     def peak_bytes(self, step: Step) -> int:
@@ -157,11 +166,11 @@ class Workload:
             torch.cuda.synchronize()
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            step().backward()
+            self.finish(step())
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            step().backward()
+            self.finish(step())
         assert profile.profiler is not None and profile.profiler.kineto_results is not None
         events: list[Any] = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         held = peak = 0
@@ -172,6 +181,96 @@ class Workload:
 
     def _clear(self) -> None:
         self.hidden.grad = self.head.grad = None
+
+
+class TrainingStep(Workload):
+    """A model around the head: the same labels and cached reference, hidden states of `layers` transformer layers."""
+
+    def __init__(
+        self, tokens: int, width: int, vocab_size: int, dtype: torch.dtype, device: torch.device, layers: int
+    ) -> None:
+        from torch.distributed.fsdp import fully_shard
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        from .fused_engine import FusedHead
+
+        super().__init__(tokens, width, vocab_size, dtype, device)
+        torch.manual_seed(0)
+        heads = max(width // 128, 1)
+        config = Qwen2Config(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            tie_word_embeddings=False,
+        )
+        with device:
+            model: Any = Qwen2ForCausalLM(config)
+        self.model = model.to(dtype).train()
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if not torch.distributed.is_initialized():
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        for layer in self.model.model.layers:
+            fully_shard(layer)
+        fully_shard(self.model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
+        self.ids = torch.randint(0, vocab_size, (tokens,), device=device).view(-1, min(SEQUENCE, tokens))
+        self.hook = FusedHead(self.model)
+
+    def baselines(self) -> dict[str, Step]:
+        labels = self.labels
+        return {"verl_plain": lambda: plain_cross_entropy(self.model(self.ids).logits.flatten(0, 1), labels)}
+
+    def fused(self, objective: Objective) -> Step:
+        needs, n = objective.needs, len(self.labels)
+        constants, reference = BatchConstants(), dict.fromkeys(needs.references, self.cached)
+        columns = {name: self.given["columns"][name] for name in needs.columns}
+
+        def values(hidden: Tensor, weight: Tensor, bias: Tensor | None, places: Tensor) -> dict[str, Tensor]:
+            rows = HeadRows(
+                objective,
+                hidden,
+                weight,
+                self.labels,
+                rows=places,
+                reference=reference,
+                columns=columns,
+                constants=constants,
+                chunk_size=fixed_chunk_size(objective, weight),
+                head_bias=bias,
+            )
+            return rows.values(n)
+
+        def step() -> Tensor:
+            with self.hook.returning_values(values, None) as read:
+                return read(self.model(self.ids).logits.flatten(0, 1))["loss"].sum() / n
+
+        return step
+
+    def measures(self, objective: Objective) -> bool:
+        """Whether a step needs nothing but this model and the cached reference."""
+        needs = objective.needs
+        return not (needs.batch or needs.dataset) and self.reference(objective) is self.cached
+
+    def finish(self, loss: Tensor) -> None:
+        loss.backward()
+        self.optimizer.step()
+
+    def _clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def plain_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean by verl's own function, or by PyTorch's where verl is not installed."""
+    verl = _module("verl.utils.torch_functional")
+    if verl is None:
+        return torch.nn.functional.cross_entropy(logits, labels)
+    return -verl.logprobs_from_logits(logits, labels).mean()
 
 
 def _module(name: str) -> Any:
@@ -193,6 +292,8 @@ def measure(
     to_plain = {key: _ratio(others.get("verl_plain"), others.get(key)) for key in baselines}
     for name, settings in objectives:
         objective = load(name, **{**SETTINGS.get(name, {}), **settings})
+        if not work.measures(objective):
+            continue
         steps = {"verl_plain": plain, "fused": work.fused(objective)}
         if naive:
             steps["naive"] = work.naive(objective)
@@ -262,13 +363,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
     parser.add_argument("--objectives", default="", help="names, separated by commas; default: all and some variants")
     parser.add_argument("--no-naive", action="store_true", help="leave out the form on whole logits")
+    parser.add_argument("--step", action="store_true", help="a whole training step of a model around the head")
+    parser.add_argument("--layers", type=int, default=32 if large else 4, help="transformer layers of --step")
     parser.add_argument("--json", action="store_true", help="print one list of rows")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     wanted = args.objectives.split(",") if args.objectives else names()
     objectives: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in wanted]
     objectives += [(name, settings) for name, settings in VARIANTS if name in wanted]
-    work = Workload(args.tokens, args.width, args.vocab_size, getattr(torch, args.dtype), torch.device(args.device))
+    sizes = (args.tokens, args.width, args.vocab_size, getattr(torch, args.dtype), torch.device(args.device))
+    if args.step and args.tokens > SEQUENCE and args.tokens % SEQUENCE:
+        parser.error(f"--tokens {args.tokens}: --step takes a multiple of {SEQUENCE}")
+    work = TrainingStep(*sizes, args.layers) if args.step else Workload(*sizes)
     processor = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     run = {
         "device": args.device,
@@ -282,11 +388,13 @@ def main() -> None:
         "repeats": args.repeats,
         "verl": _module("verl") is not None,
     }
+    if isinstance(work, TrainingStep):
+        run |= {"step": True, "layers": args.layers, "parameters": work.parameters}
     rows = []
     if not args.json:
         print(", ".join(f"{key} {value}" for key, value in run.items()))
         print(f"{'time, memory relative to':34}", *(f"{title:>13}" for title in TITLES.values()), flush=True)
-    for row in measure(work, objectives, args.repeats, naive=not args.no_naive):
+    for row in measure(work, objectives, args.repeats, naive=not (args.no_naive or args.step)):
         rows.append({**row, **run})
         if not args.json:
             label = " ".join([row["objective"], *map(str, row["settings"].values())])

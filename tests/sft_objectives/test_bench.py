@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 import sft_objectives
 from sft_objectives import bench
@@ -45,9 +46,34 @@ def test_without_verl_the_plain_form_is_pytorch_s(monkeypatch, capsys):
     assert row["verl"] is False and row["time_vs_verl_plain"] > 0 and row["time_vs_verl_fused"] is None
 
 
-def test_a_baseline_that_lacks_memory_is_left_out(monkeypatch):
-    import torch
+@pytest.fixture
+def group():
+    """Ends the process group that a training step makes."""
+    yield
+    torch.distributed.destroy_process_group()
 
+
+def test_a_whole_step_trains_the_model_with_what_needs_no_other(monkeypatch, capsys, group):
+    rows = json.loads(output(monkeypatch, capsys, "--step", "--layers", "2", "--json"))
+    measured = [(row["objective"], row["settings"]) for row in rows]
+    assert {"sft", "lp_sft", "gem", "eaft"} <= {name for name, _ in measured}
+    assert ("asft", {"estimator": "topk"}) in measured and ("asft", {}) not in measured
+    assert not {"talr", "flow"} & {name for name, _ in measured}
+    for row in rows:
+        assert row["step"] is True and row["layers"] == 2 and row["parameters"] > 2 * 301 * 16
+        assert row["time_vs_verl_plain"] > 0 and row["memory_vs_verl_plain"] > 0 and row["time_vs_naive"] is None
+
+
+def test_the_step_s_loss_is_the_objective_s_on_whole_logits(group):
+    work = bench.TrainingStep(48, 16, 301, torch.float32, torch.device("cpu"), 2)
+    before = work.model.lm_head.weight.full_tensor().detach().clone()
+    plain, fused = work.baselines()["verl_plain"], work.fused(sft_objectives.load("sft"))
+    torch.testing.assert_close(fused(), plain())
+    work.finish(fused())
+    assert not torch.equal(work.model.lm_head.weight.full_tensor(), before)
+
+
+def test_a_baseline_that_lacks_memory_is_left_out(monkeypatch):
     def too_large():
         raise torch.OutOfMemoryError
 
