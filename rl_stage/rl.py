@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -115,18 +116,21 @@ def ray_session(settings: SimpleNamespace) -> Iterator[None]:
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
     before = set(psutil.Process().children(recursive=True))
+    watch: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     environment = get_ppo_ray_runtime_env()["env_vars"] | {"TRANSFER_QUEUE_ENABLE": "1"}
     shared = os.environ.get("RAY_ADDRESS")
     if shared:
         environment |= {name: os.environ[name] for name in (*FORWARDED, *settings.platform.env) if name in os.environ}
         ray.init(address=shared, runtime_env={"env_vars": environment}, log_to_driver=True)
         refuse_second_run()
+        watch = lost_nodes_raise()
     else:
         # A private Ray inherits this environment: without a runtime environment its workers start at once.
         os.environ.update(environment)
         start_private_ray(settings)
     try:
-        yield
+        with watch:
+            yield
     finally:
         started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
@@ -135,6 +139,36 @@ def ray_session(settings: SimpleNamespace) -> Iterator[None]:
             from verl_cpu.patches import remove_stale_weight_segments
 
             remove_stale_weight_segments()
+
+
+@contextlib.contextmanager
+def lost_nodes_raise() -> Iterator[None]:
+    """While open, the main thread gets a RuntimeError when a node of verl's workers is lost. verl notices by itself, but
+    its queue first waits ten minutes for the node's answer."""
+    import ray
+
+    ended = threading.Event()
+    main = threading.get_ident()
+
+    def watch() -> None:
+        while not ended.wait(2.0):
+            for group in ray.util.placement_group_table().values():
+                if "verl_group" in group["name"] and group["state"] == "RESCHEDULING":
+                    signal.pthread_kill(main, signal.SIGUSR1)
+                    return
+
+    def stop(_number: int, _frame: object) -> None:
+        raise RuntimeError("a node of the RL stage was lost")
+
+    previous = signal.signal(signal.SIGUSR1, stop)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, previous)
 
 
 def start_private_ray(settings: SimpleNamespace) -> None:
