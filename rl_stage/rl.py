@@ -143,19 +143,26 @@ def ray_session(settings: SimpleNamespace) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lost_nodes_raise() -> Iterator[None]:
-    """While open, the main thread gets a RuntimeError when a node of verl's workers is lost. verl notices by itself, but
-    its queue first waits ten minutes for the node's answer."""
+    """While open, the main thread gets a RuntimeError when a node of verl's workers is lost. verl's queue notices by
+    itself after ten minutes of waiting for the node's answer."""
     import ray
 
     ended = threading.Event()
     main = threading.get_ident()
+    placed: dict[str, Any] = {}
+
+    def lost(group: Mapping[str, Any]) -> bool:
+        if group["state"] == "CREATED":  # Ray moves the bundles of a lost node to another at once
+            nodes = group["bundles_to_node_id"]
+            return placed.setdefault(group["placement_group_id"], nodes) != nodes
+        return group["state"] == "RESCHEDULING"
 
     def watch() -> None:
         while not ended.wait(2.0):
-            for group in ray.util.placement_group_table().values():
-                if "verl_group" in group["name"] and group["state"] == "RESCHEDULING":
-                    signal.pthread_kill(main, signal.SIGUSR1)
-                    return
+            groups = ray.util.placement_group_table().values()
+            if any(lost(group) for group in groups if "verl_group" in group["name"]):
+                signal.pthread_kill(main, signal.SIGUSR1)
+                return
 
     def stop(_number: int, _frame: object) -> None:
         raise RuntimeError("a node of the RL stage was lost")
