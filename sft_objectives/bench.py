@@ -1,9 +1,10 @@
 """Time and memory of every objective on the output head: `python -m sft_objectives.bench [--json]`.
 
 Each figure is forward and backward of the head alone, from the last hidden states to the gradients of hidden states and
-head. `time_vs_X` and `memory_vs_X` divide the fused objective's figure by that of X. Times of the fused objective, of
-verl_plain and of naive are taken in turn, and the median of the ratios counts; the other baselines, which no objective
-changes, are compared with verl_plain in the same way once, at the start, and the two ratios are multiplied. X is
+head. `time_vs_X` and `memory_vs_X` divide the fused objective's figure by that of X. Times of the fused objective and of
+verl_plain are taken in turn, then, at most three times, those of it and of naive, and the median of the ratios counts;
+the other baselines, which no objective changes, are compared with verl_plain in the same way once, at the start, and the
+two ratios are multiplied. X is
 
     verl_plain      verl's own cross-entropy on whole logits (PyTorch's cross_entropy where verl is not installed)
     verl_fused      verl's FusedLinearForPPO, torch backend
@@ -12,9 +13,10 @@ changes, are compared with verl_plain in the same way once, at the start, and th
     cut             Apple's cut-cross-entropy (GPU)
     naive           the same objective on whole logits, by `token_losses`
 
-and null where it is not installed, does not run on the device, or runs out of memory. Time is the processor's on a CPU,
-so that other processes do not count, and the device's on a GPU. Memory is the peak of what was allocated beyond the
-inputs. Needs torch only; on a CPU psutil too.
+and null where it is not installed, does not run on the device, or runs out of memory. Time is elapsed time, on a GPU
+the device's; `processor_time_vs_X` is that of all threads on a CPU, which other processes disturb less, but which counts
+a thread that waits for another as work. Memory is the peak of what was allocated beyond the inputs. Needs torch only; on
+a CPU psutil too.
 
 With --step the figures are of a whole training step instead: forward, backward and AdamW of a Qwen2 model with random
 weights, sharded by FSDP2 over one device, with gradient checkpointing. The fused objective sits in its head, as in the
@@ -26,6 +28,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import platform
 import statistics
 import time
@@ -52,6 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Constants of a training set, which a benchmark does not have."""
 
 SEQUENCE = 256
+NAIVE_REPEATS = 3
 TOP_K = 64
 Step = Callable[[], Tensor]
 
@@ -145,8 +149,8 @@ class Workload:
         """What follows the forward."""
         loss.backward()
 
-    def seconds(self, step: Step) -> float:
-        """Of one step to its end."""
+    def seconds(self, step: Step) -> tuple[float, float]:
+        """Of one step to its end: elapsed, and of the processor (NaN for a GPU)."""
         self._clear()
         if self.hidden.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -154,10 +158,10 @@ class Workload:
             self.finish(step())
             end.record()
             torch.cuda.synchronize()
-            return start.elapsed_time(end) / 1000
-        started = time.process_time()
+            return start.elapsed_time(end) / 1000, math.nan
+        started, processor = time.perf_counter(), time.process_time()
         self.finish(step())
-        return time.process_time() - started
+        return time.perf_counter() - started, time.process_time() - processor
 
     def peak_bytes(self, step: Step) -> int:
         """Allocated at most beyond what is there before, gradients included."""
@@ -295,23 +299,26 @@ def measure(
         objective = load(name, **{**SETTINGS.get(name, {}), **settings})
         if not work.measures(objective):
             continue
-        steps = {"verl_plain": plain, "fused": work.fused(objective)}
+        fused = work.fused(objective)
+        taken = {"verl_plain": _seconds(work, {"verl_plain": plain, "fused": fused}, repeats)}
+        peaks = {**memory, "fused": work.peak_bytes(fused)}
         if naive:
-            steps["naive"] = work.naive(objective)
-        taken = _seconds(work, steps, repeats)
-        peaks = {**memory, "fused": work.peak_bytes(steps["fused"])}
-        if "naive" in taken:
-            peaks["naive"] = _within_memory(lambda: work.peak_bytes(steps["naive"]))  # noqa: B023  (called at once)
+            whole = work.naive(objective)
+            taken["naive"] = _seconds(work, {"naive": whole, "fused": fused}, min(repeats, NAIVE_REPEATS))
+            peaks["naive"] = _within_memory(lambda: work.peak_bytes(whole))  # noqa: B023  (called at once)
         row: dict[str, Any] = {
             "objective": name,
             "settings": settings,
             "passes": 2 if objective.needs.batch_student else 1,
             "reference": "live" if work.reference(objective) is work.live else "cached",
-            "seconds": statistics.median(taken["fused"]),
+            "seconds": statistics.median(elapsed for elapsed, _ in taken["verl_plain"]["fused"]),
             "peak_bytes": peaks["fused"],
         }
         for key in ("verl_plain", "naive"):
-            row[f"time_vs_{key}"] = _ratio(taken["fused"], taken.get(key))
+            pair = taken.get(key, {})
+            row[f"time_vs_{key}"] = _ratio(pair.get("fused"), pair.get(key))
+            of_processor = _ratio(pair.get("fused"), pair.get(key), clock=1)
+            row[f"processor_time_vs_{key}"] = None if of_processor is None or math.isnan(of_processor) else of_processor
         for key in ("verl_fused", "torch_fused", "liger", "cut"):
             to, by_plain = to_plain.get(key), row["time_vs_verl_plain"]
             row[f"time_vs_{key}"] = by_plain * to if to and by_plain else None
@@ -321,9 +328,12 @@ def measure(
         yield row
 
 
-def _seconds(work: Workload, steps: Mapping[str, Step], repeats: int) -> dict[str, list[float]]:
+Seconds = tuple[float, float]  # elapsed, of the processor
+
+
+def _seconds(work: Workload, steps: Mapping[str, Step], repeats: int) -> dict[str, list[Seconds]]:
     """Of each step, taken in turn `repeats` times after one round to warm up; none for a step that lacks memory."""
-    taken: dict[str, list[float]] = {key: [] for key in steps}
+    taken: dict[str, list[Seconds]] = {key: [] for key in steps}
     for repeat in range(repeats + 1):
         for key in list(taken):
             found = _within_memory(lambda key=key: work.seconds(steps[key]))
@@ -334,11 +344,11 @@ def _seconds(work: Workload, steps: Mapping[str, Step], repeats: int) -> dict[st
     return taken
 
 
-def _ratio(mine: list[float] | None, theirs: list[float] | None) -> float | None:
-    """The median of the ratios of what was measured one after the other."""
+def _ratio(mine: list[Seconds] | None, theirs: list[Seconds] | None, *, clock: int = 0) -> float | None:
+    """The median of the ratios of what was measured one after the other; clock 0: elapsed, 1: the processor's."""
     if not mine or not theirs:
         return None
-    return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+    return statistics.median(a[clock] / b[clock] for a, b in zip(mine, theirs, strict=True))
 
 
 def _within_memory(figure: Callable[[], Any]) -> Any:
@@ -360,7 +370,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384 if large else 2048)
     parser.add_argument("--width", type=int, default=2560 if large else 512)
     parser.add_argument("--vocab-size", type=int, default=151936 if large else 32000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
     parser.add_argument("--objectives", default="", help="names, separated by commas; default: all and some variants")
     parser.add_argument("--no-naive", action="store_true", help="leave out the form on whole logits")

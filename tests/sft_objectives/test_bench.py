@@ -28,6 +28,7 @@ def test_json_has_a_row_for_every_objective_and_variant(monkeypatch, capsys):
         assert row["device"] == "cpu" and row["verl"] is True
         for key in ("verl_plain", "verl_fused", "naive"):
             assert row[f"time_vs_{key}"] > 0 and row[f"memory_vs_{key}"] > 0
+        assert row["processor_time_vs_verl_plain"] > 0 and row["processor_time_vs_naive"] > 0
         assert row["time_vs_liger"] is None and row["time_vs_cut"] is None
     passes = {row["objective"]: row["passes"] for row in rows}
     assert passes["talr"] == 2 and passes["sft"] == passes["eaft"] == 1
@@ -82,4 +83,5 @@ def test_a_baseline_that_lacks_memory_is_left_out(monkeypatch):
     taken = bench._seconds(work, {"plain": work.baselines()["verl_plain"], "huge": too_large}, 2)
     assert list(taken) == ["plain"] and len(taken["plain"]) == 2
     assert bench._ratio(taken["plain"], taken.get("huge")) is None
-    assert bench._ratio([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == pytest.approx(3.0)
+    mine, theirs = [(2.0, 8.0), (9.0, 1.0), (4.0, 6.0)], [(1.0, 2.0), (3.0, 1.0), (1.0, 3.0)]
+    assert bench._ratio(mine, theirs) == pytest.approx(3.0) and bench._ratio(mine, theirs, clock=1) == pytest.approx(2)
