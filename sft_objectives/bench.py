@@ -1,10 +1,10 @@
 """Time and memory of every objective on the output head: `python -m sft_objectives.bench [--json]`.
 
 Each figure is forward and backward of the head alone, from the last hidden states to the gradients of hidden states and
-head. `time_vs_X` and `memory_vs_X` divide the fused objective's figure by that of X. Times of the fused objective and of
-verl_plain are taken in turn, then, at most three times, those of it and of naive, and the median of the ratios counts;
-the other baselines, which no objective changes, are compared with verl_plain in the same way once, at the start, and the
-two ratios are multiplied. X is
+head. `time_vs_X` and `memory_vs_X` divide the fused objective's figure by that of X. Times of the fused objective and
+of verl_plain are taken in turn, then, at most three times, those of it and of naive, and the median of the ratios
+counts; the other baselines, which no objective changes, are compared with verl_plain in the same way once, at the
+start, and the two ratios are multiplied. X is
 
     verl_plain      verl's own cross-entropy on whole logits (PyTorch's cross_entropy where verl is not installed)
     verl_fused      verl's FusedLinearForPPO, torch backend
@@ -14,9 +14,9 @@ two ratios are multiplied. X is
     naive           the same objective on whole logits, by `token_losses`
 
 and null where it is not installed, does not run on the device, or runs out of memory. Time is elapsed time, on a GPU
-the device's; `processor_time_vs_X` is that of all threads on a CPU, which other processes disturb less, but which counts
-a thread that waits for another as work. Memory is the peak of what was allocated beyond the inputs. Needs torch only; on
-a CPU psutil too.
+the device's; `processor_time_vs_X` is that of all threads on a CPU, which other processes disturb less, but which
+counts a thread that waits for another as work. Memory is the peak of what was allocated beyond the inputs. Needs torch
+only; on a CPU psutil too.
 
 With --step the figures are of a whole training step instead: forward, backward and AdamW of a Qwen2 model with random
 weights, sharded by FSDP2 over one device, with gradient checkpointing. The fused objective sits in its head, as in the
