@@ -182,6 +182,8 @@ SKILLS: Mapping[str, Skill] = {
         "exact",
     ),
 }
+BENCHMARKS = {"target" if skill == TARGET else skill: skill for skill in SKILLS}
+"""Held-out problems by name: their skill."""
 _BOUNDS = {name: _cumulative(skill.styles) for name, skill in SKILLS.items()}
 
 

@@ -153,8 +153,8 @@ def prepare_microworld(data: SimpleNamespace, output: Path, report) -> dict[str,
             if done % BATCH_ROWS == 0 or done == total:
                 report(done, total)
 
-    for skill, family in microworld.SKILLS.items():
-        name = "target" if skill == microworld.TARGET else skill
+    for name, skill in microworld.BENCHMARKS.items():
+        family = microworld.SKILLS[skill]
         size = sizes.target_problems if skill == microworld.TARGET else sizes.skill_problems
         with TableWriter(output / "benchmarks" / f"{name}.parquet", BENCHMARK_SCHEMA) as writer:
             for index, problem, rng in draw(skill, "benchmark", size):

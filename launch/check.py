@@ -87,8 +87,7 @@ def _devices(problems: list[tuple[str, str, str]]) -> dict[str, Any]:
         return {"devices": []}
     for device in devices:
         if device.busy:
-            seen = f"device {device.index} has {device.used_mib} MiB in use"
-            problems.append(("device memory", seen, "end the process that holds it"))
+            problems.append(("device memory", device.use, "end the process that holds it"))
     versions = "import torch; print(torch.version.cuda, torch.cuda.is_available(), torch.cuda.nccl.version())"
     usable = False
     try:

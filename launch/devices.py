@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 FREE_BELOW = 1024  # MiB in use on a device that nobody computes on: the driver's own share is less
@@ -25,6 +25,10 @@ class Device:
     def busy(self) -> bool:
         return self.used_mib is not None and self.used_mib > FREE_BELOW
 
+    @property
+    def use(self) -> str:
+        return f"device {self.index} has {self.used_mib} MiB in use"
+
 
 def list_devices() -> list[Device]:
     """The devices of this node. Raises OSError or subprocess.SubprocessError where nvidia-smi does not answer."""
@@ -37,16 +41,14 @@ def list_devices() -> list[Device]:
     ]
 
 
-def wait_until_free(
-    visible: Sequence[str], seconds: float, ask: Callable[[], list[Device]] = list_devices
-) -> list[Device]:
+def wait_until_free(visible: Sequence[str], seconds: float) -> list[Device]:
     """Wait until no device among `visible` (indices or UUIDs) is in use, at most `seconds`; returns those that are.
 
-    The memory of a process that was killed comes back some time after the process has gone.
+    The memory of a process that was killed comes back some time after the process has gone. Raises as `list_devices`.
     """
     deadline = time.monotonic() + seconds
     while True:
-        busy = [device for device in ask() if device.busy and {device.index, device.uuid} & set(visible)]
+        busy = [device for device in list_devices() if device.busy and {device.index, device.uuid} & set(visible)]
         if not busy or time.monotonic() > deadline:
             return busy
         time.sleep(0.5)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sft_objectives
-from data_prep.microworld import SKILLS, TARGET
+from data_prep.microworld import BENCHMARKS, SKILLS
 from launch.compose import Assignment, Composed, RecipeError, branches
 from launch.fingerprint import PathHasher, fingerprint
 from launch.schema import Pretrain, Recipe, Section, identity
@@ -373,6 +373,13 @@ class _Graph:
                 f"recipe {recipe.name}: sft.processes={recipe.sft.processes} does not divide over {nodes} nodes; "
                 f"make it a multiple of {nodes}"
             )
+        platform = recipe.platform
+        devices = platform.nodes * platform.gpus_per_node
+        if platform.name == "gpu" and recipe.sft.processes > devices:  # whatever platform.placement.sft says
+            raise RecipeError(
+                f"recipe {recipe.name}: sft.processes={recipe.sft.processes} exceeds platform.nodes * "
+                f"platform.gpus_per_node={devices}"
+            )
         sections = {name: _dump(getattr(recipe, name)) for name in ("sft", "data", "model", "platform")}
         settings = {**sections, "objective": recipe.objective, "seed": recipe.seed}
         bearing = {
@@ -425,13 +432,12 @@ class _Graph:
         recipe = self.recipe
         if not recipe.eval.enabled:
             return
-        skills = ["target", *(skill for skill in SKILLS if skill != TARGET)]
         for benchmark in recipe.eval.benchmarks:
             given = recipe.data.files.benchmarks
-            if recipe.data.source == "microworld" and benchmark.name not in skills:
+            if recipe.data.source == "microworld" and benchmark.name not in BENCHMARKS:
                 raise RecipeError(
                     f"recipe {recipe.name}: eval.benchmarks names {benchmark.name!r}; data.source=microworld has "
-                    f"{', '.join(skills)}"
+                    f"{', '.join(BENCHMARKS)}"
                 )
             if recipe.data.source == "files" and benchmark.name not in given:
                 raise RecipeError(

@@ -442,7 +442,7 @@ def _taken_devices(stage: Any, cluster: str | None) -> dict[str, str] | None:
         return {"outcome": "config", "message": message}
     if not busy:
         return None
-    held = ", ".join(f"device {device.index} has {device.used_mib} MiB in use" for device in busy)
+    held = ", ".join(device.use for device in busy)
     return {"outcome": "fault", "message": f"{held} after {FREE_WITHIN:g} s; end the process that holds it"}
 
 

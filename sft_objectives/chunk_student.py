@@ -84,6 +84,10 @@ class ChunkStudent(Student):
     def _scratch(self) -> Tensor:
         return self._logsumexp.new_empty(len(self._logits[self._tiles[0]]), self.vocab_size)
 
+    def _probabilities(self, log_p: Tensor) -> Tensor:
+        """Those of a tile, in memory that the next call takes again."""
+        return torch.softmax(log_p, -1, out=self._scratch[: len(log_p)])
+
     @property
     def log_p_label(self) -> Tensor:
         return self._log_p_label
@@ -132,7 +136,7 @@ class ChunkStudent(Student):
         parts = []
         for tile in self._tiles:
             log_p = self._tile(tile)
-            p = torch.softmax(log_p, -1, out=self._scratch[: len(log_p)])
+            p = self._probabilities(log_p)
             part = -torch.linalg.vecdot(p, log_p)
             if not bool(part.isfinite().all()):
                 part = -(p * log_p.masked_fill(p == 0, 0)).sum(-1)
@@ -154,7 +158,7 @@ class ChunkStudent(Student):
             outside = torch.empty_like(self._logsumexp)  # log of the other words' mass
             for tile in self._tiles:
                 log_p = self._tile(tile)
-                p = torch.softmax(log_p, -1, out=self._scratch[: len(log_p)])
+                p = self._probabilities(log_p)
                 mass = p.scatter_(1, ids[tile], 0).sum(-1, keepdim=True)
                 if bool((mass > SMALLEST_MASS).all()):
                     outside[tile] = mass.log_()

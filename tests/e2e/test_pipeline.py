@@ -134,6 +134,10 @@ def wait_for_moment(driver, store, moments, stages, seconds):
     time.sleep(moments.uniform(0, seconds))
 
 
+def processes_of(runs):
+    return [pid for run in runs for pid in attempt_processes(run)]
+
+
 def assert_they_end(processes, seconds=60):
     """processes: gives the ids of those that are left."""
     deadline = time.monotonic() + seconds
@@ -154,10 +158,10 @@ def kill_one(driver, store, moments, stages, seconds):
         if victim == "driver":
             driver.kill()
             driver.wait()
-            assert_they_end(lambda runs=runs: [pid for run in runs for pid in attempt_processes(run)])
+            assert_they_end(lambda runs=runs: processes_of(runs))
             return victim
         if victim == "stage":
-            chosen = [pid for run in runs for pid in attempt_processes(run)]
+            chosen = processes_of(runs)
         else:
             chosen = [p.pid for p in psutil.Process(driver.pid).children(recursive=True) if "supervise" in p.name()]
         moments.shuffle(chosen)
@@ -305,7 +309,7 @@ def test_nodes_killed_at_seeded_moments_leave_what_an_undisturbed_run_leaves(tmp
         for _ in range(3):
             wait_for_moment(driver, store, moments, 2, 12)
             runs = [found.run for found in store.list_drivers()]
-            before = [pid for run in runs for pid in attempt_processes(run)]
+            before = processes_of(runs)
             replace()
             assert_they_end(lambda before=before: [pid for pid in before if psutil.pid_exists(pid)])
         finish(driver, root, 600)

@@ -152,6 +152,12 @@ def test_sft_spreads_evenly_over_nodes_or_is_refused(recipe):
         placement(9)
 
 
+def test_sft_takes_no_more_processes_than_devices_whatever_its_placement(recipe):
+    cluster = ["platform.name=gpu", "platform.gpus_per_node=1", "sft.processes=2"]
+    with pytest.raises(RecipeError, match=r"sft\.processes=2 exceeds platform\.nodes \* platform\.gpus_per_node=1"):
+        make_plan(recipe, [*cluster, "platform.placement.sft={nodes: 1, gpus_per_node: 1}"])
+
+
 def test_rl_fills_whole_nodes_or_is_refused(recipe):
     cluster = ["platform.nodes=2", "platform.gpus_per_node=2"]
 
