@@ -22,7 +22,9 @@ def import_path() -> str:
     return os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, given)]))
 
 
-def start_private_ray(*, cpus: int, gpus: int | None = None, environment: Mapping[str, str] | None = None, **options: Any):
+def start_private_ray(
+    *, cpus: int, gpus: int | None = None, environment: Mapping[str, str] | None = None, **options: Any
+):
     """`ray.init` on loopback without a dashboard, tried three times.
 
     Args:
@@ -52,7 +54,9 @@ def start_private_ray(*, cpus: int, gpus: int | None = None, environment: Mappin
             return
         except Exception as error:
             ray.shutdown()
-            end_processes(set(psutil.Process().children(recursive=True)) - before)  # ray.init leaves what it had started
+            end_processes(
+                set(psutil.Process().children(recursive=True)) - before
+            )  # ray.init leaves what it had started
             if attempt == START_TRIES:
                 raise RuntimeError(f"Ray does not start on this machine: {error}") from error
             print(f"Ray did not start in time (attempt {attempt} of {START_TRIES})", file=sys.stderr)
@@ -63,9 +67,7 @@ def join_cluster(*, environment: Mapping[str, str] | None = None, log_to_driver:
     import ray
 
     runtime = {} if environment is None else {"runtime_env": {"env_vars": dict(environment)}}
-    ray.init(
-        address=os.environ["RAY_ADDRESS"], log_to_driver=log_to_driver, logging_level=logging.ERROR, **runtime
-    )
+    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=log_to_driver, logging_level=logging.ERROR, **runtime)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import inspect
 import pkgutil
 from pathlib import Path
 from types import ModuleType
@@ -94,19 +93,25 @@ class Registry(Generic[T]):
         return next(iter(found.values()))
 
 
-def source_digest(thing: Any) -> str | None:
-    """sha256 of the text of the file that a class, function or instance comes from; None for this project's own code.
+def code_digest(path: str) -> str | None:
+    """sha256 of the text of the user's module that a dotted path leads to; None for a name, and for our own modules.
 
     A user's code is part of what identifies a result; ours bumps versions.
     """
-    defined = thing if isinstance(thing, type | ModuleType) or inspect.isfunction(thing) else type(thing)
-    try:
-        file = Path(inspect.getsourcefile(defined) or "")
-        text = file.read_text()
-    except (TypeError, OSError):
-        return None
-    ours = any(file.resolve().is_relative_to(ROOT / package) for package in PACKAGES)
-    return None if ours else text_digest(text)
+    module = path.partition(":")[0]
+    while "." in path or ":" in path:
+        try:
+            spec = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            spec = None
+        if spec is not None and spec.origin is not None:
+            file = Path(spec.origin).resolve()
+            ours = any(file.is_relative_to(ROOT / package) for package in PACKAGES)
+            return None if ours else text_digest(file.read_text())
+        module, _, rest = module.rpartition(".")
+        if not rest or not module:
+            return None
+    return None
 
 
 PACKAGES = (

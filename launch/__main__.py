@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.compose import RecipeError, groups, recipe_names
-from launch.plan import Plan, make_plan
+from common.errors import ConfigError
+from launch.graph.builder import make_plan
+from launch.graph.plan import Plan
+from launch.recipe.compose import groups, recipe_names
 
 DESCRIPTION = """\
 Runs a recipe: prepare data, fine-tune with one or more objectives, reinforce each checkpoint, evaluate, report.
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return _dispatch(arguments)
-    except RecipeError as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StoreError as error:
@@ -128,20 +130,20 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         return 0
     plan = _plan(arguments)
     if arguments.command == "plan":
-        from launch.show import plan_json, print_plan
+        from launch.graph.show import plan_json, print_plan
 
         print(json.dumps(plan_json(plan), indent=1)) if arguments.json else print_plan(plan)
         return 0
     if arguments.command == "run":
         if arguments.dry_run:
-            from launch.dry_run import check_stage_configs
-            from launch.show import print_plan
+            from launch.graph.dry_run import check_stage_configs
+            from launch.graph.show import print_plan
 
             print_plan(plan)
-            for kind, count in check_stage_configs(plan).items():
-                print(f"verl accepts the configuration of {count} {kind} stage{'s' if count > 1 else ''}")
+            for (kind, fine), count in check_stage_configs(plan).items():
+                print(f"{fine} of {count} {kind} stage{'s' if count > 1 else ''}")
             return 0
-        from launch.run import run
+        from launch.execution.run import run
 
         return run(plan)
     if arguments.command == "status":
@@ -153,7 +155,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
         return check(plan, prefetch=arguments.prefetch)
     if arguments.command == "stop":
-        from launch.run import stop
+        from launch.execution.run import stop
 
         return stop(plan)
     from launch.report import write_report

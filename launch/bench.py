@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -17,18 +18,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.settings import describe
+from launch.execution.driver import Driver
 from launch.fingerprint import fingerprint
-from launch.plan import Branch, Input, Plan, Stage, make_plan
-from launch.store import RECORD, Heartbeat, Store
+from launch.graph.builder import make_plan
+from launch.graph.plan import Branch, Input, Plan, Stage
+from launch.stages.contract import Settings
+from launch.store import Store
+from launch.store.leases import Heartbeat
+from launch.store.records import RECORD
 
 # seconds; what the project promises on an unloaded machine of two cores
 LIMITS = {"plan_100_stages": 2.0, "plan_500_stages": 8.0, "rerun_100_cached_stages": 5.0, "overhead_per_stage": 1.0}
 CHAIN = 6
+BRANCH_STAGES = 6  # SFT, RL, and after each of them answers and their measure
 
 
 def sweep(branches: int, root: Path) -> list[str]:
-    """Arguments of a micro-world sweep over seeds: 4 stages a branch, and 3 that all share."""
-    return ["microworld", f"seed=range(0,{branches})", f"run.root={root}"]
+    """Arguments of a micro-world sweep over seeds with one benchmark: BRANCH_STAGES a branch, and a few that all share."""
+    measured = ["eval.benchmarks=[{name: target, max_tokens: 64}]", "eval.held_out_chats=0"]
+    return ["microworld", f"seed=range(0,{branches})", f"run.root={root}", *measured]
 
 
 def _timed(arguments: list[str]) -> float:
@@ -59,7 +68,7 @@ def stamp(settings: Any, inputs: Any, output: Path, scratch: Path, report: Any) 
 def chain(root: Path) -> Plan:
     """A hand-made plan of CHAIN stages, each of which waits for the one before."""
     recipe = make_plan("microworld", [f"run.root={root}"]).branches[0].recipe
-    settings = {"platform": recipe.platform.model_dump(mode="json")}
+    settings = describe(Settings(model=recipe.model, platform=recipe.platform))
     stages: dict[str, Stage] = {}
     before: str | None = None
     for number in range(CHAIN):
@@ -67,7 +76,17 @@ def chain(root: Path) -> Plan:
         mark = fingerprint({"bench": number})
         placement = {"nodes": 1, "gpus_per_node": 0, "cpus": 1.0, "strategy": "PACK"}
         stages[mark] = Stage(
-            "prepare", f"bench{number}", "launch.bench:stamp", settings, {}, 1, inputs, mark, placement, ("bench",)
+            "prepare",
+            f"bench{number}",
+            "launch.bench:stamp",
+            settings["values"],
+            {},
+            1,
+            inputs,
+            mark,
+            placement,
+            ("bench",),
+            settings["type"],
         )
         before = mark
     roles = {f"prepare{number}": mark for number, mark in enumerate(stages)}
@@ -79,13 +98,11 @@ def overhead(root: Path) -> list[float]:
 
     The first one also waits for Ray to start.
     """
-    from launch.run import _Driver
-
     plan = chain(root)
     store = Store(root)
     store.root.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):
-        code = _Driver(plan, store).run()
+        code = Driver(plan, store).run()
     if code:
         raise RuntimeError(f"the bench's own stages failed; see the logs below {root}")
     records, times = [], []
@@ -101,8 +118,10 @@ def measure() -> dict[str, float]:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as folder:
         root = Path(folder)
-        for stages, branches in ((100, 25), (500, 125)):
-            found[f"plan_{stages}_stages"] = _timed(["plan", *sweep(branches, root / "none"), "--json"])
+        for stages in (100, 500):
+            found[f"plan_{stages}_stages"] = _timed(
+                ["plan", *sweep(math.ceil(stages / BRANCH_STAGES), root / "none"), "--json"]
+            )
         finished = [*sweep(49, root / "full"), "eval.enabled=false"]  # 2 shared stages and 2 a branch
         fill(make_plan(finished[0], finished[1:]))
         _timed(["run", *finished])  # the first one writes the report

@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launch.estimate import Estimate, disk_forecast, estimate_plan
-from launch.plan import Input, Plan, Stage
-from launch.select import select
-from launch.status import bytes_text, seconds_text
+from launch.graph.estimate import Estimate, disk_forecast, estimate_plan
+from launch.graph.plan import Input, Plan, Stage
+from launch.graph.select import select
 from launch.store import Store
+from launch.text import bytes_text, seconds_text
 
 
 def _source(plan: Plan, given: Input) -> str:

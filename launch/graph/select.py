@@ -12,12 +12,11 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from launch.compose import RecipeError
-from launch.plan import Branch, Plan, Stage
-from launch.store import Store, StoreError, read_json
-
-BEFORE_CHOICE = frozenset({"prepare", "base", "base_cache", "teacher", "teacher_cache", "checkpoint"})
-BEFORE_CHOICE |= {"checkpoint_cache", "sft", "evaluate:base"}  # roles that every candidate keeps
+from common.files import read_json
+from launch import stages
+from launch.graph.plan import Branch, Plan, Stage
+from launch.recipe.compose import RecipeError
+from launch.store import Store, StoreError
 
 
 @dataclass(frozen=True)
@@ -76,15 +75,16 @@ def select(plan: Plan, store: Store) -> Selected:
     for rest, by_setting in groups.items():
         candidates = []
         for setting, branches in by_setting.items():
-            stages = tuple(plan.stages[branch.stages["sft"]] for branch in branches)
-            values = [_value(store, stage, settings.metric) for stage in stages]
+            trained = tuple(plan.stages[_deciding(plan, branch)] for branch in branches)
+            values = [_value(store, stage, settings.metric) for stage in trained]
             known = [value for value in values if value is not None]
             mean = sum(known) / len(known) if len(known) == len(values) else None
-            candidates.append(Candidate(setting, tuple(branch.name for branch in branches), stages, mean))
+            candidates.append(Candidate(setting, tuple(branch.name for branch in branches), trained, mean))
         chosen = _best(candidates, settings.goal)
         choices.append(Choice(" ".join(rest) or plan.recipe, tuple(candidates), chosen))
         ended |= {name for c in candidates if c.setting != chosen for name in c.branches}
-    return Selected(_without(plan, ended), tuple(choices), frozenset(ended))
+    decided = all(choice.chosen is not None for choice in choices)
+    return Selected(_without(plan, ended, decided), tuple(choices), frozenset(ended))
 
 
 def _is(override: str, name: str) -> bool:
@@ -115,20 +115,45 @@ def _best(candidates: list[Candidate], goal: str) -> str | None:
     return min(candidates, key=badness).setting
 
 
-def _without(plan: Plan, ended: set[str]) -> Plan:
-    branches = []
+def _deciding(plan: Plan, branch: Branch) -> str:
+    """The stage of a branch whose metrics decide."""
+    return next(mark for mark in branch.stages.values() if stages.load(plan.stages[mark].kind).decides)
+
+
+def _below(plan: Plan, mark: str) -> set[str]:
+    """The stages that read what stage `mark` makes, directly or not."""
+    found = {mark}
+    for user, stage in plan.stages.items():  # inputs come before their users
+        if any(given.stage in found for given in stage.inputs.values()):
+            found.add(user)
+    return found - {mark}
+
+
+def _without(plan: Plan, ended: set[str], decided: bool) -> Plan:
+    """The plan in which the branches `ended` stop at the stage that decided.
+
+    What reads several branches reads those that are left, once all is decided.
+    """
+    kept: dict[str, dict[str, str]] = {}
     for branch in plan.branches:
-        roles = branch.stages
-        if branch.name in ended:
-            roles = {role: mark for role, mark in roles.items() if role in BEFORE_CHOICE}
-        branches.append(dataclasses.replace(branch, stages=roles))
+        gone = _below(plan, _deciding(plan, branch)) if branch.name in ended else set()
+        kept[branch.name] = {
+            role: mark for role, mark in branch.stages.items() if mark not in gone and role not in plan.joint
+        }
+    stages_left = dict(plan.stages)
+    for role, stage in (plan.rejoin(kept) if decided else {}).items():
+        stages_left[stage.fingerprint] = stage
+        for branch in plan.branches:
+            if branch.name not in ended:
+                kept[branch.name][role] = stage.fingerprint
     users: dict[str, list[str]] = defaultdict(list)
-    for branch in branches:
-        for mark in dict.fromkeys(branch.stages.values()):
-            users[mark].append(branch.name)
-    stages = {
+    for name, roles in kept.items():
+        for mark in dict.fromkeys(roles.values()):
+            users[mark].append(name)
+    branches = [dataclasses.replace(branch, stages=kept[branch.name]) for branch in plan.branches]
+    found = {
         mark: dataclasses.replace(stage, branches=tuple(users[mark]))
-        for mark, stage in plan.stages.items()
+        for mark, stage in stages_left.items()
         if mark in users
     }
-    return Plan(plan.recipe, branches, stages)
+    return dataclasses.replace(plan, branches=branches, stages=found)

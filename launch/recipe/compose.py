@@ -13,12 +13,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from launch.schema import Recipe
+from common.errors import ConfigError
+from launch.recipe.recipe import Recipe, recipe_class
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 
 
-class RecipeError(ValueError):
+class RecipeError(ConfigError):
     """A wrong recipe or override; the message is one line that names the field and the remedy."""
 
 
@@ -122,7 +123,7 @@ class Composed:
     """One branch: the assignments that tell it from its siblings, and its recipe."""
 
     axes: tuple[Assignment, ...]
-    recipe: Recipe
+    recipe: Any
 
 
 class Composer:
@@ -168,7 +169,7 @@ class Composer:
                 raise RecipeError(f"recipe {self.name}: {text}") from None
         return copy.deepcopy(self._composed[choices])
 
-    def recipe(self, assignments: Sequence[Assignment]) -> Recipe:
+    def recipe(self, assignments: Sequence[Assignment]) -> Any:
         """The validated recipe under `assignments`; raises RecipeError naming the field."""
         tree = self._compose(tuple(f"{a.key}={a.value}" for a in assignments if a.is_group))
         for assignment in assignments:
@@ -176,9 +177,11 @@ class Composer:
                 _set(tree, assignment)
         tree["name"] = self.name
         try:
-            return Recipe.model_validate(tree)
+            return recipe_class(tuple(tree.get("stages") or ())).model_validate(tree)
         except ValidationError as error:
             raise RecipeError(f"recipe {self.name}: {explain(error)}") from None
+        except ConfigError as error:
+            raise RecipeError(f"recipe {self.name}: {error}") from None
 
     def rows(self, assignments: Sequence[Assignment]) -> list[dict[str, Any]]:
         """The `sweep:` list: the override's, else the recipe's; [] if there is none.

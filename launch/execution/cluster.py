@@ -1,0 +1,121 @@
+"""The Ray that places the children of a driver: the cluster of RAY_ADDRESS, or a private one on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common.ray_session import join_cluster, start_private_ray
+from launch.execution.environment import PRIVATE_RAY
+from launch.graph.plan import Stage
+
+
+class Refused(Exception):
+    """The run cannot start as asked; the message names the field and the remedy."""
+
+
+def start_ray(temporary: str, *, cpus: int, gpus: int) -> None:
+    """Starts a Ray for placing children on this machine: loopback, no dashboard, logical devices, files in `temporary`.
+
+    Raises Refused if it does not start.
+    """
+    # this Ray only places children, and must not kill them when the machine is short of memory
+    os.environ.update(RAY_memory_monitor_refresh_ms="0")
+    try:
+        start_private_ray(
+            cpus=cpus, gpus=gpus, object_store_memory=80 * 2**20, configure_logging=False, _temp_dir=temporary
+        )
+    except RuntimeError as error:
+        raise Refused(str(error)) from error
+
+
+@contextlib.contextmanager
+def cluster(stages: Iterable[Stage], platform: Any, temporary: str) -> Iterator[None]:
+    """Joins the cluster of RAY_ADDRESS, or starts a Ray on this machine with the recipe's logical devices."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if "RAY_ADDRESS" not in os.environ:
+        # A worker that loses this driver would kill the guard, which is there to end all that is below it.
+        os.environ.update(PRIVATE_RAY, RAY_kill_child_processes_on_worker_exit="false")
+    import ray
+
+    placements = [stage.placement for stage in stages]
+    already = ray.is_initialized()
+    if not already and os.environ.get("RAY_ADDRESS"):
+        join_cluster()
+    elif not already:
+        if max(placement["nodes"] for placement in placements) > 1:
+            raise Refused(f"platform.nodes={platform.nodes}: no Ray cluster; set RAY_ADDRESS")
+        cores = max(os.cpu_count() or 1, *(math.ceil(placement["cpus"]) for placement in placements))
+        start_ray(temporary, cpus=cores, gpus=platform.gpus_per_node)
+    try:
+        yield
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def check_fits(stages: Iterable[Stage]) -> None:
+    """Refuses a stage that this cluster could never place; Ray would wait for its devices for ever."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for stage in stages:
+        placement = stage.placement
+        if not fits(placement, nodes):
+            devices = " + ".join(f"{node.get('GPU', 0):g}" for node in nodes)
+            raise Refused(
+                f"{stage.kind} {stage.label} wants {placement['nodes']} x {placement['gpus_per_node']:g} devices and "
+                f"{placement['cpus']:g} cores each ({placement['strategy']}); the cluster's nodes have {devices} "
+                f"devices; add nodes or change platform.placement.{stage.kind}"
+            )
+
+
+def check_store_is_shared(root_given: str, run: str) -> None:
+    """Refuses a store that another node of the cluster cannot see, or that a Ray job would lose."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1 and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    root = Path(root_given).expanduser()
+    if not root.is_absolute():
+        raise Refused(f"run.root={root_given}: on a cluster the store is an absolute path that every node sees")
+    probe = root / f".probe-{run}"
+    probe.touch()
+    try:
+        sees = ray.remote(_sees)
+        placed = [
+            sees.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=False)) for n in nodes
+        ]
+        for node, seen in zip(nodes, ray.get([p.remote(str(probe)) for p in placed], timeout=120), strict=True):
+            if not seen:
+                raise Refused(f"run.root={root_given}: node {node} does not see it; use a shared directory")
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def fits(placement: dict[str, Any], nodes: list[dict[str, float]]) -> bool:
+    """Whether nodes with these resources ({"GPU": n, "CPU": n}), all free, hold the placement's bundles."""
+    gpus, cpus = placement["gpus_per_node"], placement["cpus"]
+    gpus = math.ceil(gpus) if gpus > 1 else gpus
+
+    def capacity(node: dict[str, float]) -> int:
+        by_gpus = math.floor(node.get("GPU", 0.0) / gpus + 1e-9) if gpus else placement["nodes"]
+        return min(by_gpus, math.floor(node.get("CPU", 0.0) / cpus + 1e-9))
+
+    found = [capacity(node) for node in nodes]
+    if placement["strategy"] == "STRICT_PACK":
+        return max(found, default=0) >= placement["nodes"]
+    if placement["strategy"] == "STRICT_SPREAD":
+        return sum(count > 0 for count in found) >= placement["nodes"]
+    return sum(found) >= placement["nodes"]
+
+
+def _sees(path: str) -> bool:
+    return Path(path).exists()

@@ -1,0 +1,386 @@
+"""The driver: runs what a plan lacks on Ray, in dependency order, and can be killed and started again at any moment.
+
+It keeps no state of its own. What is done is in the store; what is being done is a lease in the store; everything else
+is worked out anew from the plan. Ray is started or joined only if something has to run.
+
+Devices. Each job (one stage, or several that share one engine) gets a placement group with the stage's `{nodes,
+gpus_per_node, cpus, strategy}`; a Ray task on its first bundle runs the supervisor, and the child sees the devices that
+Ray gave to that task. A stage that uses Ray itself starts its own Ray inside its bundle when it has one node: the bundle
+pays for its devices, whatever it does with them. A stage with more than one node has to join the cluster's Ray
+(RAY_ADDRESS in its environment) and make placement groups of its own there, so the driver waits until the bundles fit,
+gives them back, starts the child, and asks for no more devices than the rest of the cluster has until that child ends.
+
+What is ready and fits runs now. Stages that share an engine come after those that do not, on devices that would idle
+otherwise: the ones that are ready together then run in one child (or in as many as there are free devices for).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from launch import stages as stage_kinds
+from launch.execution import placements
+from launch.execution.cluster import check_fits, check_store_is_shared, cluster
+from launch.execution.environment import request_of
+from launch.execution.claims import Claims
+from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
+from launch.graph.estimate import estimate_plan
+from launch.graph.plan import Plan, Stage
+from launch.status import Display, print_budget
+from launch.store import Store
+from launch.store.leases import Heartbeat
+from launch.store.replica import Replica
+
+PENDING_GROUPS = 16  # placement groups asked for at once; Ray gives them out in the order they were asked for
+
+
+class Driver:
+    """Runs one plan against one store."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan, self.store = plan, store
+        recipe = plan.branches[0].recipe
+        self.limits = recipe.run
+        self.platform = recipe.platform
+        self.progress = {mark: StageProgress(stage) for mark, stage in plan.stages.items()}
+        self.kinds = {kind.name: kind for kind in stage_kinds.in_order(plan.own_stages)}
+        self.queued: list[Job] = []
+        self.running: list[Job] = []
+        self.jobs = 0
+        self.device_seconds = 0.0
+        self.stopping = ""
+        self.looked = 0.0
+        self.devices = 0.0  # of the cluster
+        self.replica = None if self.limits.replica is None else Replica(self.limits.replica)
+
+    # --- the whole
+
+    def run(self) -> int:
+        begun = time.monotonic()
+        cached = Claims(self.store, "", self.replica, self.kinds, lambda text: print(text, flush=True))
+        for progress in self.progress.values():
+            record = self.store.find(progress.stage)
+            if record is not None:
+                progress.state = "cached"
+                progress.seconds, progress.peak_memory_bytes = record.seconds, record.peak_memory_bytes
+                self.store.forget_dead_owner(progress.stage)
+                cached.push(progress.stage)
+        missing = [p for p in self.progress.values() if p.state != "cached"]
+        if missing:
+            self.flops = {mark: estimate.flops for mark, estimate in estimate_plan(self.plan, self.store).items()}
+            temporary = tempfile.mkdtemp(prefix="run-", dir="/tmp")  # Ray's sockets need a short path
+            try:
+                with (
+                    Heartbeat(self.store, self.plan.recipe, temporary) as beat,
+                    Display(self.plan, self.store) as self.display,
+                ):
+                    self.beat = beat
+                    self.claims = Claims(self.store, beat.run, self.replica, self.kinds, self.display.say)
+                    with cluster(self.plan.stages.values(), self.platform, temporary), self._signals():
+                        self._look_at_cluster(temporary)
+                        self._loop()
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        print_budget(list(self.progress.values()), time.monotonic() - begun)
+        states = [p.state for p in self.progress.values()]
+        for progress in self.progress.values():
+            if progress.state == "failed":
+                print(f"failed: {progress.stage.kind} {progress.stage.label}: {progress.message}")
+                print(f"  log: {self.store.logs(progress.stage) / 'latest'}")
+        counts = {
+            state: states.count(state)
+            for state in ("cached", "done", "failed", "blocked", "stopped")
+            if state in states
+        }
+        print(
+            ", ".join(f"{count} {state}" for state, count in counts.items())
+            + (f" ({self.stopping})" if self.stopping else "")
+        )
+        if "failed" in states:
+            return 1
+        return 3 if self.stopping and "stopped" in states else 0
+
+    def _loop(self) -> None:
+        import ray
+
+        while True:
+            self._notice_stop()
+            self._start_queued()
+            if not self.stopping:
+                self._queue_ready()
+            if not self.running and not self.queued:
+                if self.stopping:
+                    for progress in self.progress.values():
+                        if progress.state not in FINISHED:
+                            progress.state = "stopped"
+                if all(p.state in FINISHED for p in self.progress.values()):
+                    return
+            tasks = [job.task for job in self.running]
+            if tasks:
+                ended, _ = ray.wait(tasks, num_returns=1, timeout=0.05 if self.queued else 0.2)
+                for job in [job for job in self.running if job.task in ended]:
+                    self._settle(job)
+            else:
+                time.sleep(0.02 if self.queued else 0.1)
+            self.display.update(self.progress)
+
+    def _notice_stop(self) -> None:
+        winding_down = not self.stopping or "max_device_hours" in self.stopping
+        if winding_down and self.beat.stop_requested():
+            self.stopping = "stopped on request; the same command continues"
+        limit = self.limits.max_device_hours
+        if not self.stopping and limit is not None:
+            now = time.monotonic()
+            current = sum((now - job.started) * devices(job.placement) for job in self.running)
+            if (self.device_seconds + current) / 3600 >= limit:
+                self.stopping = f"run.max_device_hours={limit:g} is used up"
+                self._drop_queued()
+        elif self.stopping and "max_device_hours" not in self.stopping:
+            self._drop_queued()
+            for job in self.running:
+                for stage in job.stages:
+                    (self.store.logs(stage) / f"attempt-{job.attempts[stage.fingerprint]}.stop").touch()
+
+    def _drop_queued(self) -> None:
+        for job in self.queued:
+            placements.give_back(job)
+            for stage in job.stages:
+                self.progress[stage.fingerprint].state = "waiting"
+                self.store.release(stage, self.beat.run)
+        self.queued = []
+
+    # --- choosing
+
+    def _ready(self) -> list[StageProgress]:
+        now = time.monotonic()
+        found = []
+        for progress in self.progress.values():
+            if progress.state not in ("waiting", "held"):
+                continue
+            states = [self.progress[g.stage].state for g in progress.stage.inputs.values() if g.stage is not None]
+            if any(state in ("failed", "blocked") for state in states):
+                progress.state, progress.message = "blocked", "an input failed"
+            elif now >= progress.not_before and all(state in ("done", "cached") for state in states):
+                found.append(progress)
+        return found
+
+    def _queue_ready(self) -> None:
+        ready = self._ready()
+        now = time.monotonic()
+        if any(p.state == "held" for p in ready):
+            if now - self.looked < 1.0:
+                ready = [p for p in ready if p.state != "held"]
+            else:
+                self.looked = now
+        for progress in ready:
+            if self.kinds[progress.stage.kind].shares_engine:
+                continue
+            if len(self.queued) >= PENDING_GROUPS:
+                return
+            if self.claims.claim(progress):
+                self._queue([progress.stage])
+        self._queue_sharing([p for p in ready if self.kinds[p.stage.kind].shares_engine])
+
+    def _queue_sharing(self, ready: list[StageProgress]) -> None:
+        """Queues stages that can share an engine where they fit at once; the others wait for more of their like."""
+        groups: dict[str, list[StageProgress]] = defaultdict(list)
+        for progress in ready:
+            groups[self._engine(progress.stage)].append(progress)
+        for engine, members in groups.items():
+            count = self._free_places(engine, members[0].stage.placement)
+            if not count:
+                continue
+            claimed = [progress.stage for progress in members if self.claims.claim(progress)]
+            size = math.ceil(len(claimed) / count)
+            for start in range(0, len(claimed), size or 1):
+                self._queue(claimed[start : start + size])
+
+    def _engine(self, stage: Stage) -> str:
+        """What two stages have in common that can run in one child."""
+        common = self.kinds[stage.kind].engine(stage.settings)
+        halved = self.progress[stage.fingerprint].halved
+        return json.dumps([stage.kind, common, stage.placement, halved], sort_keys=True)
+
+    def _free_places(self, engine: str, placement: dict[str, Any]) -> int:
+        """How many jobs of this placement could start now; of one that takes no device, one at a time."""
+        wanted, busy = devices(placement), [*self.running, *self.queued]
+        if wanted:
+            return int((self.devices - sum(devices(job.placement) for job in busy)) // wanted)
+        return 0 if any(self._engine(job.stages[0]) == engine for job in busy) else 1
+
+    # --- devices
+
+    def _look_at_cluster(self, temporary: str) -> None:
+        import ray
+
+        self.cluster = ray.get_runtime_context().gcs_address
+        self.temporary = temporary
+        self.devices = ray.cluster_resources().get("GPU", 0.0)
+        check_store_is_shared(self.plan.root, self.beat.run)
+        check_fits(p.stage for p in self.progress.values() if p.state != "cached")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM (Slurm, spot) and SIGINT end the stages with grace; set after ray.init, which sets its own."""
+
+        def ask(number: int, _: object) -> None:
+            self.stopping = f"{signal.Signals(number).name}; the same command continues"
+
+        before = {}
+        with contextlib.suppress(ValueError):  # not in the main thread
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before[number] = signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _queue(self, stages: list[Stage]) -> None:
+        placement = dict(stages[0].placement)
+        if placement["gpus_per_node"] > 1:  # Ray gives out parts of one device, or whole ones
+            placement["gpus_per_node"] = math.ceil(placement["gpus_per_node"])
+        self.queued.append(Job(stages, placement))
+        for stage in stages:
+            self.progress[stage.fingerprint].state = "queued"
+
+    def _start_queued(self) -> None:
+        for job in list(self.queued):
+            held = sum(devices(other.placement) for other in self.running)
+            if any(other.lent for other in self.running) and devices(job.placement) > self.devices - held:
+                # Ray shows devices as free that a child joined to the cluster is about to take
+                placements.give_back(job)
+                continue
+            if job.group is None:
+                job.group = placements.reserve(job.placement)
+            if job.group.wait(0.001):
+                self.queued.remove(job)
+                if job.placement["nodes"] > 1:  # its child takes the devices itself, and they are not for another group
+                    for other in self.queued:
+                        placements.give_back(other)
+                self._start(job)
+
+    def _start(self, job: Job) -> None:
+        now = time.monotonic()
+        entries = []
+        for stage in job.stages:
+            progress = self.progress[stage.fingerprint]
+            progress.waited += now - (progress.ready_since or now)
+            progress.state, progress.ready_since = "running", None
+            settings = stage.settings
+            if progress.halved:
+                settings = halve(stage.settings, self.kinds[stage.kind].halves) or stage.settings
+            inputs, verify = {}, []
+            for name, given in stage.inputs.items():
+                if given.stage is None:
+                    assert given.path is not None
+                    inputs[name] = given.path
+                    continue
+                directory = self.store.directory(self.plan.stages[given.stage])
+                try:
+                    inputs[name] = self.store.select(directory, given.select)
+                except ValueError as error:
+                    progress.state, progress.message = "failed", f"config: input {name}: {error}"
+                    break
+                below = "" if inputs[name] == directory else str(inputs[name].relative_to(directory))
+                verify.append((str(directory), given.stage, below))
+            if progress.state == "failed":
+                self.store.release(stage, self.beat.run)
+                continue
+            attempt = self.store.begin(stage)
+            progress.attempt = job.attempts[stage.fingerprint] = attempt
+            request = request_of(stage, attempt, self.store, inputs, settings)
+            entries.append(
+                {
+                    "stage": stage,
+                    "attempt": attempt,
+                    "request": str(request),
+                    "verify": verify,
+                    "flops": self.flops[stage.fingerprint],
+                }
+            )
+        job.stages = [entry["stage"] for entry in entries]
+        if not job.stages:
+            placements.give_back(job)
+            return
+        self.jobs += 1
+        description = {
+            "root": str(self.store.root),
+            "run": self.beat.run,
+            "tag": f"{self.beat.run}.{self.jobs}",
+            "stages": entries,
+            "cluster": self.cluster if job.placement["nodes"] > 1 else None,
+            "temporary": self.temporary,
+            "cwd": os.getcwd(),
+            "timeout": self.limits.timeout,
+            "silence": self.limits.silence,
+            "grace": self.limits.grace,
+        }
+        job.started = now
+        placements.start(job, description)
+        self.running.append(job)
+
+    # --- ending
+
+    def _settle(self, job: Job) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        self.running.remove(job)
+        try:
+            results = {result["fingerprint"]: result for result in ray.get(job.task)}
+        except RayError as error:
+            results = {}
+            text = " ".join(str(error).split())[-300:]
+            for stage in job.stages:
+                seconds = time.monotonic() - job.started
+                lost = {"outcome": "lost", "message": f"its node or Ray worker was lost ({text})", "seconds": seconds}
+                results[stage.fingerprint] = {"fingerprint": stage.fingerprint, "peak_memory_bytes": 0, **lost}
+                if self.store.find(stage) is None:
+                    self.store.finish(stage, job.attempts[stage.fingerprint], lost)
+        placements.give_back(job)
+        self.device_seconds += (time.monotonic() - job.started) * devices(job.placement)
+        for stage in job.stages:
+            self._take(stage, results[stage.fingerprint])
+            self.store.release(stage, self.beat.run)
+
+    def _take(self, stage: Stage, result: dict[str, Any]) -> None:
+        """Moves a stage on by the class of its result."""
+        progress = self.progress[stage.fingerprint]
+        name = f"{stage.kind} {stage.label}"
+        outcome, progress.message = result["outcome"], result["message"]
+        progress.seconds += result["seconds"]
+        progress.peak_memory_bytes = max(progress.peak_memory_bytes, result["peak_memory_bytes"])
+        progress.state = "waiting"
+        if outcome == "ok" or self.store.has(stage):
+            progress.state = "done"
+            self.claims.push(stage)
+        elif "damaged" in result and self.claims.mend(self.progress[result["damaged"]]):
+            progress.message = ""
+        elif outcome == "unstarted" or (outcome in ("stopped", "lost") and self.stopping):
+            pass
+        elif (
+            outcome == "oom"
+            and not progress.halved
+            and halve(stage.settings, self.kinds[stage.kind].halves) is not None
+        ):
+            progress.halved = True
+            self.display.say(f"{name}: out of memory ({progress.message}); once more with half the micro-batch")
+        elif outcome in RETRIED and progress.faults < self.limits.retries:
+            progress.not_before = time.monotonic() + self.limits.backoff * 2**progress.faults
+            progress.faults += 1
+            count = f"retry {progress.faults} of {self.limits.retries}"
+            self.display.say(f"{name}: {outcome}: {progress.message}; {count}")
+        else:
+            progress.state = "failed"
+            progress.message = f"{outcome}: {progress.message}"

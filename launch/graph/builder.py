@@ -1,0 +1,253 @@
+"""Builds the plan: asks every kind of stage for its steps in each branch, and joins equal ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import sft_objectives
+from common.errors import ConfigError
+from common.registry import code_digest
+from common.settings import describe
+from launch import stages
+from launch.fingerprint import PathHasher, fingerprint
+from launch.graph.model import BranchModel
+from launch.graph.outside import OutsideIdentities
+from launch.graph.plan import Branch, Input, Plan, Stage
+from launch.recipe.compose import Assignment, Composed, RecipeError, branches
+from launch.stages.contract import Given, Made, Outside, Published, StageKind, Step
+from launch.stages.references import model_of
+
+
+def make_plan(recipe: str, overrides: Sequence[str], memory: Path | None = None) -> Plan:
+    """The plan of `recipe` (a name or a path to YAML) under Hydra `overrides`; imports no torch, verl, vllm or Ray.
+
+    `memory` is a JSON file that remembers the hashes of outside files. Raises RecipeError (one line) on anything wrong.
+    """
+    composed = list(branches(recipe, overrides))
+    _check_branches(recipe, composed)
+    own = tuple(composed[0].recipe.stages)
+    name = composed[0].recipe.name
+    try:
+        builder = _Builder(stages.in_order(own), PathHasher(memory))
+        collected = [builder.branch(one) for one in composed]
+        joint = builder.joint(collected)
+    except RecipeError:
+        raise
+    except ConfigError as error:
+        raise RecipeError(f"recipe {name}: {error}") from None
+
+    def rejoin(kept: Mapping[str, Collection[str]]) -> dict[str, Stage]:
+        return builder.joint([branch.keeping(kept[branch.name]) for branch in collected])
+
+    found = [branch.finished() for branch in collected]
+    return Plan(name, found, builder.finish(), own, tuple(joint), rejoin)
+
+
+def _check_branches(recipe: str, composed: Sequence[Composed]) -> None:
+    names = [_branch_name(one.axes, one.recipe.objective.get("name", "")) for one in composed]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"recipe {recipe}: two branches are called {name!r}; remove the repeated value")
+    for section in ("run", "selection", "stages", "analyses"):
+        settings = [getattr(one.recipe, section) for one in composed]
+        values = [s if isinstance(s, list) else s.model_dump(mode="json") for s in settings]
+        for field_name in values[0] if isinstance(values[0], dict) else ("",):
+            given = [value[field_name] if field_name else value for value in values]
+            if any(other != given[0] for other in given):
+                whole = f"{section}.{field_name}".rstrip(".")
+                raise RecipeError(
+                    f"recipe {recipe}: {whole} differs between branches, which share one driver and one store; give it "
+                    "one value"
+                )
+
+
+def _branch_name(axes: Sequence[Assignment], objective: str) -> str:
+    parts = [
+        str(a.value) if a.key == "objective" else f"{a.key.rsplit('.', 1)[-1]}={str(a).split('=', 1)[1]}" for a in axes
+    ]
+    return " ".join(parts) or objective
+
+
+def _label(text: str) -> str:
+    return re.sub(r"[^a-z0-9_.-]+", "-", text.lower()).strip("-") or "stage"
+
+
+@dataclass
+class _Branch:
+    """A branch while its steps are collected; see `launch.stages.contract.Branch`."""
+
+    name: str
+    overrides: tuple[str, ...]
+    recipe: Any
+    objective: Any
+    steps: dict[str, Step] = field(default_factory=dict)
+    kinds: dict[str, StageKind] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def models(self) -> list[Published]:
+        base = Published("base", "base", model_of(self.recipe, "base"), "base")
+        return [base, *(model for step in self.steps.values() for model in step.publishes)]
+
+    def in_order(self) -> Iterator[str]:
+        """Roles, inputs before their users. Raises ConfigError for an input that no step makes."""
+        graph: dict[str, list[str]] = {}
+        for role, step in self.steps.items():
+            graph[role] = [given.role for given in step.inputs.values() if isinstance(given, Made)]
+            for given in graph[role]:
+                if given not in self.steps:
+                    raise ConfigError(f"stage {role} reads {given}, which nothing makes in this recipe")
+        position = {role: place for place, role in enumerate(self.steps)}
+        sorter = TopologicalSorter(graph)
+        sorter.prepare()
+        while sorter.is_active():
+            for role in sorted(sorter.get_ready(), key=position.__getitem__):
+                yield role
+                sorter.done(role)
+
+    def keeping(self, roles: Collection[str]) -> _Branch:
+        """A branch without the steps that are not in `roles`."""
+        kept = {role: step for role, step in self.steps.items() if role in roles}
+        return dataclasses.replace(self, steps=kept, fingerprints=dict(self.fingerprints))
+
+    def finished(self) -> Branch:
+        """The branch of the plan."""
+        measures: dict[str, dict[str, str]] = {}
+        for role, step in self.steps.items():
+            if step.measures is not None:
+                model, name = step.measures
+                measures.setdefault(model, {})[name] = self.fingerprints[role]
+        models = tuple(
+            BranchModel(
+                model.name,
+                model.phase,
+                model.start,
+                model.source.role if isinstance(model.source, Made) else None,
+                measures.get(model.name, {}),
+            )
+            for model in self.models
+        )
+        return Branch(self.name, self.overrides, self.recipe, dict(self.fingerprints), models)
+
+
+class _Builder:
+    def __init__(self, kinds: Sequence[StageKind], hash_path: PathHasher) -> None:
+        self._kinds = kinds
+        self._outside = OutsideIdentities(hash_path)
+        self._objectives: dict[str, Any] = {}
+        self._stages: dict[str, Stage] = {}
+        self._users: dict[str, dict[str, None]] = {}
+
+    def branch(self, composed: Composed) -> _Branch:
+        recipe = composed.recipe
+        objective = self._objective(recipe)
+        name = _branch_name(composed.axes, recipe.objective["name"])
+        branch = _Branch(name, tuple(map(str, composed.axes)), recipe, objective)
+        for kind in self._kinds:
+            for step in kind.steps(branch):
+                branch.steps[step.role], branch.kinds[step.role] = step, kind
+        for role in branch.in_order():
+            step = branch.steps[role]
+            inputs: dict[str, Input] = {}
+            identities: dict[str, list[str]] = {}
+            for key, given in sorted(step.inputs.items()):
+                if isinstance(given, Made):
+                    inputs[key] = Input(stage=branch.fingerprints[given.role], select=given.select)
+                    if given.identifies:
+                        identities[key] = [branch.fingerprints[given.role], given.select]
+                else:
+                    inputs[key] = Input(path=given.path)
+                    identities[key] = [self._outside(given), given.eos or ""]
+            kind = branch.kinds[role]
+            branch.fingerprints[role] = self._add([name], kind, step, recipe, inputs, identities)
+        return branch
+
+    def joint(self, collected: Sequence[_Branch]) -> dict[str, Stage]:
+        """Adds the steps that read several branches; returns their stages by role."""
+        by_name = {branch.name: branch for branch in collected}
+        found: dict[str, Stage] = {}
+        for kind in self._kinds:
+            for step, sources in kind.joint_steps(by_name):
+                inputs = {key: Input(stage=self._made(by_name, given)) for key, given in sources.items()}
+                identities = {key: [str(given.stage), ""] for key, given in inputs.items()}
+                mark = self._add(list(by_name), kind, step, collected[0].recipe, inputs, identities)
+                found[step.role] = self._stages[mark]
+                for branch in collected:
+                    branch.fingerprints[step.role] = mark
+        return found
+
+    def _made(self, branches: Mapping[str, _Branch], given: Given) -> str:
+        return branches[given.branch].fingerprints[given.role]
+
+    def _objective(self, recipe: Any) -> Any:
+        settings = dict(recipe.objective)
+        key = repr(sorted(settings.items(), key=lambda item: item[0]))
+        if key not in self._objectives:
+            if "name" not in settings:
+                raise ConfigError(f"objective.name is missing; allowed: {', '.join(sft_objectives.names())}")
+            try:
+                self._objectives[key] = sft_objectives.load(settings.pop("name"), **settings)
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"objective: {error}") from None
+        return self._objectives[key]
+
+    def _add(
+        self,
+        users: Sequence[str],
+        kind: StageKind,
+        step: Step,
+        recipe: Any,
+        inputs: dict[str, Input],
+        identities: Mapping[str, list[str]],
+    ) -> str:
+        """Adds a stage unless an equal one is there; returns its fingerprint."""
+        whole = {"kind": kind.name, "version": kind.version, "identity": dict(step.identity), "inputs": identities}
+        code = code_digest(f"{type(kind).__module__}:{kind.name}")
+        if code is not None:
+            whole["code"] = code
+        mark = fingerprint(whole)
+        if mark not in self._stages:
+            description = describe(step.settings)
+            outside = {key: given for key, given in step.inputs.items() if isinstance(given, Outside) and given.model}
+            self._stages[mark] = Stage(
+                kind.name,
+                _label(step.label),
+                kind.function,
+                description["values"],
+                dict(step.identity),
+                kind.version,
+                inputs,
+                mark,
+                placement_of(recipe, kind),
+                settings_type=description["type"],
+                models={key: {"revision": given.revision, "eos": given.eos} for key, given in outside.items()},
+                mendable=kind.mendable,
+            )
+        self._users.setdefault(mark, {}).update(dict.fromkeys(users))
+        return mark
+
+    def finish(self) -> dict[str, Stage]:
+        return {
+            mark: dataclasses.replace(stage, branches=tuple(self._users[mark])) for mark, stage in self._stages.items()
+        }
+
+
+def placement_of(recipe: Any, kind: StageKind) -> dict[str, Any]:
+    """Devices of a stage: `platform.placement.<kind>`, else what its kind derives from the recipe.
+
+    Raises ConfigError where the cluster has fewer.
+    """
+    platform = recipe.platform
+    given = platform.placement.get(kind.name) or kind.placement(recipe)
+    if given.nodes > platform.nodes or given.gpus_per_node > platform.gpus_per_node:
+        raise ConfigError(
+            f"stage {kind.name} wants {given.nodes} x {given.gpus_per_node:g} devices, the cluster has "
+            f"{platform.nodes} x {platform.gpus_per_node} (platform.nodes, platform.gpus_per_node)"
+        )
+    return given.model_dump(mode="json")

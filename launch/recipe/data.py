@@ -1,0 +1,103 @@
+"""Where rows come from and what is done with those that do not fit."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, create_model, field_validator, model_validator
+
+from common.errors import ConfigError
+from data_prep import sources
+from launch.recipe.section import Section, setting
+
+_OWN = ("source", "rows", "weight")  # of an entry of data.sft or data.rl; the rest belongs to its source
+
+
+class PartSource(Section):
+    """One source of a part of the data: `settings` are complete settings of the source's own section."""
+
+    source: str = setting("files", "a name of data_prep.sources, or the path of one's own")
+    rows: int | None = setting(None, "rows to take, drawn with data.seed; null: all", gt=0)
+    weight: float = setting(
+        1.0, "how often each row stands in the part; 0.5: every other one, drawn with data.seed", gt=0
+    )
+    settings: dict[str, Any] = setting({}, "settings of the source")
+
+
+class _Data(Section):
+    source: str = setting("files", "where the rows of a part come from that names no source of its own")
+    sft: list[dict[str, Any]] = setting(
+        [], "sources of the demonstrations, e.g. [{source: files, rows: 5000}]: name, rows, weight and own settings"
+    )
+    rl: list[dict[str, Any]] = setting([], "sources of the RL prompts, as for sft")
+    seed: int = setting(0, "generation and splits")
+    system_prompt: str | None = setting(None, "put before every chat that has none")
+    max_length: int = setting(2048, "tokens a chat may have", gt=1)
+    on_long_row: Literal["error", "drop", "truncate_left", "truncate_right"] = setting(
+        "error", "a chat over max_length"
+    )
+    on_bad_row: Literal["error", "drop"] = setting("error", "a row that breaks the schema")
+    allow_shared_prompts: bool = setting(True, "RL prompts may be prompts of demonstrations too")
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_known(cls, value: str) -> str:
+        sources.load(value)
+        return value
+
+    @model_validator(mode="after")
+    def _entries_are_valid(self) -> _Data:
+        for part in ("sft", "rl"):
+            part_sources(self, part)
+        return self
+
+
+Data = create_model(
+    "Data",
+    __base__=_Data,
+    __module__=__name__,
+    __doc__="The data section; every source that ships with the package has its settings here, under its name.",
+    **{
+        name: (source.section, setting(source.section(), f"settings of source {name}"))
+        for name in sources.names()
+        if (source := sources.load(name)).section.model_fields
+    },
+)  # type: ignore[call-overload]
+
+
+def part_sources(data: Any, part: str) -> list[PartSource]:
+    """The sources of `part` ("sft" or "rl") with complete settings: an entry's own go before those of `data.<source>`.
+
+    Raises ConfigError (one line) for an unknown source, setting or value.
+    """
+    entries = getattr(data, part) or [{"source": data.source}]
+    found = []
+    for place, entry in enumerate(entries):
+        where = f"data.{part}.{place}"
+        if "source" not in entry:
+            raise ConfigError(f"{where}: source is missing; allowed: {', '.join(sources.names())}, or a path")
+        own = {key: value for key, value in entry.items() if key not in _OWN}
+        given = {key: value for key, value in entry.items() if key in _OWN}
+        settings = source_settings(data, str(entry["source"]), own, where).model_dump(mode="json")
+        found.append(PartSource.model_validate({**given, "settings": settings}))
+    return found
+
+
+def source_settings(data: Any, name: str, own: dict[str, Any], where: str) -> BaseModel:
+    """The section of source `name`: `data.<name>` where there is one, with `own` before it.
+
+    Raises ConfigError (one line) that names `where`, the field and what is allowed.
+    """
+    source = sources.load(name)
+    known = source.section.model_fields
+    unknown = sorted(set(own) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"{where}.{unknown[0]}: source {name} has no such setting; allowed: {', '.join([*_OWN, *known])}"
+        )
+    shared = getattr(data, source.name, None)
+    given = shared.model_dump() if isinstance(shared, BaseModel) else {}
+    try:
+        return source.section.model_validate({**given, **own})
+    except ValueError as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None

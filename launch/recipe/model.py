@@ -1,0 +1,51 @@
+"""The models of a recipe: the base, the ones that objectives read, and the micro-world's own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from launch.recipe.section import Section, setting
+
+
+class Pretrain(Section):
+    """A small Qwen2 model trained from nothing on the data set's `pretrain` part (micro-world only)."""
+
+    hidden: int = setting(192, "hidden size", gt=0)
+    layers: int = setting(4, "transformer layers", gt=0)
+    heads: int = setting(6, "attention heads; divides hidden", gt=0)
+    tied: bool = setting(True, "share the embedding with the output head")
+    steps: int = setting(600, "optimizer steps", gt=0)
+    batch_size: int = setting(64, "sequences a step", gt=0)
+    lr: float = setting(2e-3, "peak learning rate", gt=0)
+    weight_decay: float = setting(0.1, "AdamW, matrices only", ge=0)
+    skills: list[str] = setting([], "which skills' text to train on; empty: all")
+    seed: int = setting(0, "initial weights and batch order")
+
+    @model_validator(mode="after")
+    def _heads(self) -> Pretrain:
+        if self.hidden % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide hidden={self.hidden}; change either")
+        return self
+
+
+class ReferenceModel(Section):
+    """A frozen model that an objective reads; it is made or fetched only when an objective asks."""
+
+    path: str | None = setting(None, "Hugging Face name or directory")
+    revision: str | None = setting(None, "commit of a Hugging Face name")
+    pretrain: Pretrain | None = setting(None, "train it from nothing instead of reading `path`")
+
+
+class Model(Section):
+    path: str | None = setting(None, "Hugging Face name or directory of the base model")
+    revision: str | None = setting(None, "commit of a Hugging Face name")
+    pretrain: Pretrain | None = setting(None, "train the base from nothing instead of reading `path`")
+    teacher: ReferenceModel = setting(ReferenceModel(), "source `teacher`: the model to learn from")
+    checkpoint: ReferenceModel = setting(ReferenceModel(), "source `checkpoint`: a partly fine-tuned model")
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = setting("sdpa", "attention kernel; missing is an error")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "weights and activations in training")
+    chat_template: str | None = setting(None, "Jinja file that replaces the tokenizer's chat template")
+    eos: str | None = setting(None, "token that ends a turn, where the model's own files name another one")
+    trust_remote_code: bool = setting(False, "run Python code that comes with the model")

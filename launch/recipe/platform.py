@@ -1,0 +1,25 @@
+"""Devices: of the cluster and of one stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from launch.recipe.section import Section, runtime, setting
+
+
+class Placement(Section):
+    """Devices of one stage: a Ray placement group of `nodes` bundles."""
+
+    nodes: int = runtime(1, "nodes", gt=0)
+    gpus_per_node: float = runtime(0, "devices on each; a fraction for small stages", ge=0)
+    cpus: float = runtime(1, "cores on each", gt=0)
+    strategy: Literal["STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"] = runtime("PACK", "Ray's strategy")
+
+
+class Platform(Section):
+    name: Literal["cpu", "gpu"] = setting("gpu", "what the models run on")
+    threads: int = setting(2, "CPU threads of a stage's own tensor code; sums depend on it", gt=0)
+    env: dict[str, str] = runtime({}, "environment of every stage")
+    nodes: int = runtime(1, "nodes of the cluster", gt=0)
+    gpus_per_node: int = runtime(1, "devices of a node; logical ones on the CPU platform", gt=0)
+    placement: dict[str, Placement] = runtime({}, "stage -> devices; the rest is derived from processes and replicas")

@@ -1,0 +1,26 @@
+"""How a plan is run: store, retries, limits, selection."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from launch.recipe.section import Section, runtime
+
+
+class Selection(Section):
+    """Of branches that differ in some fields (and in `seed`) alone, only the best goes on to RL and evaluation."""
+
+    fields: list[str] = runtime([], "swept fields to choose on validation data, e.g. [sft.lr]; empty: all go on")
+    metric: str = runtime("val_loss", "a scalar of SFT's metrics.json, averaged over seeds")
+    goal: Literal["min", "max"] = runtime("min", "which value of the metric is best")
+
+
+class Run(Section):
+    root: str = runtime("runs", "the artifact store")
+    replica: str | None = runtime(None, "fsspec URL that artifacts are taken from and copied to, e.g. s3://bucket/runs")
+    retries: int = runtime(2, "attempts after a fault", ge=0)
+    backoff: float = runtime(5.0, "seconds before the first retry; doubles", ge=0)
+    timeout: float = runtime(86_400.0, "seconds one stage may take", gt=0)
+    silence: float = runtime(1_800.0, "seconds without progress or log lines after which a stage counts as hung", gt=0)
+    grace: float = runtime(30.0, "seconds between SIGTERM and SIGKILL", gt=0)
+    max_device_hours: float | None = runtime(None, "stop starting stages beyond this")

@@ -1,0 +1,53 @@
+"""What every section of a recipe is made of.
+
+A field made with `runtime` says how or where work is done and is never part of an artifact's identity; every other field
+does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def setting(default: Any, description: str, **bounds: Any) -> Any:
+    """A field whose value is part of an artifact's identity; `bounds` are pydantic's (gt, ge, lt, le, ...)."""
+    return Field(default, description=description, validate_default=True, **bounds)
+
+
+def runtime(default: Any, description: str, **bounds: Any) -> Any:
+    """A field that says how or where to compute, never what: not part of any fingerprint."""
+    return Field(
+        default, description=description, validate_default=True, json_schema_extra={"identity": False}, **bounds
+    )
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+def is_runtime(info: Any) -> bool:
+    """Whether a pydantic field was made with `runtime`."""
+    return isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("identity") is False
+
+
+def identity(section: BaseModel) -> dict[str, Any]:
+    """The fields of `section` that identify a result, as JSON values, recursively; `runtime` fields are left out."""
+    return {
+        name: _identity(getattr(section, name))
+        for name, info in type(section).model_fields.items()
+        if not is_runtime(info)
+    }
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    if isinstance(value, list | tuple):
+        return [_identity(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _identity(item) for key, item in value.items()}
+    return value

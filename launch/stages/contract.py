@@ -1,0 +1,239 @@
+"""What a kind of stage is. Imports no torch, Ray, verl or vllm, and neither do the kinds.
+
+A kind is one file of `launch.stages` that holds one instance of a subclass, or a file of the user's that `stages: [...]`
+in a recipe names. The planner asks every kind for its steps in a branch; a step names its inputs by the roles of other
+steps, so that kinds need not know where in the graph they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from launch.recipe.model import Model
+from launch.recipe.platform import Placement, Platform
+from launch.recipe.section import Section
+
+
+class Settings(Section):
+    """What every stage function receives; a kind's own subclass adds its sections."""
+
+    model: Model
+    platform: Platform
+
+
+@dataclass(frozen=True)
+class Made:
+    """An input that another step of the branch makes.
+
+    role: of that step. select: "" for its whole artifact, "checkpoint:final", "checkpoint:best" or "checkpoint:<step>"
+    for a Hugging Face directory in it. identifies: False where the input is read for a check that can only refuse.
+    """
+
+    role: str
+    select: str = ""
+    identifies: bool = True
+
+
+@dataclass(frozen=True)
+class Outside:
+    """An input from outside the store: a local path, or a hub name with its revision.
+
+    field: of the recipe, for messages. model: whether it is a model, which the stage gets as a directory with `eos` as
+    the token that ends a turn.
+    """
+
+    path: str
+    field: str
+    revision: str | None = None
+    model: bool = False
+    eos: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model in a step's artifact that is worth measuring.
+
+    name: of the model in its branch ("base", "sft", "sft@50", "rl@final"). phase: base, sft or rl. source: the input
+    that leads to it. label: what it is called in addresses. start: of an RL model, the checkpoint it started from.
+    measured: False where another model of the branch is measured in its place.
+    """
+
+    name: str
+    phase: str
+    source: Made | Outside
+    label: str
+    start: str | None = None
+    measured: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a branch before it has a fingerprint.
+
+    role: its name in the branch. label: a word for its address. settings: what the function receives. identity: those
+    of its settings that determine the result. publishes: models in its artifact. measures: (model's name, name of the
+    benchmark, task or "held_out") of a step whose artifact holds scores.
+    """
+
+    role: str
+    label: str
+    settings: Section
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, Made | Outside] = field(default_factory=dict)
+    publishes: tuple[Published, ...] = ()
+    measures: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Training chats: how many, their tokens, the supervised ones, and whether they were counted or guessed."""
+
+    chats: float
+    tokens: float
+    responses: float
+    counted: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one stage. flops: operations; bytes: of its artifact, exact if they follow from counts; scratch_bytes:
+    resumable checkpoints while it runs; start_seconds: imports and engines; sampling: whether it samples (slower)."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    scratch_bytes: float = 0.0
+    exact: bool = False
+    start_seconds: float = 10.0
+    sampling: bool = False
+
+
+class Counts(Protocol):
+    """What is known of a stage's inputs before it runs."""
+
+    settings: Any
+
+    def parameters(self, name: str = "model") -> float:
+        """Parameters of the model that input `name` is or leads to."""
+        ...
+
+    def tokens(self, name: str = "data") -> Tokens:
+        """Of the training chats that input `name` is or leads to."""
+        ...
+
+    def rows(self, name: str = "data") -> float:
+        """Rows of the prompts or problems that input `name` is or leads to."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether the stage has an input `name`."""
+        ...
+
+
+class Branch(Protocol):
+    """One line of the results, as the kinds see it while its steps are collected."""
+
+    name: str
+    recipe: Any
+    steps: dict[str, Step]
+    fingerprints: dict[str, str]  # by role; of all steps once `joint_steps` is asked
+
+    @property
+    def objective(self) -> Any:
+        """The SFT objective with its settings."""
+        ...
+
+    @property
+    def models(self) -> list[Published]:
+        """The models that the steps so far publish, in that order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """An input of a joint step: the step `role` of the branch called `branch`."""
+
+    branch: str
+    role: str
+
+
+class StageKind:
+    """A kind of stage; its file's name is its name. Subclass it, set the attributes, make one instance."""
+
+    name: str
+    version: int = 1  # raise it when the stage computes something else from the same settings
+    function: str  # "package.module:function", called as run(settings, inputs, output, scratch, report)
+    section: type[Section] | None = None
+    describes: str = ""  # of the section, for base.yaml
+    after: tuple[str, ...] = ()  # kinds whose steps have to be in the branch before this kind is asked
+    halves: tuple[str, ...] = ()  # runtime fields ("sft.micro_batch_size") that an out-of-memory retry halves
+    shares_engine: bool = False  # stages with equal settings of `engine` may run in turn in one child
+    decides: bool = False  # its metrics.json may decide a selection
+    tables: tuple[str, ...] = ()  # patterns of the tables (JSON) in its artifact that the report shows
+
+    @property
+    def key(self) -> str:
+        """The recipe's section that holds this kind's settings."""
+        return self.name
+
+    def check(self, recipe: Any) -> None:
+        """Refuses settings that do not go together. Raises ValueError (one line: field, value, remedy)."""
+
+    def steps(self, branch: Branch) -> Iterable[Step]:
+        """Its steps in a branch; none if the recipe does not ask for them. Raises ConfigError."""
+        return ()
+
+    def joint_steps(self, branches: Mapping[str, Branch]) -> Iterable[tuple[Step, Mapping[str, Given]]]:
+        """Steps over several branches, each with its inputs by name."""
+        return ()
+
+    def placement(self, recipe: Any) -> Placement:
+        """Devices and cores of one stage, where `platform.placement.<kind>` does not say."""
+        return Placement(gpus_per_node=1)
+
+    def cost(self, recipe: Any, counts: Counts) -> Cost:
+        """What one stage takes, from what is known of its inputs."""
+        return Cost()
+
+    def engine(self, settings: Mapping[str, Any]) -> Any:
+        """What has to be equal for two stages to share a child, where `shares_engine`; JSON values."""
+        return settings
+
+    def parameters(self, settings: Mapping[str, Any]) -> float | None:
+        """Parameters of the model that it makes; None: those of the model that it reads."""
+        return None
+
+    def contents(self, settings: Mapping[str, Any], inputs: Mapping[str, str], directory: Path | None) -> Any:
+        """Rows (float) or Tokens that its artifact holds, from the artifact if it is there; None: those of its data."""
+        return None
+
+    def dry_run(self, settings: Any, inputs: Mapping[str, Path], scratch: Path) -> str | None:
+        """Checks what can be checked without running; returns what was found fine. Raises ValueError."""
+        return None
+
+    def mend(self, artifact: Path, scratch: Path) -> str | None:
+        """Moves what is whole of a damaged artifact to `scratch`; returns what was damaged, None if it cannot be mended."""
+        return None
+
+    @property
+    def mendable(self) -> bool:
+        """Whether a damaged artifact is worth taking apart."""
+        return type(self).mend is not StageKind.mend
+
+
+def spread(devices: float, platform: Any, *, cpus: float = 1.0) -> Placement:
+    """`devices` over as few nodes as hold them."""
+    nodes = max(1, -(-int(devices) // platform.gpus_per_node))
+    return Placement(nodes=nodes, gpus_per_node=devices / nodes, cpus=cpus)
+
+
+def optimizer_bytes(parameters: float) -> float:
+    """Bytes of fp32 weights and AdamW's two moments."""
+    return 12.0 * parameters
+
+
+def weight_bytes(parameters: float, dtype: str) -> float:
+    """Bytes of a published checkpoint with its tokenizer."""
+    return parameters * (2 if dtype == "bfloat16" else 4) + min(4_000_000, parameters)

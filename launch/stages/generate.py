@@ -1,0 +1,216 @@
+"""Stage `generate`: what a model answers to a benchmark or a harness task, or says of held-out chats, by vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from launch.recipe.platform import Placement
+from launch.recipe.section import Section, identity, runtime, setting
+from launch.stages.contract import (
+    Branch,
+    Cost,
+    Counts,
+    Made,
+    Outside,
+    Settings,
+    StageKind,
+    Step,
+    spread,
+)
+from launch.stages.prepare import benchmark_name
+from launch.stages.references import model_of, numerics
+
+FILLED = 0.5  # of max_tokens that a response fills when nothing is known
+RESPONSE_BYTES = 2.5  # of a sampled token in a Parquet file
+TASK_PROBLEMS, TASK_TOKENS = 1000.0, 256.0  # of a harness task, when nothing is known
+HELD_OUT = "held_out"
+
+
+class Benchmark(Section):
+    name: str = setting("target", "a benchmark of data.source, of data.files.benchmarks, or one's own by dotted path")
+    source: str | None = setting(None, "who gives its problems: a source, or `published`; null: as the name says")
+    num_samples: int = setting(16, "samples a problem", gt=0)
+    temperature: float = setting(1.0, "sampling temperature", ge=0)
+    top_p: float = setting(1.0, "nucleus", gt=0, le=1)
+    max_tokens: int = setting(2048, "response tokens", gt=0)
+    greedy: bool = setting(True, "one greedy response as well")
+    prompting: Literal["chat", "plain"] = setting("chat", "the chat template, or bare text for base models")
+    balanced: bool = setting(False, "balanced accuracy as well: the mean over the answers' classes")
+
+
+class Task(Section):
+    """A task of lm-evaluation-harness with its own prompts, metrics and defaults."""
+
+    name: str = setting("mmlu", "task or group, by the harness' name")
+    num_fewshot: int | None = setting(None, "examples in the prompt; null: the task's own", ge=0)
+    limit: int | None = setting(None, "problems of each task; null: all", gt=0)
+    chat: bool = setting(False, "apply the chat template")
+
+
+class Eval(Section):
+    enabled: bool = setting(True, "evaluate the base and every checkpoint")
+    benchmarks: list[Benchmark] = setting([], "what to run")
+    tasks: list[Task] = setting([], "what to run through lm-evaluation-harness")
+    task_files: str | None = setting(None, "directory of one's own task files and of local data for harness tasks")
+    base_minimum: float | None = setting(None, "average only where the base model reaches this (TALR: 0.5)", ge=0, le=1)
+    k: list[int] = setting([1, 2, 4, 8, 16, 32, 64], "pass@k; a benchmark leaves out those above its num_samples")
+    target: str = setting("target", "the benchmark of the SFT domain; the others count as general ability")
+    seed: int = setting(0, "sampling")
+    resamples: int = setting(2000, "bootstrap resamples", gt=0)
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "weights in vLLM")
+    max_length: int = setting(4096, "prompt and response tokens", gt=0)
+    held_out_chats: int = setting(256, "held-out chats for token entropy and KL from the base; 0: none", ge=0)
+    batch_size: int = setting(512, "requests in one saved shard; sums of a batch depend on its size", gt=0)
+    run_generated_code: bool = setting(False, "allow the grader `code` to run what the model wrote, in the sandbox")
+    replicas: int = runtime(1, "vLLM engines, each on its own devices; on the CPU platform one core each", gt=0)
+    gpu_memory: float = runtime(0.6, "share of a device's memory for vLLM; held-out passes need the rest", gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _responses_fit(self) -> Eval:
+        for benchmark in self.benchmarks:
+            if benchmark.max_tokens >= self.max_length:
+                raise ValueError(
+                    f"max_tokens={benchmark.max_tokens} of {benchmark.name!r} leaves no room for a prompt in "
+                    f"eval.max_length={self.max_length}; raise that"
+                )
+        return self
+
+
+class GenerateSettings(Settings):
+    eval: Eval = setting(Eval(), "the recipe's eval section")
+    benchmark: Benchmark | None = setting(None, "an entry of eval.benchmarks, or")
+    task: Task | None = setting(None, "an entry of eval.tasks, or")
+    held_out: bool = setting(False, "held-out chats")
+
+
+class Generate(StageKind):
+    name = "generate"
+    version = 1
+    function = "evaluation.generate:run"
+    section = Eval
+    describes = "evaluation"
+    after = ("prepare", "pretrain", "sft", "average", "rl")
+    shares_engine = True
+
+    @property
+    def key(self) -> str:
+        return "eval"
+
+    def steps(self, branch: Branch) -> Iterable[Step]:
+        recipe = branch.recipe
+        if not recipe.eval.enabled:
+            return
+        things = measured(recipe)
+        for model in (model for model in branch.models if model.measured):
+            for thing in things:
+                inputs: dict[str, Any] = {"model": model.source}
+                if thing.benchmark is not None:
+                    inputs["problems"] = Made(f"prepare:benchmark/{thing.name}")
+                if thing.held_out:
+                    inputs["data"] = Made("prepare:sft")
+                    if model.name != "base":
+                        inputs["base"] = model_of(recipe, "base")
+                extra: dict[str, Any] = {}
+                if thing.task is not None:
+                    extra = {"eos": recipe.model.eos}
+                    if recipe.model.chat_template is not None:
+                        inputs["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template")
+                yield Step(
+                    f"generate:{model.name}/{thing.name}",
+                    f"{model.label}.{thing.name}",
+                    thing.settings(GenerateSettings, recipe),
+                    {**thing.generated(recipe), **extra, **numerics(recipe)},
+                    inputs,
+                )
+
+    def placement(self, recipe: Any) -> Placement:
+        return spread(recipe.eval.replicas, recipe.platform)
+
+    def engine(self, settings: Mapping[str, Any]) -> Any:
+        return {name: value for name, value in settings.items() if name not in ("benchmark", "task", "held_out")}
+
+    def cost(self, recipe: Any, counts: Counts) -> Cost:
+        settings, size = counts.settings, counts.parameters()
+        evaluation, benchmark = settings["eval"], settings["benchmark"]
+        if benchmark is not None:
+            length = min(benchmark["max_tokens"], evaluation["max_length"]) * FILLED
+            sampled = counts.rows("problems") * (benchmark["num_samples"] + benchmark["greedy"]) * length
+        elif settings["held_out"]:
+            sampled = evaluation["held_out_chats"] * settings["eval"]["max_length"] * FILLED
+        else:
+            sampled = (settings["task"]["limit"] or TASK_PROBLEMS) * TASK_TOKENS
+        return Cost(2 * size * sampled, 20_000 + RESPONSE_BYTES * sampled, start_seconds=40.0, sampling=True)
+
+
+class Measured:
+    """One thing that is measured of every model: a benchmark, a harness task, or the held-out chats."""
+
+    def __init__(self, *, benchmark: Benchmark | None = None, task: Task | None = None, held_out: bool = False) -> None:
+        self.benchmark, self.task, self.held_out = benchmark, task, held_out
+        self.name = HELD_OUT
+        if benchmark is not None:
+            self.name = benchmark_name(benchmark.name)
+        elif task is not None:
+            self.name = task.name
+
+    def settings(self, kind: type[Settings], recipe: Any) -> Settings:
+        """What the stages `generate` and `measure` receive."""
+        return kind(
+            eval=recipe.eval,
+            benchmark=self.benchmark,
+            task=self.task,
+            held_out=self.held_out,
+            model=recipe.model,
+            platform=recipe.platform,
+        )  # type: ignore[call-arg]
+
+    def _sampling(self, names: Iterable[str]) -> dict[str, Any]:
+        assert self.benchmark is not None
+        values = identity(self.benchmark)
+        return {name: values[name] for name in names}
+
+    def generated(self, recipe: Any) -> dict[str, Any]:
+        """The settings on which the answers depend."""
+        evaluation = recipe.eval
+        common = {name: getattr(evaluation, name) for name in ("dtype", "max_length")}
+        if self.held_out:
+            return {"held_out": evaluation.held_out_chats, **common}
+        common |= {"seed": evaluation.seed, "batch_size": evaluation.batch_size}
+        if self.task is not None:
+            code = {"run_generated_code": evaluation.run_generated_code, "task_files": evaluation.task_files}
+            return {"task": identity(self.task), **code, **common}
+        sampling = ("num_samples", "temperature", "top_p", "max_tokens", "greedy", "prompting")
+        return {"benchmark": {"name": self.name, **self._sampling(sampling)}, **common}
+
+    def scored(self, recipe: Any) -> dict[str, Any]:
+        """The settings on which the scores of given answers depend."""
+        evaluation = recipe.eval
+        common = {name: getattr(evaluation, name) for name in ("seed", "resamples", "base_minimum")}
+        if self.benchmark is None:
+            return {"name": self.name, **common}
+        return {
+            "name": self.name,
+            "k": evaluation.k,
+            "balanced": self.benchmark.balanced,
+            "run_generated_code": evaluation.run_generated_code,
+            **common,
+        }
+
+
+def measured(recipe: Any) -> list[Measured]:
+    """What is measured of every model: held-out chats, benchmarks, tasks. Raises ConfigError for wrong ones."""
+    from evaluation.checks import check
+
+    evaluation = recipe.eval
+    if evaluation.benchmarks or evaluation.tasks or not evaluation.held_out_chats:
+        check(evaluation)
+    found = [Measured(held_out=True)] if evaluation.held_out_chats else []
+    found += [Measured(benchmark=entry) for entry in evaluation.benchmarks]
+    found += [Measured(task=entry) for entry in evaluation.tasks]
+    return found
+
+
+GENERATE = Generate()

@@ -1,0 +1,70 @@
+"""Stage `measure`: grades answers, and computes scores, intervals and diversity; needs no device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from launch.recipe.platform import Placement
+from launch.recipe.section import setting
+from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step
+from launch.stages.generate import Benchmark, Eval, Task, measured
+
+SCORE_BYTES = 30_000.0
+
+
+class MeasureSettings(Settings):
+    eval: Eval = setting(Eval(), "the recipe's eval section")
+    benchmark: Benchmark | None = setting(None, "an entry of eval.benchmarks, or")
+    task: Task | None = setting(None, "an entry of eval.tasks, or")
+    held_out: bool = setting(False, "held-out chats")
+
+
+class Measure(StageKind):
+    name = "measure"
+    version = 1
+    function = "evaluation.measure:run"
+    after = ("generate",)
+    shares_engine = True  # the pool of graders
+
+    def steps(self, branch: Branch) -> Iterable[Step]:
+        recipe = branch.recipe
+        if not recipe.eval.enabled:
+            return
+        for model in (model for model in branch.models if model.measured):
+            for thing in measured(recipe):
+                role = f"generate:{model.name}/{thing.name}"
+                inputs = {"generations": Made(role)}
+                if thing.benchmark is not None and model.phase != "base":
+                    inputs["trained_on_sft"] = Made("prepare:sft")
+                    if model.phase == "rl":
+                        inputs["trained_on_rl"] = Made("prepare:rl")
+                yield Step(
+                    f"measure:{model.name}/{thing.name}",
+                    branch.steps[role].label,
+                    thing.settings(MeasureSettings, recipe),
+                    {**thing.scored(recipe), "graders": _graders(thing)},
+                    inputs,
+                    measures=(model.name, thing.name),
+                )
+
+    def placement(self, recipe: Any) -> Placement:
+        return Placement(gpus_per_node=0)
+
+    def engine(self, settings: Mapping[str, Any]) -> Any:
+        return {name: value for name, value in settings.items() if name not in ("benchmark", "task", "held_out")}
+
+    def cost(self, recipe: Any, counts: Counts) -> Cost:
+        return Cost(bytes=SCORE_BYTES, start_seconds=5.0)
+
+
+def _graders(thing: Any) -> dict[str, int]:
+    """Versions of the graders, so that a better grader grades again and generates nothing."""
+    if thing.benchmark is None:
+        return {}
+    from evaluation import graders
+
+    return {name: graders.load(name).version for name in graders.names()}
+
+
+MEASURE = Measure()

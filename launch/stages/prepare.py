@@ -1,0 +1,209 @@
+"""Stage `prepare`: rows of a source become chats, prompts, problems or pretraining text; one artifact for each part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import ConfigError
+from common.files import read_json
+from common.registry import code_digest
+from data_prep import sources
+from launch.recipe.data import Data, PartSource, part_sources, source_settings
+from launch.recipe.platform import Placement
+from launch.recipe.section import setting
+from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Settings, StageKind, Step, Tokens
+from launch.stages.references import FROZEN, model_of
+
+BYTES_PER_TOKEN = 4.0  # of text
+CHAT_SHARE = 0.5  # of data.max_length that a chat fills when nothing is known
+RESPONSE_SHARE = 0.7  # of a chat's tokens that are supervised when nothing is known
+TEXT_BYTES = 0.5  # of a prepared row for each byte of the file it came from
+ROW_BYTES = 40.0
+
+
+class PrepareSettings(Settings):
+    part: Literal["sft", "rl", "benchmark", "pretrain"] = setting("sft", "which part of the data")
+    name: str = setting("", "of the benchmark")
+    sources: list[PartSource] = setting([], "where its rows come from; none: the published benchmark itself")
+    data: Data = setting(Data(), "the recipe's data section")  # type: ignore[valid-type]
+
+
+class Prepare(StageKind):
+    name = "prepare"
+    version = 3
+    function = "data_prep.prepare:run"
+
+    def steps(self, branch: Branch) -> Iterable[Step]:
+        recipe = branch.recipe
+        if any(model.pretrain is not None for model in (recipe.model, *(getattr(recipe.model, r) for r in FROZEN[1:]))):
+            text = PartSource(
+                source="microworld",
+                settings=source_settings(recipe.data, "microworld", {}, "data.microworld").model_dump(mode="json"),
+            )
+            yield self._step(branch, "prepare:pretrain", "pretrain", "", [text], {})
+        benchmarks: dict[str, Made | Outside] = {}
+        if recipe.eval.enabled:
+            for entry in recipe.eval.benchmarks:
+                role = f"prepare:benchmark/{benchmark_name(entry.name)}"
+                yield self._step(branch, role, "benchmark", entry.name, problem_sources(recipe, entry), {})
+                benchmarks[f"benchmark_{benchmark_name(entry.name)}"] = Made(role, identifies=False)
+        yield self._step(branch, "prepare:sft", "sft", "", part_sources(recipe.data, "sft"), benchmarks)
+        if recipe.rl.enabled:
+            shared = {} if recipe.data.allow_shared_prompts else {"sft": Made("prepare:sft")}
+            prompts = part_sources(recipe.data, "rl")
+            yield self._step(branch, "prepare:rl", "rl", "", prompts, {**benchmarks, **shared})
+
+    def _step(
+        self,
+        branch: Branch,
+        role: str,
+        part: str,
+        name: str,
+        entries: list[PartSource],
+        inputs: Mapping[str, Made | Outside],
+    ) -> Step:
+        recipe = branch.recipe
+        what = {"benchmark": f"benchmark/{benchmark_name(name)}" if name else ""}.get(part, part)
+        identity: dict[str, Any] = {"part": what, "eos": recipe.model.eos, "sources": []}
+        found = dict(inputs)
+        for place, entry in enumerate(entries):
+            source = sources.load(entry.source)
+            section = source.section.model_validate(entry.settings)
+            identity["sources"].append(
+                {
+                    "name": source.name,
+                    "version": source.version,
+                    "code": code_digest(entry.source),
+                    "rows": entry.rows,
+                    "weight": entry.weight,
+                    "settings": source.identity(section, what),
+                }
+            )
+            for key, path in source.inputs(section, what).items():
+                found[key if not place else f"{place}_{key}"] = Outside(path, f"data.{source.name}.{key}")
+        if not entries:
+            identity["published"] = _published_identity(name)
+        data = recipe.data
+        identity |= {
+            field: getattr(data, field)
+            for field in ("seed", "system_prompt", "max_length", "on_long_row", "on_bad_row")
+        }
+        if part == "rl":
+            identity["allow_shared_prompts"] = data.allow_shared_prompts
+        if recipe.model.path is not None:
+            found["model"] = model_of(recipe, "base")
+        if recipe.model.chat_template is not None:
+            found["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template")
+        settings = PrepareSettings(
+            part=part, name=name, sources=entries, data=data, model=recipe.model, platform=recipe.platform
+        )  # type: ignore[arg-type]
+        label = benchmark_name(name) if part == "benchmark" else part
+        return Step(role, label, settings, identity, found)
+
+    def placement(self, recipe: Any) -> Placement:
+        return Placement(gpus_per_node=0)
+
+    def cost(self, recipe: Any, counts: Counts) -> Cost:
+        settings = counts.settings
+        size = 0.0
+        for entry in settings["sources"]:
+            source = sources.load(entry["source"])
+            section = source.section.model_validate(entry["settings"])
+            size += ROW_BYTES * (source.rough_rows(section, _what(settings)) or 0.0)
+        return Cost(bytes=size, start_seconds=15.0)
+
+    def contents(self, settings: Mapping[str, Any], inputs: Mapping[str, str], directory: Path | None) -> Any:
+        part = settings["part"]
+        if part == "sft" and directory is not None:
+            summary = read_json(directory / "summary.json") or {}
+            counts = summary.get("tokens", {}).get("sft_train")
+            if counts is not None:
+                return Tokens(counts["chats"], counts["tokens"], counts["response_tokens"], True)
+        rows, tokens = 0.0, Tokens(0.0, 0.0, 0.0, False)
+        for entry in settings["sources"]:
+            source = sources.load(entry["source"])
+            section = source.section.model_validate(entry["settings"])
+            found = source.rough_rows(section, _what(settings)) or 1000.0
+            taken = min(found, entry["rows"] or found) * entry["weight"]
+            rows += taken
+            if part == "sft":
+                whole = source.rough_tokens(section) or _guessed(inputs, settings["data"]["max_length"], found)
+                share = taken / found if found else 1.0
+                tokens = Tokens(
+                    tokens.chats + whole[0] * share,
+                    tokens.tokens + whole[1] * share,
+                    tokens.responses + whole[2] * share,
+                    False,
+                )
+        return tokens if part == "sft" else max(1.0, rows)
+
+
+def _what(settings: Mapping[str, Any]) -> str:
+    if settings["part"] != "benchmark":
+        return settings["part"]
+    return f"benchmark/{benchmark_name(settings['name'])}"
+
+
+def _guessed(inputs: Mapping[str, str], max_length: int, rows: float) -> tuple[float, float, float]:
+    """Chats, tokens and supervised tokens of a file of chats, from its size."""
+    path = Path(inputs.get("sft_train", "")).expanduser()
+    if not path.is_file():
+        tokens = rows * CHAT_SHARE * max_length
+        return rows, tokens, RESPONSE_SHARE * tokens
+    tokens = path.stat().st_size / BYTES_PER_TOKEN
+    return max(1.0, tokens / (CHAT_SHARE * max_length)), tokens, RESPONSE_SHARE * tokens
+
+
+def benchmark_name(name: str) -> str:
+    """What a benchmark is called in roles, addresses and tables: of one's own (a dotted path) its own `name`."""
+    if "." not in name and ":" not in name:
+        return name
+    from evaluation import benchmarks
+
+    return benchmarks.load(name).name
+
+
+def _published_identity(name: str) -> dict[str, Any]:
+    from evaluation import benchmarks
+
+    found = benchmarks.load(name)
+    return {
+        "name": found.name,
+        "version": found.version,
+        "file": found.file,
+        "revision": found.revision,
+        "code": code_digest(name),
+    }
+
+
+def problem_sources(recipe: Any, entry: Any) -> list[PartSource]:
+    """Where the problems of an entry of eval.benchmarks come from; [] for a published benchmark or one of one's own.
+
+    Raises ConfigError where nobody has them.
+    """
+    data = recipe.data
+    if entry.source == "published" or (entry.source is None and ("." in entry.name or ":" in entry.name)):
+        benchmark_name(entry.name)
+        return []
+    name = entry.source or data.source
+    section = source_settings(data, name, {}, f"data.{name}")
+    given = sorted(sources.load(name).benchmarks(section))
+    if entry.name not in given and entry.source is None and entry.name in data.files.benchmarks:
+        name, section = "files", data.files
+        given = [entry.name]
+    if entry.name not in given:
+        if name == "files":
+            raise ConfigError(
+                f"eval.benchmarks names {entry.name!r}; give its problems as data.files.benchmarks.{entry.name}=<file> "
+                f"(docs/evaluation.md); given: {', '.join(given) or 'none'}"
+            )
+        raise ConfigError(
+            f"eval.benchmarks names {entry.name!r}; data.source={name} has {', '.join(given) or 'none'}; or give a "
+            f"file as data.files.benchmarks.{entry.name}"
+        )
+    return [PartSource(source=name, settings=section.model_dump(mode="json"))]
+
+
+PREPARE = Prepare()

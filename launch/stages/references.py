@@ -1,0 +1,54 @@
+"""The models that an objective reads beside the student: where they come from and what is asked of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.errors import ConfigError
+from launch.stages.contract import Branch, Made, Outside
+
+FROZEN = ("base", "teacher", "checkpoint")
+
+
+def sources(branch: Branch) -> tuple[str, ...]:
+    """Which of base, teacher and checkpoint SFT reads, in that order."""
+    needs, recipe = branch.objective.needs, branch.recipe
+    asked = set(needs.references)
+    if recipe.sft.metrics.kl_from_base or needs.dataset:
+        asked.add("base")
+    return tuple(role for role in FROZEN if role in asked)
+
+
+def is_live(branch: Branch, role: str) -> bool:
+    """Whether SFT loads the model itself, because it needs logits over the whole vocabulary."""
+    return "logits" in branch.objective.needs.references.get(role, frozenset())
+
+
+def is_cached(branch: Branch, role: str) -> bool:
+    """Whether SFT reads a reference cache of the model."""
+    if role not in sources(branch):
+        return False
+    needs, recipe = branch.objective.needs, branch.recipe
+    measured = role == "base" and (recipe.sft.metrics.kl_from_base or needs.dataset)
+    return not is_live(branch, role) or measured
+
+
+def model_of(recipe: Any, role: str) -> Made | Outside:
+    """The base or another frozen model: read from a path, or trained from nothing. Raises ConfigError if not named."""
+    model = recipe.model if role == "base" else getattr(recipe.model, role)
+    if model.pretrain is not None:
+        return Made(f"pretrain:{role}", "checkpoint:final")
+    field = "model" if role == "base" else f"model.{role}"
+    if model.path is None:
+        raise ConfigError(f"the objective asks for a {role}; set {field}.path or {field}.pretrain")
+    eos = recipe.model.eos if role == "base" else None
+    return Outside(model.path, f"{field}.path", model.revision, model=True, eos=eos)
+
+
+def numerics(recipe: Any) -> dict[str, Any]:
+    """Settings of the model and the platform on which sums depend."""
+    model, platform = recipe.model, recipe.platform
+    return {
+        "model": {name: getattr(model, name) for name in ("attention", "dtype", "trust_remote_code")},
+        "platform": {"name": platform.name, "threads": platform.threads},
+    }

@@ -1,0 +1,251 @@
+"""Stage `rl`: GRPO or DAPO from SFT checkpoints, by verl's trainer with vLLM rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from common.errors import ConfigError
+from launch.recipe.data import Data
+from launch.recipe.platform import Placement
+from launch.recipe.section import Section, identity, runtime, setting
+from launch.stages.contract import (
+    Branch,
+    Cost,
+    Counts,
+    Made,
+    Published,
+    Settings,
+    StageKind,
+    Step,
+    optimizer_bytes,
+    spread,
+    weight_bytes,
+)
+from launch.stages.references import numerics
+from launch.stages.sft import Lora
+
+FILLED = 0.5  # of the length limits that prompts and responses fill when nothing is known
+
+
+class DynamicSampling(Section):
+    enabled: bool = setting(False, "drop groups whose rewards are all equal and sample again")
+    max_batches: int = setting(10, "batches sampled for one update before the run stops with an error", gt=0)
+
+
+class Overlong(Section):
+    enabled: bool = setting(False, "penalise responses close to the length limit")
+    buffer: int = setting(0, "tokens before the limit where the penalty starts", ge=0)
+    penalty: float = setting(1.0, "penalty at the limit", ge=0)
+
+
+class Probe(Section):
+    prompts: int = setting(8, "prompts sampled before RL starts; 0: no probe", ge=0)
+    samples: int = setting(16, "samples of each", gt=0)
+
+
+class Reward(Section):
+    name: str = setting("math", "a reward of rl_stage.rewards or a dotted path")
+    settings: dict[str, Any] = setting({}, "keyword arguments of the reward")
+    correct: float = setting(1.0, "score of a correct response")
+    wrong: float = setting(0.0, "score of any other response")
+    timeout: float = runtime(10.0, "seconds one response may take to grade", gt=0)
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_known(cls, value: str) -> str:
+        from rl_stage.rewards import names
+
+        if value not in names() and not value.rpartition(".")[0]:
+            raise ValueError(f"allowed: {', '.join(names())}, or a dotted path to a function or grader of one's own")
+        return value
+
+
+class DifficultyFilter(Section):
+    """Keep the prompts that a model solves sometimes."""
+
+    enabled: bool = setting(False, "filter the RL prompts first")
+    model: str | None = setting(None, "Hugging Face name or directory; null: the base model")
+    samples: int = setting(8, "samples a prompt", gt=0)
+    temperature: float = setting(1.0, "sampling temperature", ge=0)
+    above: float = setting(0.0, "keep pass rates strictly above", ge=0, le=1)
+    below: float = setting(1.0, "keep pass rates strictly below", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> DifficultyFilter:
+        if self.above >= self.below:
+            raise ValueError(f"no pass rate is above {self.above:g} and below {self.below:g}; set above < below")
+        return self
+
+
+class Rl(Section):
+    enabled: bool = setting(True, "run reinforcement learning")
+    start: str | list[int] = setting(
+        "final", "SFT checkpoints RL starts from: final, best, all or a list of steps", alias="from"
+    )
+    algorithm: Literal["grpo", "dapo"] = setting("grpo", "label of the group of settings below")
+    steps: int = setting(100, "updates of the rollout policy", gt=0)
+    prompts: int = setting(128, "prompts a step", gt=0)
+    samples: int = setting(8, "responses a prompt (group size)", gt=1)
+    mini_batch: int = setting(128, "prompts an optimizer step", gt=0)
+    max_prompt_length: int = setting(1024, "tokens", gt=0)
+    max_response_length: int = setting(2048, "tokens", gt=0)
+    temperature: float = setting(1.0, "of rollouts", gt=0)
+    top_p: float = setting(1.0, "of rollouts", gt=0, le=1)
+    lr: float = setting(1e-6, "learning rate", gt=0)
+    warmup_steps: int = setting(0, "updates of the rollout policy until the learning rate is reached", ge=0)
+    weight_decay: float = setting(0.01, "AdamW", ge=0)
+    clip_grad: float = setting(1.0, "global gradient norm", gt=0)
+    clip_low: float = setting(0.2, "lower clip of the ratio", gt=0)
+    clip_high: float = setting(0.2, "upper clip of the ratio", gt=0)
+    normalize_advantage: bool = setting(True, "divide by the group's standard deviation")
+    loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = setting(
+        "token-mean", "verl's name"
+    )
+    kl_weight: float = setting(0.0, "weight of the KL term against the reference policy; 0: no reference model", ge=0)
+    kl_estimator: Literal["kl", "abs", "mse", "low_var_kl", "full"] = setting("low_var_kl", "verl's name")
+    entropy_weight: float = setting(0.0, "entropy bonus", ge=0)
+    dynamic_sampling: DynamicSampling = setting(DynamicSampling(), "DAPO's dynamic sampling")
+    overlong: Overlong = setting(Overlong(), "DAPO's length penalty")
+    reward: Reward = setting(Reward(), "how a response is scored")
+    filter: DifficultyFilter = setting(DifficultyFilter(), "difficulty filter of the prompts")
+    probe: Probe = setting(Probe(), "is any reward within reach?")
+    on_unreachable: Literal["warn", "stop"] = setting("warn", "the probe found no or only solved prompts")
+    lora: Lora | None = setting(None, "train a low-rank update")
+    validate_every: int = setting(0, "steps between validations; 0: before and after", ge=0)
+    publish_steps: list[int] = setting([], "checkpoints published beside the final one")
+    full_determinism: bool = setting(False, "verl's full-determinism mode: slower, equal bit for bit")
+    mode: Literal["sync", "colocate_async"] = setting("sync", "verl's V1 trainer mode")
+    save_every: int = runtime(20, "steps between resumable checkpoints; 0: none", ge=0)
+    keep_checkpoints: int = runtime(1, "resumable checkpoints kept", gt=0)
+    tokens_per_micro_batch: int = runtime(16_384, "token budget of a dynamic micro-batch", gt=0)
+    processes: int = runtime(1, "devices", gt=0)
+    tensor_parallel: int = runtime(1, "devices of one vLLM replica", gt=0)
+    gpu_memory: float = runtime(0.5, "share of a device's memory for vLLM", gt=0, le=1)
+    gradient_checkpointing: bool = runtime(True, "recompute activations in the backward pass")
+    step_timeout: float = runtime(
+        3600.0, "seconds start-up, one step, one weight sync or one validation may take", gt=0
+    )
+    verl: dict[str, Any] = setting({}, "any other key of verl's RL configuration")
+
+    @field_validator("start")
+    @classmethod
+    def _start_is_known(cls, value: str | list[int]) -> str | list[int]:
+        if isinstance(value, str) and value not in ("final", "best", "all"):
+            raise ValueError("allowed: final, best, all, or a list of steps like [50,100]")
+        return value
+
+
+class RlSettings(Settings):
+    rl: Rl = setting(Rl(), "the recipe's rl section")
+    data: Data = setting(Data(), "the recipe's data section")  # type: ignore[valid-type]
+    seed: int = setting(0, "of training")
+
+
+class RlStage(StageKind):
+    name = "rl"
+    version = 1
+    function = "rl_stage.stage:run"
+    section = Rl
+    describes = "reinforcement learning"
+    after = ("prepare", "filter", "sft", "average")
+    halves = ("rl.tokens_per_micro_batch",)
+
+    def check(self, recipe: Any) -> None:
+        rl, devices = recipe.rl, recipe.platform.gpus_per_node
+        longest = rl.max_response_length
+        if not rl.enabled:
+            return
+        if rl.mini_batch > rl.prompts or rl.prompts % rl.mini_batch:
+            raise ValueError(f"rl.mini_batch={rl.mini_batch} does not divide rl.prompts={rl.prompts}; change either")
+        if rl.processes > devices and rl.processes % devices:
+            raise ValueError(
+                f"rl.processes={rl.processes} does not fill whole nodes of platform.gpus_per_node={devices}; make it "
+                f"at most {devices}, or a multiple of it"
+            )
+        responses = rl.mini_batch * rl.samples
+        if responses % rl.processes:
+            raise ValueError(
+                f"rl.processes={rl.processes} does not divide the {responses} responses of rl.mini_batch * rl.samples; "
+                "change one of them"
+            )
+        if rl.processes % rl.tensor_parallel:
+            raise ValueError(
+                f"rl.tensor_parallel={rl.tensor_parallel} does not divide rl.processes={rl.processes}; change either"
+            )
+        if rl.tensor_parallel > 1 and recipe.platform.name == "cpu":
+            raise ValueError(f"rl.tensor_parallel={rl.tensor_parallel}: set 1 on platform cpu")
+        if rl.overlong.enabled and not 0 < rl.overlong.buffer <= longest:
+            raise ValueError(f"rl.overlong.buffer={rl.overlong.buffer}: allowed: 1 to rl.max_response_length={longest}")
+        late = [step for step in rl.publish_steps if not 0 < step <= rl.steps]
+        if late:
+            raise ValueError(f"rl.publish_steps={late}: allowed: 1 to rl.steps={rl.steps}")
+
+    def steps(self, branch: Branch) -> Iterable[Step]:
+        recipe = branch.recipe
+        if not recipe.rl.enabled:
+            return
+        label = recipe.objective["name"]
+        tuned = "average" if "average" in branch.steps else "sft"
+        prompts = "filter" if "filter" in branch.steps else "prepare:rl"
+        counted = {
+            key: value for key, value in identity(recipe.rl).items() if key not in ("enabled", "start", "filter")
+        }
+        for start in _starts(recipe):
+            name = label if start == "final" else f"{label}-{start}"
+            role = f"rl@{start}"
+            model = Made(tuned, f"checkpoint:{start}")
+            published = [Published(role, "rl", Made(role, "checkpoint:final"), f"{name}.rl", start)]
+            if start != "final":
+                published.insert(0, Published(f"sft@{start}", "sft", model, name))
+            yield Step(
+                role,
+                name,
+                RlSettings(
+                    rl=recipe.rl, data=recipe.data, seed=recipe.seed, model=recipe.model, platform=recipe.platform
+                ),
+                {"rl": counted, "seed": recipe.seed, **numerics(recipe)},
+                {"model": model, "data": Made(prompts)},
+                tuple(published),
+            )
+
+    def placement(self, recipe: Any) -> Placement:
+        return spread(recipe.rl.processes, recipe.platform)
+
+    def cost(self, recipe: Any, counts: Counts) -> Cost:
+        rl, size = counts.settings["rl"], counts.parameters()
+        responses = rl["steps"] * rl["prompts"] * rl["samples"]
+        tokens = responses * (rl["max_prompt_length"] + rl["max_response_length"]) * FILLED
+        passes = 2 + 2 + (2 if rl["kl_weight"] else 0) + (8 if rl["gradient_checkpointing"] else 6)
+        published = len(set(rl["publish_steps"])) + 1
+        kept = rl["keep_checkpoints"] * optimizer_bytes(size) if rl["save_every"] else 0.0
+        return Cost(
+            passes * size * tokens,
+            published * weight_bytes(size, counts.settings["model"]["dtype"]),
+            kept,
+            start_seconds=90.0,
+            sampling=True,
+        )
+
+    def dry_run(self, settings: Any, inputs: Mapping[str, Path], scratch: Path) -> str:
+        from rl_stage.config import verl_config
+
+        verl_config(settings, dict(inputs), scratch)
+        return "verl accepts the configuration"
+
+
+def _starts(recipe: Any) -> list[str]:
+    """The SFT checkpoints that RL starts from (`rl.from`)."""
+    start, published = recipe.rl.start, list(map(str, recipe.sft.publish_steps))
+    if isinstance(start, str):
+        return [*published, "final"] if start == "all" else [start]
+    missing = [step for step in map(str, start) if step not in published]
+    if missing:
+        raise ConfigError(f"rl.from={start}: step {missing[0]} is not published; add it to sft.publish_steps")
+    return list(map(str, start))
+
+
+RL = RlStage()

@@ -1,0 +1,206 @@
+"""Stage `sft`: supervised fine-tuning with an objective, by verl's trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import ConfigError
+from launch.recipe.data import Data
+from launch.recipe.platform import Placement
+from launch.recipe.section import Section, identity, runtime, setting
+from launch.stages.contract import (
+    Branch,
+    Cost,
+    Counts,
+    Made,
+    Published,
+    Settings,
+    StageKind,
+    Step,
+    optimizer_bytes,
+    spread,
+    weight_bytes,
+)
+from launch.stages.references import FROZEN, is_cached, is_live, model_of, numerics, sources
+
+
+class Lora(Section):
+    rank: int = setting(16, "rank of the update", gt=0)
+    alpha: int = setting(32, "scale is alpha / rank", gt=0)
+    target_modules: str | list[str] = setting("all-linear", "modules that get an update")
+
+
+class Regularizer(Section):
+    name: Literal["none", "l2_to_init"] = setting("none", "penalty on the parameters, with any objective")
+    weight: float = setting(0.0, "its coefficient", ge=0)
+
+
+class SftMetrics(Section):
+    kl_from_base: bool = setting(False, "log KL(base || student) on the training tokens; makes a base cache")
+
+
+class Sft(Section):
+    lr: float = setting(1e-5, "peak learning rate", gt=0)
+    epochs: int = setting(1, "passes over the data", gt=0)
+    steps: int | None = setting(None, "optimizer steps; replaces epochs")
+    batch_size: int = setting(64, "chats a step, over all devices", gt=0)
+    schedule: Literal["constant", "cosine"] = setting("cosine", "learning rate after warm-up")
+    warmup: float = setting(0.05, "share of the steps", ge=0, lt=1)
+    min_lr_ratio: float = setting(0.0, "last learning rate over the peak (cosine)", ge=0, le=1)
+    weight_decay: float = setting(0.0, "AdamW", ge=0)
+    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW")
+    clip_grad: float = setting(1.0, "global gradient norm", gt=0)
+    packed: bool = setting(True, "concatenate chats without padding")
+    lora: Lora | None = setting(None, "train a low-rank update")
+    regularizer: Regularizer = setting(Regularizer(), "penalty on the parameters")
+    metrics: SftMetrics = setting(SftMetrics(), "extra measurements")
+    validate_every: int = setting(0, "steps between validations; 0: only at the end", ge=0)
+    publish_steps: list[int] = setting([], "checkpoints published beside the final one")
+    fused: Literal["auto", "on", "off"] = runtime("auto", "compute the objective without whole logits")
+    processes: int = runtime(1, "data-parallel processes (devices)", gt=0)
+    sequence_parallel: int = runtime(1, "Ulysses sequence parallel size", gt=0)
+    micro_batch_size: int = runtime(16, "chats a device takes at once without dynamic batches", gt=0)
+    dynamic_batch: bool = runtime(True, "fill micro-batches by tokens")
+    tokens_per_micro_batch: int = runtime(8192, "token budget of a dynamic micro-batch", gt=0)
+    gradient_checkpointing: bool = runtime(False, "recompute activations in the backward pass")
+    save_every: int = runtime(50, "steps between resumable checkpoints", gt=0)
+    keep_checkpoints: int = runtime(1, "resumable checkpoints kept", gt=0)
+    verl: dict[str, Any] = setting({}, "any other key of verl's SFT configuration")
+
+
+class SftSettings(Settings):
+    sft: Sft = setting(Sft(), "the recipe's sft section")
+    data: Data = setting(Data(), "the recipe's data section")  # type: ignore[valid-type]
+    objective: dict[str, Any] = setting({"name": "sft"}, "the objective and its settings")
+    seed: int = setting(0, "of training")
+
+
+class SftStage(StageKind):
+    name = "sft"
+    version = 1
+    function = "sft_objectives.trainer.stage:run"
+    section = Sft
+    describes = "supervised fine-tuning"
+    after = ("prepare", "pretrain", "cache")
+    halves = ("sft.tokens_per_micro_batch", "sft.micro_batch_size")
+    decides = True
+
+    def check(self, recipe: Any) -> None:
+        sft = recipe.sft
+        late = [step for step in sft.publish_steps if step < 1 or (sft.steps is not None and step > sft.steps)]
+        if late:
+            raise ValueError(f"sft.publish_steps={late}: allowed: 1 to sft.steps={sft.steps}")
+        if sft.processes % sft.sequence_parallel:
+            raise ValueError(
+                f"sft.processes={sft.processes} is not a multiple of sft.sequence_parallel={sft.sequence_parallel}"
+            )
+        if sft.sequence_parallel > 1 and not (sft.packed and recipe.model.attention == "flash_attention_2"):
+            # verl spreads sequences over devices inside the flash attention call; another kernel would cut attention
+            raise ValueError(
+                f"sft.sequence_parallel={sft.sequence_parallel}: more than 1 needs sft.packed=true and "
+                "model.attention=flash_attention_2"
+            )
+        ranks = sft.processes // sft.sequence_parallel
+        if sft.batch_size % ranks:
+            raise ValueError(
+                f"sft.batch_size={sft.batch_size} is not a multiple of the {ranks} data-parallel processes; change it "
+                "or sft.processes"
+            )
+        chats = sft.batch_size // ranks
+        if not sft.dynamic_batch and chats % min(sft.micro_batch_size, chats):
+            raise ValueError(
+                f"sft.micro_batch_size={sft.micro_batch_size} does not divide the {chats} chats of a device; change it "
+                "or set sft.dynamic_batch=true"
+            )
+        if sft.tokens_per_micro_batch < recipe.data.max_length:
+            raise ValueError(
+                f"sft.tokens_per_micro_batch={sft.tokens_per_micro_batch} holds no chat of data.max_length="
+                f"{recipe.data.max_length}; raise it to at least that"
+            )
+        if sft.lora and sft.regularizer.name == "l2_to_init":
+            raise ValueError(
+                "sft.lora excludes sft.regularizer.name=l2_to_init: the trained weights are not the model's; unset one"
+            )
+        if recipe.platform.name == "cpu" and recipe.model.dtype != "float32":
+            raise ValueError(
+                f"model.dtype={recipe.model.dtype}: platform cpu trains in float32; set model.dtype=float32"
+            )
+
+    def steps(self, branch: Branch) -> Iterable[Step]:
+        recipe = branch.recipe
+        self._check_devices(recipe)
+        base = model_of(recipe, "base")
+        inputs: dict[str, Any] = {"model": base}
+        for role in sources(branch):
+            if is_live(branch, role):
+                inputs[role] = model_of(recipe, role)
+            if is_cached(branch, role):
+                inputs[f"{role}_cache"] = Made(f"cache:{role}")
+        if recipe.sft.regularizer.name == "l2_to_init":
+            inputs["base"] = base
+        objective = recipe.objective
+        label = objective["name"]
+        averaged = recipe.average.weight is not None
+        published = Published("sft", "sft", Made("sft", "checkpoint:final"), label, measured=not averaged)
+        yield Step(
+            "sft",
+            label,
+            SftSettings(
+                sft=recipe.sft,
+                data=recipe.data,
+                objective=objective,
+                seed=recipe.seed,
+                model=recipe.model,
+                platform=recipe.platform,
+            ),
+            {
+                "objective": {"name": label, **dataclasses.asdict(branch.objective)},
+                "sft": identity(recipe.sft),
+                "seed": recipe.seed,
+                **numerics(recipe),
+            },
+            {**inputs, "data": Made("prepare:sft")},
+            (published,),
+        )
+
+    def _check_devices(self, recipe: Any) -> None:
+        platform, processes = recipe.platform, recipe.sft.processes
+        given = platform.placement.get(self.name)
+        nodes = (given or self.placement(recipe)).nodes
+        if processes % nodes:
+            raise ConfigError(
+                f"sft.processes={processes} does not divide over {nodes} nodes; make it a multiple of {nodes}"
+            )
+        devices = platform.nodes * platform.gpus_per_node
+        if platform.name == "gpu" and processes > devices:  # whatever platform.placement.sft says
+            raise ConfigError(f"sft.processes={processes} exceeds platform.nodes * platform.gpus_per_node={devices}")
+
+    def placement(self, recipe: Any) -> Placement:
+        return spread(recipe.sft.processes, recipe.platform)
+
+    def cost(self, recipe: Any, counts: Counts) -> Cost:
+        sft, tokens, size = counts.settings["sft"], counts.tokens(), counts.parameters()
+        passes = sft["epochs"]
+        if sft["steps"] is not None:
+            passes = sft["steps"] * sft["batch_size"] / max(1.0, tokens.chats)
+        operations = 8 if sft["gradient_checkpointing"] else 6
+        live = 2 * sum(counts.has(role) for role in FROZEN)
+        published = len(set(sft["publish_steps"])) + 1 + (1 if sft["validate_every"] else 0)
+        return Cost(
+            (operations + live) * size * tokens.tokens * passes,
+            published * weight_bytes(size, counts.settings["model"]["dtype"]),
+            sft["keep_checkpoints"] * optimizer_bytes(size),
+            start_seconds=40.0,
+        )
+
+    def dry_run(self, settings: Any, inputs: Mapping[str, Path], scratch: Path) -> str:
+        from sft_objectives.trainer.config import verl_config
+
+        verl_config(settings, dict(inputs), scratch)
+        return "verl accepts the configuration"
+
+
+SFT = SftStage()
