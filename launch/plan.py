@@ -14,6 +14,7 @@ import sft_objectives
 from data_prep.microworld import BENCHMARKS, SKILLS
 from launch.compose import Assignment, Composed, RecipeError, branches
 from launch.fingerprint import PathHasher, fingerprint
+from launch.graph.model import BranchModel
 from launch.schema import Pretrain, Recipe, Section, identity
 
 # Bump a version when a stage's code computes something else from the same settings.
@@ -79,6 +80,7 @@ class Branch:
     overrides: tuple[str, ...]
     recipe: Recipe
     stages: dict[str, str] = field(default_factory=dict)
+    models: list[BranchModel] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

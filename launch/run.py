@@ -121,7 +121,7 @@ def run(plan: Plan) -> int:
     except (StoreError, Refused) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    from launch.report import write_report
+    from launch.report.write import write_report
 
     return max(code, write_report(plan)) if code != 3 else code
 
