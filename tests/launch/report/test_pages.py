@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from measured import experiment, fill, measures
+from measured import experiment, fill
 
 from launch.report.write import write_report
 
@@ -77,4 +77,3 @@ def test_a_plan_that_measures_nothing_shows_what_it_took(tmp_path):
     text = (tmp_path / "toy" / "report.md").read_text()
     assert "base model" not in text and "Scores by benchmark" not in text
     assert re.search(r"\| dft \| 10\.0 s \+ 10\.0 s\[\^1\] \| 2\.00 GB\[\^1\] \|", text)
-    assert measures(None, "base", ()) == {}

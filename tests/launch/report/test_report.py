@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from measured import AFTER, BEFORE, SAMPLES, bounds, experiment, fill, of, publish_measure
@@ -105,9 +106,11 @@ def test_a_mean_over_benchmarks_waits_for_all_of_them(tmp_path, rows_of):
 def test_benchmarks_that_the_base_model_fails_leave_the_mean(tmp_path, rows_of, minimum, value):
     plan = experiment(tmp_path)
     fill(plan)
-    recipe = plan.branches[0].recipe
-    recipe.eval.__dict__["base_minimum"] = minimum
-    assert rows_of(plan)["dft"]["rl_general"]["value"] == value
+    (branch,) = plan.branches
+    section = branch.recipe.eval.model_copy(update={"base_minimum": minimum})
+    recipe = branch.recipe.model_copy(update={"eval": section})
+    rows = rows_of(replace(plan, branches=[replace(branch, recipe=recipe)]))
+    assert rows["dft"]["rl_general"]["value"] == value
 
 
 def test_seeds_make_one_row_with_gains_paired_over_problems(tmp_path, rows_of):
