@@ -158,7 +158,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         from launch.execution.run import stop
 
         return stop(plan)
-    from launch.report import write_report
+    from launch.report.write import write_report
 
     return write_report(plan, as_json=arguments.json)
 

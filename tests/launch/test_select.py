@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 import toy
-from test_report import evaluate, publish
+from measured import publish
 
 from launch.compose import RecipeError
 from launch.plan import Branch, make_plan
-from launch.report import write_report
 from launch.run import run
 from launch.schema import Selection
 from launch.select import select
@@ -87,32 +86,6 @@ def test_what_cannot_be_selected_is_refused(tmp_path):
 def test_selection_changes_no_fingerprint(tmp_path):
     plain = make_plan("microworld", [LRS, f"run.root={tmp_path}"])
     assert planned(tmp_path, LRS).stages.keys() == plain.stages.keys()
-
-
-BETTER = {"target": [3, 4, 2, 3, 4, 4, 3, 1, 4, 3, 2, 4]}
-WORSE = {"target": [1, 2, 0, 1, 2, 3, 1, 0, 2, 1, 1, 2]}
-
-
-def test_the_report_shows_the_choice_its_budget_and_paired_differences_over_problems_and_seeds(tmp_path):
-    plan = planned(tmp_path, "objective=sft,dft", LRS, "seed=1,2", "rl.enabled=false")
-    store = Store(tmp_path)
-    train(plan, store, {1e-4: 1.0, 3e-4: 0.5})
-    for stage in select(plan, store).plan.stages.values():
-        if stage.kind == "evaluate":
-            publish(store, stage, lambda folder, s=stage: evaluate(folder, BETTER if s.label == "dft" else WORSE))
-    write_report(plan)
-    text = (tmp_path / "microworld" / "report.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| objective=")]
-    assert len(rows) == 4 and sum("| yes |" in row for row in rows) == 2
-    assert "Equal budget: every group tried 2 settings, 4 SFT runs; chosen by val_loss." in text
-    shift = (sum(BETTER["target"]) - sum(WORSE["target"])) / 12 / 4
-    (contrast,) = [line for line in text.splitlines() if "2 seeds" in line]
-    assert contrast.startswith("| dft lr=0.0003 |") and f"{shift:+.3f} (" in contrast
-    assert "## Against sft lr=0.0003" in text
-    assert "lr=0.0001 |" not in text.split("## Scores by benchmark")[0]
-    assert "all, shared stages once" in text
-    page = (tmp_path / "microworld" / "report.html").read_text()
-    assert "Against sft lr=0.0003" in page and "Equal budget" in page
 
 
 @pytest.mark.e2e

@@ -1,0 +1,178 @@
+"""Single numbers of a row: scores, gains, entropy, time and memory, each with its interval and its records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from evaluation.compare import average_of, headlines
+from evaluation.statistics import paired_comparison
+from launch.report.lines import PHASES, Line, Member, Model
+from launch.report.parts import Cell
+from launch.report.source import Source
+from launch.store import Record
+from launch.text import bytes_text, seconds_text
+
+Metrics = dict[str, Any]
+Estimate = Mapping[str, float]  # value, low, high
+HELD_OUT = "held_out"  # the name under which a model's held-out chats are measured
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation of at least two values (n - 1)."""
+    mean = sum(values) / len(values)
+    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+
+
+def over_seeds_interval(shifts: Sequence[float], records: tuple[str, ...]) -> Cell:
+    """Mean of paired differences, one a seed, with Student's 95% interval; empty below two seeds."""
+    if len(shifts) < 2:
+        return Cell()
+    from scipy.stats import t
+
+    mean = sum(shifts) / len(shifts)
+    half = float(t.ppf(0.975, len(shifts) - 1)) * spread(shifts) / len(shifts) ** 0.5
+    text = f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f}), {len(shifts)} seeds"
+    return Cell(text, mean, mean - half, mean + half, records)
+
+
+class Cells:
+    """Makes cells from what `source` holds; `settings` is the recipe's `eval` section (target, seed, resamples)."""
+
+    def __init__(self, source: Source, settings: Any) -> None:
+        self.source, self.settings = source, settings
+
+    def over_seeds(
+        self,
+        line: Line,
+        phase: str,
+        names: Callable[[Model], Iterable[str]],
+        read: Callable[[Metrics, Member], Estimate | None],
+    ) -> Cell:
+        """Mean over the members for which `read` finds an estimate, with the mean of their intervals.
+
+        That is no narrower than the mean's interval: a mean's deviation is at most the mean of the deviations.
+        `names` are the measures of a model that the estimate is computed from: their records are cited.
+        """
+        found: list[Estimate] = []
+        records: list[str] = []
+        for member in line.members:
+            model = member.models.get(phase)
+            metrics = self.source.metrics(model)
+            estimate = None if metrics is None else read(metrics, member)
+            if estimate is not None and model is not None:
+                found.append(estimate)
+                records += [model.measures[name].address for name in names(model) if name in model.measures]
+        if not found:
+            return Cell()
+        value, low, high = (sum(one[name] for one in found) / len(found) for name in ("value", "low", "high"))
+        deviation = f" ± {spread([one['value'] for one in found]):.3f}" if len(found) > 1 else ""
+        return Cell(f"{value:.3f}{deviation} ({low:.3f} to {high:.3f})", value, low, high, tuple(records))
+
+    def target(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Metrics of the target benchmark; empty if it was not measured."""
+        found = metrics["benchmarks"].get(self.settings.target)
+        return {} if found is None else found["metrics"]
+
+    def of_target(self, line: Line, phase: str, metric: str) -> Cell:
+        """A metric of the target benchmark."""
+        return self.over_seeds(line, phase, lambda _: [self.settings.target], lambda m, _: self.target(m).get(metric))
+
+    def of_held_out(self, line: Line, phase: str, metric: str) -> Cell:
+        """A metric of the held-out chats, per token in nats."""
+        return self.over_seeds(
+            line, phase, lambda _: [HELD_OUT], lambda m, _: (m["held_out"] or {"metrics": {}})["metrics"].get(metric)
+        )
+
+    def score(self, line: Line, phase: str, name: str) -> Cell:
+        """The one score of a benchmark or task (see `evaluation.compare.headlines`)."""
+        return self.over_seeds(line, phase, lambda _: [name], lambda metrics, _: headlines(metrics).get(name))
+
+    def passk(self, line: Line, phase: str) -> Cell:
+        """pass@k on the target for the largest k measured; empty if that is 1."""
+
+        def largest(metrics: Metrics, _: Member) -> Estimate | None:
+            target = self.target(metrics)
+            ks = [int(name.removeprefix("pass@")) for name in target if name.startswith("pass@")]
+            return target[f"pass@{max(ks)}"] if ks and max(ks) > 1 else None
+
+        return self.over_seeds(line, phase, lambda _: [self.settings.target], largest)
+
+    def general(self, line: Line, phase: str) -> Cell:
+        """`evaluation.compare.average` over what is not the target; its interval treats benchmarks as independent.
+
+        Empty while a benchmark of the model has no artifact: a mean over fewer would not compare with the others.
+        """
+        minimum = self.settings.base_minimum
+
+        def others(model: Model) -> list[str]:
+            return [name for name in model.measures if name not in (self.settings.target, HELD_OUT)]
+
+        def mean(metrics: Metrics, member: Member) -> Estimate | None:
+            before = self.source.metrics(member.models.get("base"))
+            scores = headlines(metrics).keys() - {self.settings.target}
+            measured = {*metrics["benchmarks"], *metrics["tasks"]}
+            if not scores or not measured.issuperset(others(member.models[phase])):
+                return None
+            if minimum is not None:
+                bases = {} if before is None else headlines(before)
+                if scores - bases.keys() or all(bases[name]["value"] < minimum for name in scores):
+                    return None
+            return average_of(metrics, before, minimum, without=measured - scores)
+
+        return self.over_seeds(line, phase, others, mean)
+
+    def gain(self, line: Line, mode: str) -> Cell:
+        """What RL adds on the target, paired by problem, each problem averaged over seeds first."""
+        before: dict[str, list[float]] = defaultdict(list)
+        after: dict[str, list[float]] = defaultdict(list)
+        records: list[str] = []
+        target = self.settings.target
+        for member in line.members:
+            pair = [member.models[phase] for phase in ("sft", "rl") if phase in member.models]
+            scores = [self.source.scores(model, target, mode) for model in pair]
+            if len(pair) < 2 or not all(scores):
+                continue
+            for model, found, side in zip(pair, scores, (before, after), strict=True):
+                for problem, score in found.items():
+                    side[problem].append(score)
+                records.append(model.measures[target].address)
+        if not before or before.keys() != after.keys():
+            return Cell()
+        problems = sorted(before)
+        means = [[sum(scores[p]) / len(scores[p]) for p in problems] for scores in (before, after)]
+        return self.paired(means[0], means[1], tuple(records))[0]
+
+    def paired(self, a: Sequence[float], b: Sequence[float], records: tuple[str, ...]) -> tuple[Cell, float]:
+        """mean(b) - mean(a) of scores of the same problems with its interval over problems, and its p-value."""
+        found = paired_comparison(a, b, seed=self.settings.seed, resamples=self.settings.resamples)
+        text = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+        return Cell(text, found.difference, found.low, found.high, records), found.p_value
+
+    def _training(self, line: Line) -> list[tuple[str, str, Record]]:
+        """Phase, address and record of every published stage that trained a model of the line."""
+        stages = [(phase, stage) for phase in PHASES for one in line.members for stage in one.trained.get(phase, ())]
+        found = [(phase, stage.address, self.source.record(stage)) for phase, stage in stages]
+        return [(phase, address, record) for phase, address, record in found if record is not None]
+
+    def time(self, line: Line) -> Cell:
+        """Wall time of training, phase by phase: a phase's stages added up, averaged over seeds."""
+        means = []
+        for phase in PHASES:
+            seeds = [[self.source.record(stage) for stage in one.trained.get(phase, ())] for one in line.members]
+            sums = [sum(r.seconds for r in seed if r is not None) for seed in seeds if any(r is not None for r in seed)]
+            if sums:
+                means.append(sum(sums) / len(sums))
+        if not means:
+            return Cell()
+        records = tuple(address for _, address, _ in self._training(line))
+        return Cell(" + ".join(seconds_text(mean) for mean in means), sum(means), records=records)
+
+    def memory(self, line: Line) -> Cell:
+        """The largest peak of memory among the stages that trained the line's models."""
+        found = self._training(line)
+        if not found:
+            return Cell()
+        peak = max(record.peak_memory_bytes for _, _, record in found)
+        return Cell(bytes_text(peak), float(peak), records=tuple(address for _, address, _ in found))

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from measured import experiment, fill
+
+from launch.report.write import write_report
+
+
+def test_pages_hold_pictures_and_every_citation_leads_to_its_record(tmp_path, parsed, footnotes):
+    plan = experiment(tmp_path)
+    fill(plan)
+    write_report(plan)
+    folder = tmp_path / "toy"
+    page = parsed(folder)
+    addresses = {stage.address for stage in plan.stages.values()}
+    assert page.links and {link.removeprefix("#") for link in page.links} <= page.ids
+    assert page.cited == addresses and addresses <= page.ids
+    assert len(page.sources) == 1 and all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    cited, defined, named = footnotes(folder)
+    assert cited == defined and named == addresses and len(named) == 2 + 3 * 4
+    pictures = re.findall(r"\]\((\w+\.svg)\)", (folder / "report.md").read_text())
+    assert pictures == ["training.svg"]
+    for picture in pictures:
+        assert (folder / picture).read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_the_pages_say_if_responses_do_not_repeat(tmp_path, reproducible):
+    plan = experiment(tmp_path)
+    fill(plan, reproducible)
+    write_report(plan)
+    for page in ("report.html", "report.md"):
+        assert ("a second run of the same seed" in (tmp_path / "toy" / page).read_text()) is not reproducible
+
+
+def test_an_unchanged_report_is_left_alone(tmp_path, capsys):
+    plan = experiment(tmp_path)
+    fill(plan)
+    write_report(plan)
+    path = tmp_path / "toy" / "report.html"
+    before = path.stat().st_mtime_ns, path.read_bytes()
+    capsys.readouterr()
+    write_report(plan)
+    assert "(unchanged)" in capsys.readouterr().out
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+    path.unlink()
+    write_report(plan)
+    assert path.read_bytes() == before[1]
+
+
+def test_columns_that_no_row_has_a_value_for_are_left_out(tmp_path, parsed):
+    plan = experiment(tmp_path, rl=False, names=("target", "held_out"))
+    fill(plan)
+    write_report(plan)
+    headings = parsed(tmp_path / "toy").headings
+    assert {"SFT pass@1", "token entropy", "peak memory"} <= set(headings)
+    left_out = ("RL pass@1", "RL general pass@1", "gain from RL, pass@1", "SFT general pass@1", "KL from base")
+    text = (tmp_path / "toy" / "report.md").read_text()
+    for title in left_out:
+        assert title not in headings and f"| {title} |" not in text
+    assert "RL reward" not in (tmp_path / "toy" / "training.svg").read_text()
+
+
+def test_what_names_hold_is_text_in_both_pages(tmp_path):
+    plan = experiment(tmp_path, objectives=("a|<b>&",))
+    write_report(plan)
+    assert "a|&lt;b&gt;&amp;" in (tmp_path / "toy" / "report.html").read_text()
+    assert "| a\\|<b>& |" in (tmp_path / "toy" / "report.md").read_text()
+
+
+def test_a_plan_that_measures_nothing_shows_what_it_took(tmp_path):
+    plan = experiment(tmp_path, names=())
+    fill(plan)
+    write_report(plan)
+    text = (tmp_path / "toy" / "report.md").read_text()
+    assert "base model" not in text and "Scores by benchmark" not in text
+    assert re.search(r"\| dft \| 10\.0 s \+ 10\.0 s\[\^1\] \| 2\.00 GB\[\^1\] \|", text)
