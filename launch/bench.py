@@ -17,9 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from launch.fingerprint import fingerprint
 from launch.plan import Branch, Input, Plan, Stage, make_plan
-from launch.store import RECORD, Heartbeat, Store
+from launch.schema import Platform
+from launch.store import Store
+from launch.store.leases import Heartbeat
+from launch.store.records import RECORD
 
 # seconds; what the project promises on an unloaded machine of two cores
 LIMITS = {"plan_100_stages": 2.0, "plan_500_stages": 8.0, "rerun_100_cached_stages": 5.0, "overhead_per_stage": 1.0}
@@ -56,6 +61,12 @@ def stamp(settings: Any, inputs: Any, output: Path, scratch: Path, report: Any) 
     (output / "timings.jsonl").write_text(json.dumps({"begun": begun, "ended": time.time()}) + "\n")
 
 
+class Stamped(BaseModel):
+    """Settings of `stamp`."""
+
+    platform: Platform
+
+
 def chain(root: Path) -> Plan:
     """A hand-made plan of CHAIN stages, each of which waits for the one before."""
     recipe = make_plan("microworld", [f"run.root={root}"]).branches[0].recipe
@@ -67,8 +78,9 @@ def chain(root: Path) -> Plan:
         mark = fingerprint({"bench": number})
         placement = {"nodes": 1, "gpus_per_node": 0, "cpus": 1.0, "strategy": "PACK"}
         stages[mark] = Stage(
-            "prepare", f"bench{number}", "launch.bench:stamp", settings, {}, 1, inputs, mark, placement, ("bench",)
-        )
+            "prepare", f"bench{number}", "launch.bench:stamp", settings, {}, 1, inputs, mark, placement, ("bench",),
+            settings_type="launch.bench:Stamped",
+        )  # fmt: skip
         before = mark
     roles = {f"prepare{number}": mark for number, mark in enumerate(stages)}
     return Plan("bench", [Branch("bench", (), recipe, roles)], stages)

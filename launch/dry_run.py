@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from common.settings import rebuild
 from launch.compose import RecipeError
 from launch.plan import Plan
-from launch.stage import namespace
 
 # The stages that end in a trainer of verl, and who writes its configuration.
 TRANSLATORS = {"sft": "sft_objectives.sft", "rl": "rl_stage.config"}
@@ -27,7 +27,9 @@ def check_stage_configs(plan: Plan) -> dict[str, int]:
             name: Path(given.path or plan.stages[str(given.stage)].address) for name, given in stage.inputs.items()
         }
         try:
-            room.verl_config(namespace(stage.settings), inputs, Path(plan.root) / stage.kind)
+            room.verl_config(
+                rebuild({"type": stage.settings_type, "values": stage.settings}), inputs, Path(plan.root) / stage.kind
+            )
         except ValueError as error:
             raise RecipeError(f"{stage.address}: {error}") from None
         checked[stage.kind] = checked.get(stage.kind, 0) + 1

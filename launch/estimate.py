@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from common.files import read_json
 from launch.plan import STAGES, Input, Plan, Stage
-from launch.store import Store, read_json
+from launch.store import Store
 
 # Operations a second that one device reaches, (training, sampling): guesses until the store holds a record of the kind.
 SPEED = {"gpu": (1.5e14, 1.5e13), "cpu": (6e10, 1e10)}

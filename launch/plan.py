@@ -64,6 +64,9 @@ class Stage:
     fingerprint: str
     placement: dict[str, Any]
     branches: tuple[str, ...] = ()
+    settings_type: str = ""  # "module:Class", of which `settings` are the values
+    mendable: bool = False  # a damaged artifact can be taken apart (`Store.take_apart`)
+    models: dict[str, dict[str, str | None]] = field(default_factory=dict)  # input -> {"revision", "eos"}
 
     @property
     def address(self) -> str:

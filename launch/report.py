@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import evaluation
+from common.files import file_digest
 from evaluation import artifact
 from evaluation.compare import NOT_REPRODUCIBLE, average_of, headlines
 from launch.plan import Branch, Plan, Stage
 from launch.select import Selected, select
-from launch.status import bytes_text, seconds_text
-from launch.store import Corrupt, Record, Store, digest
+from launch.store import Corrupt, Record, Store
+from launch.text import bytes_text, seconds_text
 
 VERSION = 3
 COLUMNS = {
@@ -161,7 +162,7 @@ class _Source:
         if record is None or stage is None or "curve.jsonl" not in record.payload:
             return []
         path = self.store.directory(stage) / "curve.jsonl"
-        if digest(path) != record.payload["curve.jsonl"]["sha256"]:
+        if file_digest(path) != record.payload["curve.jsonl"]["sha256"]:
             self.damaged.append(
                 f"{path} differs from its record; restore it, or delete the artifact to have it made again"
             )

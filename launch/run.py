@@ -4,12 +4,12 @@ It keeps no state of its own. What is done is in the store; what is being done i
 is worked out anew from the plan. Ray is started or joined only if something has to run.
 
 Devices. Each job (one stage, or several `evaluate` stages that share one engine) gets a placement group with the
-stage's `{nodes, gpus_per_node, cpus, strategy}`; a Ray task on its first bundle runs the supervisor (launch/stage.py),
-and the child sees the devices that Ray gave to that task. A stage that uses Ray itself (`rl`, `filter`) starts its own
-Ray inside its bundle when it has one node: the bundle pays for its devices, whatever it does with them. A stage with
-more than one node has to join the cluster's Ray (RAY_ADDRESS in its environment) and make placement groups of its own
-there, so the driver waits until the bundles fit, gives them back, starts the child, and asks for no more devices than
-the rest of the cluster has until that child ends.
+stage's `{nodes, gpus_per_node, cpus, strategy}`; a Ray task on its first bundle runs the supervisor
+(launch/execution/supervisor.py), and the child sees the devices that Ray gave to that task. A stage that uses Ray
+itself (`rl`, `filter`) starts its own Ray inside its bundle when it has one node: the bundle pays for its devices,
+whatever it does with them. A stage with more than one node has to join the cluster's Ray (RAY_ADDRESS in its
+environment) and make placement groups of its own there, so the driver waits until the bundles fit, gives them back,
+starts the child, and asks for no more devices than the rest of the cluster has until that child ends.
 
 `evaluate` stages run last, when every other stage has ended: then the ones with equal settings share one child and with
 it one vLLM engine (or as many children as the cluster has devices for).
@@ -34,13 +34,17 @@ from pathlib import Path
 from typing import Any
 
 from launch.estimate import estimate_plan
+from launch.execution.display import Display, print_budget
+from launch.execution.environment import PRIVATE_RAY
+from launch.execution.requests import request_of
+from launch.execution.supervisor import supervise
 from launch.plan import Plan, Stage
-from launch.replica import Replica
 from launch.schema import Run as Limits
 from launch.select import select
-from launch.stage import PRIVATE_RAY, request_of, supervise
-from launch.status import Display, print_budget
-from launch.store import Corrupt, Heartbeat, Store, StoreError, end_processes, host
+from launch.store import Corrupt, Store, StoreError
+from launch.store.leases import Heartbeat, end_run
+from launch.store.records import host
+from launch.store.replica import Replica
 
 FINISHED = frozenset({"cached", "done", "failed", "blocked", "stopped"})
 RETRIED = frozenset({"fault", "timeout", "hung", "lost", "stopped"})
@@ -188,7 +192,7 @@ def clean_up(store: Store) -> None:
     """Ends and removes what dead drivers of this host left: processes, temporary directories, their sign-on."""
     for driver in store.list_drivers():
         if driver.host == host() and not store.alive(driver.run):
-            end_processes(driver.run)
+            end_run(driver.run)
             shutil.rmtree(driver.temporary, ignore_errors=True)
             store.sign_off(driver.run)
 
@@ -232,7 +236,7 @@ class _Driver:
             try:
                 with (
                     Heartbeat(self.store, self.plan.recipe, temporary) as beat,
-                    Display(self.plan, self.store) as self.display,
+                    Display(self.store) as self.display,
                 ):
                     self.beat = beat
                     with self._ray(temporary), self._signals():
@@ -384,7 +388,7 @@ class _Driver:
         """Has a damaged reference cache made again from its whole shards, once a run; False if that cannot be."""
         if progress.salvaged:
             return False
-        damaged = self.store.salvage(progress.stage, self.beat.run)
+        damaged = self.store.take_apart(progress.stage, self.beat.run, _mend_cache)
         if damaged is None:
             return False
         progress.salvaged, progress.state = True, "waiting"
@@ -693,3 +697,9 @@ def _devices(placement: dict[str, Any]) -> float:
 
 def _sees(path: str) -> bool:
     return Path(path).exists()
+
+
+def _mend_cache(artifact: Path, scratch: Path) -> str:
+    from data_prep.reference_cache import salvage
+
+    return ", ".join(salvage(artifact, scratch)) or "no shard"

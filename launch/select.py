@@ -12,9 +12,10 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from common.files import read_json
 from launch.compose import RecipeError
 from launch.plan import Branch, Plan, Stage
-from launch.store import Store, StoreError, read_json
+from launch.store import Store, StoreError
 
 BEFORE_CHOICE = frozenset({"prepare", "base", "base_cache", "teacher", "teacher_cache", "checkpoint"})
 BEFORE_CHOICE |= {"checkpoint_cache", "sft", "evaluate:base"}  # roles that every candidate keeps

@@ -14,8 +14,8 @@ from rich.table import Table
 from launch.estimate import Estimate, disk_forecast, estimate_plan
 from launch.plan import Input, Plan, Stage
 from launch.select import select
-from launch.status import bytes_text, seconds_text
 from launch.store import Store
+from launch.text import bytes_text, seconds_text
 
 
 def _source(plan: Plan, given: Input) -> str:
