@@ -118,14 +118,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.command == "explain":
-        from launch.store import Store, explain_difference
+        from launch.store import Store
+        from launch.store.explain import explain_difference
 
         print(explain_difference(Store(arguments.root), arguments.first, arguments.second))
         return 0
     if arguments.command == "gc":
         from launch.store import Store
+        from launch.store.gc import collect
 
-        for path in Store(arguments.root).collect(delete=arguments.delete):
+        for path in collect(Store(arguments.root), delete=arguments.delete):
             print(path)
         return 0
     plan = _plan(arguments)

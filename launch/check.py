@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.devices import list_devices
-from launch.plan import Plan
-from launch.stage import ROOT
-from launch.store import Store, host, packages
+from pynvml import NVMLError
 
-OTHER_FORMATS = ["*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "original/*"]  # weights that nothing here reads
+from common.models import fetch
+from common.ray_session import join_cluster
+from launch.execution.devices import list_devices
+from launch.plan import Plan
+from launch.store import Store
+from launch.store.records import host, packages
+
 FREE_BYTES = 20e9  # below this much free space in the store a run is likely to end with a full disk
 
 
@@ -41,12 +44,12 @@ def probe(settings: Mapping[str, Any]) -> dict[str, Any]:
     ones), attention (kernel), platform ("cpu" or "gpu").
     """
     root = Path(settings["root"])
-    found: dict[str, Any] = {"host": host(), "packages": packages(), "rooms": str(ROOT), "problems": []}
-    mark = root / f".check-{settings['token']}-{uuid.uuid4().hex}"
+    found: dict[str, Any] = {"host": host(), "packages": packages(), "problems": []}
+    note = root / f".check-{settings['token']}-{uuid.uuid4().hex}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        mark.write_text(found["host"])
-        found["mark"] = mark.name
+        note.write_text(found["host"])
+        found["note"] = note.name
         found["free"] = shutil.disk_usage(root).free
     except OSError as error:
         found["problems"].append(("store", f"{root}: {error.strerror}", "give every node write access to run.root"))
@@ -67,10 +70,10 @@ def probe(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fetch(name: str, revision: str | None, download: bool) -> tuple[str, str, str] | None:
     """Looks for a hub model in this node's cache, or brings it there; returns the problem, if any."""
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants
 
     try:
-        snapshot_download(name, revision=revision, ignore_patterns=OTHER_FORMATS, local_files_only=not download)
+        fetch(name, revision, offline=not download)
     except Exception as error:  # the hub's client raises a dozen kinds: network, access, name, disk
         if download:
             return "model", f"{name}: {' '.join(str(error).split())[:200]}", "check the name, the network and HF_TOKEN"
@@ -82,8 +85,8 @@ def _fetch(name: str, revision: str | None, download: bool) -> tuple[str, str, s
 def _devices(problems: list[tuple[str, str, str]]) -> dict[str, Any]:
     try:
         devices = list_devices()
-    except (OSError, subprocess.SubprocessError) as error:
-        problems.append(("driver", f"nvidia-smi: {error}", "install the NVIDIA driver, or choose platform=cpu"))
+    except NVMLError as error:
+        problems.append(("driver", f"NVIDIA's driver: {error}", "install it, or choose platform=cpu"))
         return {"devices": []}
     for device in devices:
         if device.busy:
@@ -103,7 +106,7 @@ def _devices(problems: list[tuple[str, str, str]]) -> dict[str, Any]:
 
 
 def judge(plan: Plan, probes: Sequence[Mapping[str, Any]], seen: Sequence[set[str]]) -> list[Finding]:
-    """Findings from the nodes' words; `seen[i]` are the marks of all nodes that node i sees in the store."""
+    """Findings from the nodes' words; `seen[i]` are the notes of all nodes that node i sees in the store."""
     recipe = plan.branches[0].recipe
     platform = recipe.platform
     findings = []
@@ -123,9 +126,9 @@ def judge(plan: Plan, probes: Sequence[Mapping[str, Any]], seen: Sequence[set[st
         field = next(key for key in sorted({*first, *other}) if first.get(key) != other.get(key))
         text = f"{field} is {first.get(field)} on {probes[0]['host']} and {other.get(field)} on {probes[odd]['host']}"
         findings.append(Finding(name, False, text, "install one environment on every node"))
-    marks = {node["mark"] for node in probes if "mark" in node}
+    notes = {node["note"] for node in probes if "note" in node}
     for node, sees in zip(probes, seen, strict=True):
-        if marks - sees:
+        if notes - sees:
             text = f"{node['host']} does not see what another node wrote to {plan.root}"
             findings.append(Finding("shared store", False, text, "set run.root to a directory on a shared file system"))
     free = [node["free"] for node in probes if "free" in node]
@@ -161,16 +164,14 @@ def judge(plan: Plan, probes: Sequence[Mapping[str, Any]], seen: Sequence[set[st
 
 def _models(plan: Plan) -> tuple[list[str], list[list[str | None]]]:
     """Models from outside that the plan's stages read: local directories, and [hub name, revision]."""
-    read = {given.path for stage in plan.stages.values() for given in stage.inputs.values() if given.path is not None}
     local, hub = set(), {}
-    for branch in plan.branches:
-        model = branch.recipe.model
-        for source in (model, model.teacher, model.checkpoint):
-            if source.path in read and source.path is not None:
-                if Path(source.path).expanduser().exists():
-                    local.add(str(Path(source.path).expanduser()))
-                else:
-                    hub[source.path, source.revision] = [source.path, source.revision]
+    for stage in plan.stages.values():
+        for name, source in stage.models.items():
+            path, revision = str(stage.inputs[name].path), source["revision"]
+            if Path(path).expanduser().exists():
+                local.add(str(Path(path).expanduser()))
+            else:
+                hub[path, revision] = [path, revision]
     return sorted(local), list(hub.values())
 
 
@@ -193,9 +194,9 @@ def check(plan: Plan, *, prefetch: bool = False) -> int:
         "platform": recipe.platform.name,
     }
     probes, seen = _ask(settings)
-    for mark in store.root.glob(f".check-{settings['token']}-*"):
+    for note in store.root.glob(f".check-{settings['token']}-*"):
         with contextlib.suppress(OSError):
-            mark.unlink()
+            note.unlink()
     findings = judge(plan, probes, seen)
     for finding in sorted(findings, key=lambda finding: finding.fine):
         print(
@@ -205,20 +206,20 @@ def check(plan: Plan, *, prefetch: bool = False) -> int:
     return 0 if all(finding.fine for finding in findings) else 1
 
 
-def _marks(root: str, token: str) -> set[str]:
+def _notes(root: str, token: str) -> set[str]:
     return {path.name for path in Path(root).glob(f".check-{token}-*")}
 
 
 def _ask(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], list[set[str]]]:
     if "RAY_ADDRESS" not in os.environ:
         found = probe(settings)
-        return [found], [_marks(settings["root"], settings["token"])]
+        return [found], [_notes(settings["root"], settings["token"])]
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     already = ray.is_initialized()
     if not already:
-        ray.init(log_to_driver=False)
+        join_cluster()
     try:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
@@ -229,7 +230,7 @@ def _ask(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], list[set[str]]
             return ray.get(tasks, timeout=600)
 
         probes = everywhere(probe, settings)
-        return probes, everywhere(_marks, settings["root"], settings["token"])
+        return probes, everywhere(_notes, settings["root"], settings["token"])
     finally:
         if not already:
             ray.shutdown()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from common.files import file_digest, read_json, text_digest, write_json
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -40,12 +41,7 @@ def canonical(value: Any) -> str:
 
 def fingerprint(value: Any) -> str:
     """SHA-256 (64 hex digits) of `canonical(value)`; raises TypeError on unknown types."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return text_digest(canonical(value))
 
 
 class PathHasher:
@@ -57,9 +53,7 @@ class PathHasher:
 
     def __init__(self, memory: Path | None = None):
         self._memory = memory
-        self._known: dict[str, str] = {}
-        if memory is not None and memory.is_file():
-            self._known = json.loads(memory.read_text())
+        self._known: dict[str, str] = (None if memory is None else read_json(memory)) or {}
 
     def __call__(self, path: str | os.PathLike[str]) -> str:
         """Hex digest of a file's bytes, or of a directory's names and bytes. Raises FileNotFoundError."""
@@ -81,10 +75,8 @@ class PathHasher:
         status = path.stat()
         key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
         if key not in self._known:
-            self._known[key] = _hash_file(path)
+            self._known[key] = file_digest(path)
             if self._memory is not None:
                 self._memory.parent.mkdir(parents=True, exist_ok=True)
-                temporary = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
-                temporary.write_text(json.dumps(self._known))
-                temporary.replace(self._memory)
+                write_json(self._memory, self._known)
         return self._known[key]

@@ -1,8 +1,10 @@
-"""Durations, sizes and metrics as people read them."""
+"""Seconds, bytes and metrics as people read them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+import humanize
 
 
 def seconds_text(seconds: float) -> str:
@@ -15,10 +17,10 @@ def seconds_text(seconds: float) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Bytes in MB or GB (powers of ten)."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    """5 MB, 1.50 GB (powers of ten); two places from a GB on."""
+    return humanize.naturalsize(count, format="%.2f" if count >= 1e9 else "%.0f")
 
 
-def metrics_text(metrics: Mapping[str, float]) -> str:
-    """name=value of up to four metrics."""
-    return " ".join(f"{name}={value:.4g}" for name, value in list(metrics.items())[:4])
+def metrics_text(metrics: Mapping[str, float | None]) -> str:
+    """name=value of up to four metrics; nan for one that is not finite."""
+    return " ".join(f"{name}={'nan' if value is None else f'{value:.4g}'}" for name, value in list(metrics.items())[:4])

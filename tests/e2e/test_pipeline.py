@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.store import Store, attempt_processes
+from common.processes import attempt_processes
+from launch.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [

@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-# the children import `toy_stages` as a stage's room is imported
+# the children import `toy_stages` as they import a stage's package
 sys.path.insert(0, str(HERE))
 
 

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
+import pynvml
 import pytest
 import toy
+from fake_nvml import FakeDriver
 
+from common.models import FILES
 from launch.check import check, judge, probe
 from launch.plan import Input
-from launch.schema import Model, Platform
+from launch.schema import Platform
 
 
 @pytest.fixture
@@ -18,12 +20,12 @@ def plan(tmp_path):
 
 
 def node(name, **changes):
-    return {"host": name, "packages": {"torch": "2.11"}, "problems": [], "mark": name, "free": 1e12, **changes}
+    return {"host": name, "packages": {"torch": "2.11"}, "problems": [], "note": name, "free": 1e12, **changes}
 
 
 def failures(plan, probes, seen=None):
-    marks = {p["mark"] for p in probes}
-    return {f.name: f for f in judge(plan, probes, seen or [marks] * len(probes)) if not f.fine}
+    notes = {p["note"] for p in probes}
+    return {f.name: f for f in judge(plan, probes, seen or [notes] * len(probes)) if not f.fine}
 
 
 def test_this_machine_passes_and_nothing_is_left(plan, capsys):
@@ -57,7 +59,7 @@ def test_little_space_and_few_nodes_fail(plan):
 
 
 def test_a_node_says_what_it_lacks(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
+    FakeDriver(monkeypatch, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
     settings = {"root": str(tmp_path), "token": "t", "models": [str(tmp_path / "no")], "platform": "gpu"}
     settings |= {"hub": [], "prefetch": False}
     found = probe({**settings, "attention": "sdpa"})
@@ -66,15 +68,13 @@ def test_a_node_says_what_it_lacks(tmp_path, monkeypatch):
     found = probe(
         {**settings, "root": str(tmp_path / "file" / "x"), "models": [], "platform": "cpu", "attention": "sdpa"}
     )
-    assert [name for name, _, _ in found["problems"]] == ["store"] and "mark" not in found
+    assert [name for name, _, _ in found["problems"]] == ["store"] and "note" not in found
 
 
 def plan_of(tmp_path, path, revision=None):
-    stage = toy.steps()
+    stage = toy.steps(models={"model": {"revision": revision, "eos": None}})
     stage.inputs["model"] = Input(path=path)
-    plan = toy.plan(tmp_path / "runs", stage)
-    recipe = plan.branches[0].recipe.model_copy(update={"model": Model(path=path, revision=revision)})
-    return replace(plan, branches=[replace(plan.branches[0], recipe=recipe)])
+    return toy.plan(tmp_path / "runs", stage)
 
 
 def test_the_plans_models_are_looked_at(tmp_path, capsys):
@@ -102,24 +102,28 @@ def test_a_hub_model_must_be_in_the_nodes_cache(tmp_path, capsys, monkeypatch):
 
 def test_absent_models_are_fetched_when_asked(tmp_path, monkeypatch):
     fetched = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **options: fetched.append((given, options)))
+
+    def download(*given, **options):
+        fetched.append((given, options))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert check(plan_of(tmp_path, "org/model", "a" * 40), prefetch=True) == 0
     (((name,), options),) = fetched
     assert (name, options["revision"], options["local_files_only"]) == ("org/model", "a" * 40, False)
-    assert "*.gguf" in options["ignore_patterns"]
+    assert options["allow_patterns"] == list(FILES) and "*.gguf" not in FILES
 
 
 @pytest.fixture
 def gpu_node(tmp_path, monkeypatch):
     """What a node with one device says: given the memory in use (MiB), what torch prints, and the kernel."""
-    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("launch.check.sys.executable", str(tmp_path / "python"))
     monkeypatch.setattr("launch.check.importlib.util.find_spec", lambda name: None)
 
     def say(used=4, torch="echo '13.0 True (2, 28, 9)'", attention="sdpa"):
-        for name, line in (("nvidia-smi", f"echo '0, GPU-0, NVIDIA H100, 580.65, {used}'"), ("python", torch)):
-            (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
-            (tmp_path / name).chmod(0o755)
+        FakeDriver(monkeypatch, (used,))
+        (tmp_path / "python").write_text(f"#!/bin/sh\n{torch}\n")
+        (tmp_path / "python").chmod(0o755)
         settings = {"root": str(tmp_path / "runs"), "token": "t", "models": [], "hub": [], "prefetch": False}
         return probe({**settings, "platform": "gpu", "attention": attention})
 
@@ -130,7 +134,7 @@ def test_a_device_its_driver_and_nccl_are_seen(gpu_node):
     found = gpu_node()
     assert found["problems"] == []
     assert found["devices"] == ["NVIDIA H100 (driver 580.65)"] and found["nccl"] == "13.0 True (2, 28, 9)"
-    assert gpu_node(used="[N/A]")["problems"] == []
+    assert gpu_node(used=None)["problems"] == []
 
 
 def test_held_memory_a_torch_without_a_device_and_an_absent_kernel_are_named(gpu_node):

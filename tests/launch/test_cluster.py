@@ -24,9 +24,10 @@ import yaml
 from packaging.requirements import Requirement
 from test_run import outcomes, payloads
 
+from common.processes import attempt_processes
 from launch.run import fits
 from launch.schema import Recipe
-from launch.store import Store, attempt_processes
+from launch.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "launch" / "examples"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import toy
-from test_store import published, signed_on
+from toy import published, signed_on
 
 from launch.__main__ import main
 from launch.store import Store

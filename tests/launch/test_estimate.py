@@ -9,7 +9,8 @@ from launch.bench import fill
 from launch.estimate import disk_forecast, estimate_plan, parameters
 from launch.plan import make_plan
 from launch.show import plan_json, print_plan
-from launch.store import Heartbeat, Store
+from launch.store import Store
+from launch.store.leases import Heartbeat
 
 
 def planned(tmp_path, *overrides):

@@ -15,9 +15,13 @@ from pathlib import Path
 import pytest
 import toy
 
+from common.files import read_json
+from common.processes import attempt_processes
+from common.settings import rebuild
 from launch.run import FINISHED, halve_micro_batch, run, stop
 from launch.schema import Cache, Rl, Sft
-from launch.store import Heartbeat, Store, attempt_processes, read_json
+from launch.store import Store
+from launch.store.leases import Heartbeat
 
 GPU = {"gpus_per_node": 1}
 pytestmark = pytest.mark.e2e
@@ -261,8 +265,6 @@ def _expected(tmp_path):
     """What the stages of `chain` compute, by calling them in turn in this process."""
     import toy_stages
 
-    from launch.stage import namespace
-
     plan = chain(tmp_path, count=6)
     folders, found = {}, {}
     for mark, stage in plan.stages.items():
@@ -273,7 +275,8 @@ def _expected(tmp_path):
         output.mkdir(parents=True)
         scratch.mkdir()
         inputs = {name: folders[given.stage] for name, given in stage.inputs.items()}
-        toy_stages.steps(namespace(stage.settings), inputs, output, scratch, lambda *_, **__: None)
+        settings = rebuild({"type": stage.settings_type, "values": stage.settings})
+        toy_stages.steps(settings, inputs, output, scratch, lambda *_, **__: None)
         folders[mark] = output
         found[stage.label] = (output / "part" / "value.txt").read_bytes()
     return found

@@ -11,6 +11,24 @@ import sys
 import time
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """Any fields by attribute, as a stage reads its settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class ToyPlatform(Section):
+    env: dict[str, str] = {}
+
+
+class ToySettings(Section):
+    toy: Section
+    platform: ToyPlatform
+    sft: Section | None = None
+
 
 def steps(settings, inputs, output, scratch, report):
     """Adds up bytes of its inputs in resumable steps, so that the payload depends on them and on nothing else."""
@@ -83,9 +101,9 @@ def grandchildren(settings, inputs, output, scratch, report):
 
 
 def killed(settings, inputs, output, scratch, report):
-    mark = scratch / "killed"
-    if not mark.exists():
-        mark.touch()
+    once = scratch / "killed"
+    if not once.exists():
+        once.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     (output / "survived.txt").write_text("yes")
 

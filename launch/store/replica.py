@@ -13,7 +13,10 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from launch.store import RECORD, Corrupt, Record, Store, StoreError, digest
+from common.files import file_digest
+from launch.store.errors import Corrupt, StoreError
+from launch.store.records import RECORD, Record
+from launch.store.store import Store
 
 if TYPE_CHECKING:
     from launch.plan import Stage
@@ -95,7 +98,7 @@ class Replica:
                 path = temporary / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._files.get_file(self._path(stage, name), str(path))
-                if digest(path) != record.payload[name]["sha256"]:
+                if file_digest(path) != record.payload[name]["sha256"]:
                     raise Corrupt(
                         f"{self.url}/{stage.address}/{name} differs from its record; delete {self.url}/{stage.address}"
                     )

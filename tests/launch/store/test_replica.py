@@ -5,11 +5,10 @@ import json
 import fsspec
 import pytest
 import toy
-from test_store import published
 
-from launch.replica import Replica
 from launch.run import run
 from launch.store import Corrupt, Store, StoreError
+from launch.store.replica import Replica
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -23,7 +22,7 @@ def url(request, tmp_path):
 def test_an_artifact_goes_to_the_replica_and_comes_back_byte_for_byte(tmp_path, url):
     stage, replica = toy.steps(), Replica(url)
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
-    record = published(here, stage)
+    record = toy.published(here, stage)
     assert replica.find(stage) is None and replica.pull(there, stage, "run") is None
     assert replica.push(here, stage) and not replica.push(here, stage)
     assert replica.find(stage) == record
@@ -37,7 +36,7 @@ def test_an_artifact_goes_to_the_replica_and_comes_back_byte_for_byte(tmp_path, 
 
 def test_an_upload_without_its_record_does_not_exist_and_is_repeated(tmp_path, url):
     stage, replica, store = toy.steps(), Replica(url), Store(tmp_path / "here")
-    published(store, stage)
+    toy.published(store, stage)
     replica.push(store, stage)
     files, root = fsspec.core.url_to_fs(url)
     path = f"{root}/{stage.address}/record.json"
@@ -51,7 +50,7 @@ def test_an_upload_without_its_record_does_not_exist_and_is_repeated(tmp_path, u
 
 def test_damage_is_not_sent_and_not_taken(tmp_path, url):
     stage, replica, store = toy.steps(), Replica(url), Store(tmp_path / "here")
-    published(store, stage)
+    toy.published(store, stage)
     replica.push(store, stage)
     files, root = fsspec.core.url_to_fs(url)
     files.pipe_file(f"{root}/{stage.address}/deep/a.txt", b"hellO")
@@ -61,7 +60,7 @@ def test_damage_is_not_sent_and_not_taken(tmp_path, url):
         replica.pull(there, stage, "run")
     assert there.find(stage) is None and not list(there.root.glob("*/.tmp-*"))
     other = toy.steps(seed=1)
-    published(store, other)
+    toy.published(store, other)
     (store.directory(other) / "deep" / "a.txt").write_text("hellO")
     with pytest.raises(Corrupt):
         replica.push(store, other)
@@ -70,7 +69,7 @@ def test_damage_is_not_sent_and_not_taken(tmp_path, url):
 
 def test_an_address_of_another_fingerprint_and_an_unknown_protocol_are_refused(tmp_path, url):
     stage, replica, store = toy.steps(), Replica(url), Store(tmp_path / "here")
-    published(store, stage)
+    toy.published(store, stage)
     replica.push(store, stage)
     files, root = fsspec.core.url_to_fs(url)
     path = f"{root}/{stage.address}/record.json"

@@ -2,30 +2,24 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
+import pynvml
 import pytest
 import toy
+from fake_nvml import FakeDriver
 
-from launch.schema import Eval, Model, Pretrain, Recipe
-from launch.stage import (
-    Reporter,
-    Stopped,
-    check_rooms,
-    classify,
-    environment,
-    model_inputs,
-    namespace,
-    request_of,
-    supervise,
-)
-from launch.store import ATTEMPT_VARIABLE, Store, attempt_processes, read_json, start_time
+from common.files import read_json
+from common.processes import attempt_processes, start_time
+from launch.execution.requests import request_of
+from launch.execution.supervisor import supervise
+from launch.store import Store
 
 
 def job(store, *stages, run="run", **changes):
@@ -48,132 +42,34 @@ def until(condition, seconds=30.0):
         time.sleep(0.02)
 
 
-def test_settings_become_a_tree_and_what_the_schema_calls_a_mapping_stays_one():
-    recipe = Recipe(
-        model=Model(pretrain=Pretrain()),
-        objective={"name": "sft", "nested": {"a": 1}},
-        eval=Eval(benchmarks=[{"name": "target"}]),
-        platform={"env": {"A": "b"}, "placement": {"rl": {"nodes": 2}}},
-        data={"files": {"benchmarks": {"x": "y.jsonl"}}},
-        rl={"verl": {"trainer": {"x": 1}}, "reward": {"settings": {"k": 1}}},
-    )
-    settings = namespace(
-        {**recipe.model_dump(mode="json"), "pretrain": Pretrain().model_dump(mode="json"), "role": "base"}
-    )
-    assert settings.objective == {"name": "sft", "nested": {"a": 1}}
-    assert settings.rl.verl == {"trainer": {"x": 1}} and settings.rl.reward.settings == {"k": 1}
-    assert settings.platform.env == {"A": "b"} and settings.data.files.benchmarks == {"x": "y.jsonl"}
-    assert isinstance(settings.eval.benchmarks[0], SimpleNamespace) and settings.eval.benchmarks[0].name == "target"
-    assert settings.pretrain.layers == settings.model.pretrain.layers == 4 and settings.role == "base"
-    assert settings.model.teacher.pretrain is None and settings.sft.betas == [0.9, 0.999]
-    assert settings.rl.filter.enabled is False and settings.sft.lora is None
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (ValueError("row 7"), "config"),
-        (RuntimeError("x"), "fault"),
-        (MemoryError(), "oom"),
-        (RuntimeError("CUDA out of memory. Tried to allocate"), "oom"),
-        (OSError(28, "No space left on device"), "disk"),
-        (ValueError("IOError: No space left on device"), "disk"),
-        (Stopped(), "stopped"),
-        (SystemExit(1), "fault"),
-    ],
-)
-def test_exceptions_fall_into_classes(error, kind):
-    assert classify(error)[0] == kind
-
-
-def test_the_cause_counts_when_it_was_memory():
-    try:
-        try:
-            raise MemoryError
-        except MemoryError as error:
-            raise RuntimeError("worker died") from error
-    except RuntimeError as error:
-        assert classify(error)[0] == "oom"
-
-
-def test_messages_are_one_line():
-    assert classify(ValueError("a\n  b")) == ("config", "a b")
-    assert classify(KeyError("x"))[1] == "KeyError: 'x'"
-
-
-def test_reporter_counts_every_call_and_writes_few(tmp_path):
-    path = tmp_path / "progress.json"
-    report = Reporter(path, 3)
-    for done in range(1000):
-        report(done, 1000, loss=done / 2)
-    assert json.loads(path.read_text())["counter"] < 900
-    report(1000, 1000, loss=0.5)
-    progress = json.loads(path.read_text())
-    assert (progress["counter"], progress["done"], progress["total"], progress["attempt"]) == (1001, 1000, 1000, 3)
-    assert progress["metrics"] == {"loss": 0.5}
-
-
-def test_a_room_from_elsewhere_is_refused(monkeypatch, tmp_path):
-    check_rooms()
-    stranger = SimpleNamespace(__file__=str(tmp_path / "recipes" / "__init__.py"))
-    monkeypatch.setitem(sys.modules, "recipes", stranger)
-    with pytest.raises(ValueError, match="package recipes was imported from"):
-        check_rooms()
-
-
-def test_environment_hides_the_drivers_ray_and_carries_the_platforms(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "1.2.3.4:1")
-    monkeypatch.setenv("RAY_JOB_ID", "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    settings = {"platform": {"name": "cpu", "threads": 3, "env": {"A": "b", "TOKENIZERS_PARALLELISM": "true"}}}
-    env = environment("tag.1", settings, None, "/tmp/x")
-    assert "RAY_ADDRESS" not in env and "RAY_JOB_ID" not in env and "CUDA_VISIBLE_DEVICES" not in env
-    assert (env["A"], env["TOKENIZERS_PARALLELISM"], env["OMP_NUM_THREADS"]) == ("b", "true", "3")
-    assert (env["VERL_PLATFORM"], env[ATTEMPT_VARIABLE]) == ("cpu", "tag.1")
-    settings["platform"]["name"] = "gpu"
-    env = environment("tag.1", settings, "10.0.0.1:6379", "/tmp/x")
-    assert (env["RAY_ADDRESS"], env["CUDA_VISIBLE_DEVICES"]) == ("10.0.0.1:6379", "1") and "VERL_PLATFORM" not in env
-
-
 @pytest.fixture
 def on_device_0(tmp_path, monkeypatch):
-    """Gives (store, stage, answer): a stage on device 0 of 2, and what sets the lines that nvidia-smi prints."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    """Gives (store, stage, answer): a stage on device 0 of 2, and what sets the MiB in use, or an error, in turn."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
-
-    def answer(script):
-        (tools / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
-        (tools / "nvidia-smi").chmod(0o755)
-
-    return Store(tmp_path), toy.steps(placement={"gpus_per_node": 1}, platform={"name": "gpu"}), answer
+    stage = toy.steps(placement={"gpus_per_node": 1}, platform={"name": "gpu"})
+    return Store(tmp_path), stage, lambda *answers: FakeDriver(monkeypatch, *answers)
 
 
-LINES = "echo '0, GPU-a, NVIDIA H100, 580.65, {}'\necho '1, GPU-b, NVIDIA H100, 580.65, 70000'"
-
-
-def test_a_stage_waits_until_its_own_device_is_free(on_device_0, tmp_path):
+def test_a_stage_waits_until_its_own_device_is_free(on_device_0):
     store, stage, answer = on_device_0
-    mark = tmp_path / "asked"
-    answer(f"if [ -e {mark} ]; then\n{LINES.format(4)}\nelse\n: > {mark}\n{LINES.format(30000)}\nfi")
+    driver = answer((30000, 70000), (4, 70000))
     (result,) = supervise(job(store, stage))
-    assert result["outcome"] == "ok" and mark.exists()
+    assert result["outcome"] == "ok" and driver.opened == 2
 
 
 def test_a_device_that_stays_in_use_is_named_and_nothing_starts(on_device_0, monkeypatch):
     store, stage, answer = on_device_0
-    monkeypatch.setattr("launch.stage.FREE_WITHIN", 0.6)
-    answer(LINES.format(30000))
+    monkeypatch.setattr("launch.execution.supervisor.FREE_WITHIN", 0.6)
+    answer((30000, 70000))
     (result,) = supervise(job(store, stage))
     assert (result["outcome"], result["message"]) == (
         "fault",
         "device 0 has 30000 MiB in use after 0.6 s; end the process that holds it",
     )
     assert store.find(stage) is None and not list(store.logs(stage).glob("*.log"))
-    answer("exit 9")
+    answer(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
     (result,) = supervise(job(store, stage))
-    assert result["outcome"] == "config" and "nvidia-smi does not say" in result["message"]
+    assert result["outcome"] == "config" and "driver does not say" in result["message"]
 
 
 def test_runs_a_stage_and_publishes_it(tmp_path):
@@ -297,7 +193,7 @@ def test_stop_file_ends_a_stage_which_resumes_later(tmp_path):
 
 SUPERVISOR = """
 import pickle, sys
-from launch.stage import supervise
+from launch.execution.supervisor import supervise
 supervise(pickle.load(open(sys.argv[1], "rb")))
 """
 
@@ -305,8 +201,6 @@ supervise(pickle.load(open(sys.argv[1], "rb")))
 @pytest.mark.parametrize("victim", ["supervisor", "guard", "child"])
 def test_no_process_outlives_its_stage(tmp_path, victim):
     """kill -9 of the supervisor, the guard or the child ends everything, even what made a session of its own."""
-    import pickle
-
     store, pids = Store(tmp_path / "store"), tmp_path / "pids"
     stage = toy.stage("grandchildren", pids=str(pids))
     described = job(store, stage)
@@ -339,18 +233,3 @@ def test_shared_memory_of_a_killed_stage_is_removed(tmp_path):
     (result,) = supervise(job(store, stage))
     assert result["outcome"] == "fault"
     assert not Path("/dev/shm", name.read_text()).exists()
-
-
-def test_a_model_from_outside_becomes_a_directory_with_the_chosen_eos(tmp_path):
-    from data_prep.tokenizer import END_OF_TEXT, build_tokenizer
-
-    base = tmp_path / "base"
-    build_tokenizer([], 64).save_pretrained(base)
-    (base / "config.json").write_text("{}")
-    model = {"path": str(base), "revision": None, "eos": END_OF_TEXT, "teacher": {"path": None, "revision": None}}
-    settings = namespace({"model": {**model, "checkpoint": {"path": None, "revision": None}}})
-    found = model_inputs({"model": str(base), "data": "elsewhere"}, settings, tmp_path / "scratch")
-    assert found["data"] == Path("elsewhere")
-    assert json.loads((found["model"] / "tokenizer_config.json").read_text())["eos_token"] == END_OF_TEXT
-    settings.model.eos = None
-    assert model_inputs({"model": str(base)}, settings, tmp_path / "scratch")["model"] == base

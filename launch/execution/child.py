@@ -1,0 +1,116 @@
+"""The process that imports a stage's function and calls it: run(settings, inputs, output, scratch, report).
+
+It runs requests in turn, so that stages with equal settings can share what one of them has loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import mmap
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from common.files import write_json
+from common.models import model_directory
+from common.registry import check_origin
+from common.settings import rebuild
+from launch.execution.outcomes import Stopped, classify
+from launch.execution.progress import Reporter
+from launch.execution.requests import request_file
+
+POSITION = struct.Struct("qq")  # shared with the guard: index of the request in work, peak bytes since it began
+
+
+def input_paths(
+    inputs: Mapping[str, str], models: Mapping[str, Mapping[str, str | None]], scratch: Path
+) -> dict[str, Path]:
+    """The inputs as paths; a model from outside becomes a directory, with another EOS if one is asked for.
+
+    Args:
+        inputs: input name -> path, or a hub name where `models` has the input.
+        models: input name -> {"revision", "eos"} of the inputs that are models from outside.
+        scratch: where a directory with another EOS is made, under the input's name.
+
+    Raises:
+        ConfigError: the EOS is not a token of the model.
+    """
+    return {
+        name: model_directory(path, models[name]["revision"], models[name]["eos"], scratch / name)
+        if name in models
+        else Path(path)
+        for name, path in inputs.items()
+    }
+
+
+def settings_of(description: dict[str, Any]) -> Any:
+    """A request's settings as their class; the values of `platform.env`, which no file holds, come from the process."""
+    settings = rebuild(description)
+    env = {name: os.environ.get(name, value) for name, value in settings.platform.env.items()}
+    return settings.model_copy(update={"platform": settings.platform.model_copy(update={"env": env})})
+
+
+def _call(request: dict[str, Any]) -> None:
+    module, _, function = request["function"].partition(":")
+    run: Callable[..., None] = getattr(importlib.import_module(module), function)
+    settings = settings_of(request["settings"])
+    check_origin()
+    scratch = Path(request["scratch"])
+    inputs = input_paths(request["inputs"], request["models"], scratch)
+    report = Reporter(Path(request["logs"]) / "progress.json", request["attempt"])
+    report(0, 1)
+    run(settings, inputs, Path(request["output"]), scratch, report)
+    check_origin()
+
+
+def work(paths: Sequence[str], shared: mmap.mmap) -> int:
+    """Runs the requests (JSON files) in turn and writes the result of each beside its log; 0 if the last one ran."""
+
+    def stop(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Stopped
+
+    try:
+        signal.signal(signal.SIGTERM, stop)
+        for index, path in enumerate(paths):
+            request = json.loads(Path(path).read_text())
+            POSITION.pack_into(shared, 0, index, 0)
+            _log_to(request_file(request, "log"))
+            begun = time.monotonic()
+            try:
+                _call(request)
+                outcome, message = "ok", ""
+            except BaseException as error:
+                traceback.print_exc()
+                outcome, message = classify(error)
+            _flush()
+            peak = max(POSITION.unpack_from(shared, 0)[1], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            seconds = time.monotonic() - begun
+            result = {"outcome": outcome, "message": message, "seconds": seconds, "peak_memory_bytes": peak}
+            write_json(request_file(request, "child.json"), result)
+            if outcome not in ("ok", "config"):  # an engine shared with the next request may be broken
+                return 1
+        return 0
+    except Stopped:
+        return 1
+
+
+def _log_to(path: Path) -> None:
+    """Sends this process's output, and that of what it starts, to the end of a file."""
+    with path.open("ab", buffering=0) as log:
+        _flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()

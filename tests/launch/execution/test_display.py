@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import toy
+from rich.console import Console
+
+from launch.execution.display import Display, print_budget
+from launch.store import Store
+
+
+def shown(stage, state="waiting"):
+    """What a driver knows of a stage."""
+    numbers = {"attempt": 0, "seconds": 0.0, "waited": 0.0, "peak_memory_bytes": 0}
+    return SimpleNamespace(stage=stage, state=state, message="", **numbers)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    with toy.every_state(tmp_path) as plan:
+        yield plan
+
+
+def test_display_says_what_changes_in_plain_lines(plan, capsys):
+    store = Store(plan.root)
+    progress = {mark: shown(stage) for mark, stage in plan.stages.items()}
+    running = next(p for p in progress.values() if p.stage.label == "running")
+    with Display(store) as display:
+        display.update(progress)
+        assert capsys.readouterr().out == ""
+        running.state, running.attempt = "running", 1
+        display.update(progress)
+        display.update(progress)
+        assert capsys.readouterr().out.count("sft running started, log ") == 1
+        display._said[running.stage.fingerprint] -= 60
+        display._updated = 0.0
+        display.update(progress)
+        assert "sft running 25/100 loss=1.5" in capsys.readouterr().out
+        running.state, running.seconds, running.peak_memory_bytes = "done", 12.0, 2_500_000_000
+        display.update(progress)
+        assert "sft running done 12.0 s, peak 2.50 GB" in capsys.readouterr().out
+
+
+def test_display_draws_bars_on_a_terminal(plan, monkeypatch):
+    monkeypatch.setattr(
+        "launch.execution.display.Console", lambda: Console(force_terminal=True, width=100, record=True)
+    )
+    progress = {mark: shown(stage) for mark, stage in plan.stages.items()}
+    running = next(p for p in progress.values() if p.stage.label == "running")
+    with Display(Store(plan.root)) as display:
+        running.state = "running"
+        display.update(progress)
+        display._updated = 0.0
+        display.update(progress)
+    assert "25/100" in display._console.export_text()
+
+
+def test_budget_lists_what_ran(plan, capsys):
+    progress = [shown(stage, "cached") for stage in plan.stages.values()]
+    progress[0].state, progress[0].seconds, progress[0].peak_memory_bytes = "done", 65.0, 3_000_000_000
+    print_budget(progress, 70.0)
+    text = capsys.readouterr().out
+    assert "sft done" in text and "1 min 05 s" in text and "3.00 GB" in text and "elapsed: 1 min 10 s" in text
+    assert "sft running" not in text
