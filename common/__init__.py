@@ -1,1 +1,1 @@
-"""What every package may import: files, digests, processes, Ray, model files. Imports no torch, Ray or verl by itself."""
+"""What every package may import: files, digests, processes, Ray, models. Imports no torch, Ray or verl by itself."""

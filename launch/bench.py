@@ -35,7 +35,7 @@ BRANCH_STAGES = 6  # SFT, RL, and after each of them answers and their measure
 
 
 def sweep(branches: int, root: Path) -> list[str]:
-    """Arguments of a micro-world sweep over seeds with one benchmark: BRANCH_STAGES a branch, and a few that all share."""
+    """Arguments of a micro-world sweep over seeds with one benchmark: BRANCH_STAGES a branch, some shared by all."""
     measured = ["eval.benchmarks=[{name: target, max_tokens: 64}]", "eval.held_out_chats=0"]
     return ["microworld", f"seed=range(0,{branches})", f"run.root={root}", *measured]
 

@@ -19,7 +19,7 @@ from pynvml import NVMLError
 from common.models import fetch
 from common.ray_session import join_cluster
 from launch.execution.devices import list_devices
-from launch.plan import Plan
+from launch.graph.plan import Plan
 from launch.store import Store
 from launch.store.records import host, packages
 

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 
 from common.files import read_json
-from launch.plan import Plan
-from launch.select import select
+from launch.graph.plan import Plan
+from launch.graph.select import select
 from launch.store import Corrupt, Store
 from launch.store.leases import HEARTBEAT
 from launch.store.places import attempt_file, attempt_numbers

@@ -26,7 +26,7 @@ class Claims:
         self._store, self._run, self._replica, self._kinds, self._say = store, run, replica, kinds, say
 
     def claim(self, progress: StageProgress) -> bool:
-        """Takes the lease of a stage that has to run; False where it is held, there by now, or came from the replica."""
+        """Takes the lease of a stage that has to run; False where it is held, there by now or in the replica."""
         stage = progress.stage
         if not self._store.acquire(stage, self._run):
             progress.state, progress.message = "held", "another run makes it"

@@ -16,7 +16,7 @@ from launch.store.places import Places, attempt_file
 from launch.text import bytes_text, metrics_text, seconds_text
 
 if TYPE_CHECKING:
-    from launch.plan import Stage
+    from launch.graph.plan import Stage
 
 PLAIN_INTERVAL = 10.0  # seconds between two progress lines of a stage without a terminal
 

@@ -5,8 +5,8 @@ is worked out anew from the plan. Ray is started or joined only if something has
 
 Devices. Each job (one stage, or several that share one engine) gets a placement group with the stage's `{nodes,
 gpus_per_node, cpus, strategy}`; a Ray task on its first bundle runs the supervisor, and the child sees the devices that
-Ray gave to that task. A stage that uses Ray itself starts its own Ray inside its bundle when it has one node: the bundle
-pays for its devices, whatever it does with them. A stage with more than one node has to join the cluster's Ray
+Ray gave to that task. A stage that uses Ray itself starts its own Ray inside its bundle when it has one node: the
+bundle pays for its devices, whatever it does with them. A stage with more than one node has to join the cluster's Ray
 (RAY_ADDRESS in its environment) and make placement groups of its own there, so the driver waits until the bundles fit,
 gives them back, starts the child, and asks for no more devices than the rest of the cluster has until that child ends.
 
@@ -30,13 +30,13 @@ from typing import Any
 
 from launch import stages as stage_kinds
 from launch.execution import placements
-from launch.execution.cluster import check_fits, check_store_is_shared, cluster
-from launch.execution.environment import request_of
 from launch.execution.claims import Claims
+from launch.execution.cluster import check_fits, check_store_is_shared, cluster
+from launch.execution.display import Display, print_budget
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
+from launch.execution.requests import request_of
 from launch.graph.estimate import estimate_plan
 from launch.graph.plan import Plan, Stage
-from launch.status import Display, print_budget
 from launch.store import Store
 from launch.store.leases import Heartbeat
 from launch.store.replica import Replica
@@ -82,7 +82,7 @@ class Driver:
             try:
                 with (
                     Heartbeat(self.store, self.plan.recipe, temporary) as beat,
-                    Display(self.plan, self.store) as self.display,
+                    Display(self.store) as self.display,
                 ):
                     self.beat = beat
                     self.claims = Claims(self.store, beat.run, self.replica, self.kinds, self.display.say)

@@ -52,7 +52,7 @@ def devices(placement: dict[str, Any]) -> float:
 
 
 def halve(settings: dict[str, Any], fields: Sequence[str]) -> dict[str, Any] | None:
-    """A copy of a stage's settings with the runtime `fields` ("sft.micro_batch_size") halved; None if none is above 1."""
+    """A copy of settings with the runtime `fields` ("sft.micro_batch_size") halved; None if none is above 1."""
     found = [(section, name) for section, name in (one.split(".") for one in fields) if section in settings]
     if not any(settings[section][name] > 1 for section, name in found):
         return None

@@ -11,7 +11,7 @@ from launch.store.places import Places, attempt_file
 from launch.store.records import redact
 
 if TYPE_CHECKING:
-    from launch.plan import Stage
+    from launch.graph.plan import Stage
 
 
 def request_of(

@@ -6,14 +6,14 @@ import shutil
 import sys
 import time
 
-from common.processes import end_attempt
 from launch.execution.cluster import Refused
 from launch.execution.driver import Driver
 from launch.graph.plan import Plan
 from launch.graph.select import select
-from launch.report import write_report
+from launch.report.write import write_report
 from launch.store import Store, StoreError
-from launch.store.leases import host
+from launch.store.leases import end_run
+from launch.store.records import host
 
 
 def run(plan: Plan) -> int:
@@ -59,6 +59,6 @@ def clean_up(store: Store) -> None:
     """Ends and removes what dead drivers of this host left: processes, temporary directories, their sign-on."""
     for driver in store.list_drivers():
         if driver.host == host() and not store.alive(driver.run):
-            end_attempt(driver.run)
+            end_run(driver.run)
             shutil.rmtree(driver.temporary, ignore_errors=True)
             store.sign_off(driver.run)

@@ -26,7 +26,7 @@ from launch.store import Corrupt, Full, LeaseLost, Store
 from launch.store.places import attempt_file
 
 if TYPE_CHECKING:
-    from launch.plan import Stage
+    from launch.graph.plan import Stage
 
 FREE_WITHIN = 60.0  # seconds that a device may take to give back the memory of processes that have ended
 

@@ -20,7 +20,7 @@ class OutsideIdentities:
         self._known: dict[tuple[str, str | None], str] = {}
 
     def __call__(self, given: Outside) -> str:
-        """Of a local path its bytes, of a hub name itself and its revision. Raises ConfigError where there is neither."""
+        """Of a local path its bytes, of a hub name itself and its revision. Raises ConfigError for neither."""
         key = (given.path, given.revision)
         if key not in self._known:
             path = Path(given.path).expanduser()
@@ -30,7 +30,8 @@ class OutsideIdentities:
                 self._known[key] = f"hub:{given.path}@{given.revision}"
             else:
                 raise ConfigError(
-                    f"{given.field}={given.path}: no such file or directory; give an existing path or a Hugging Face name"
+                    f"{given.field}={given.path}: no such file or directory; give an existing path or a Hugging Face "
+                    "name"
                 )
         return self._known[key]
 

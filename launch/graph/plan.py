@@ -65,8 +65,8 @@ class Branch:
 class Plan:
     """The stages of all branches, each once, inputs before users.
 
-    own_stages: the user's kinds, by path. joint: roles of the stages that read several branches. rejoin: given the roles
-    that each branch keeps, those stages by role.
+    own_stages: the user's kinds, by path. joint: roles of the stages that read several branches. rejoin: given the
+    roles that each branch keeps, those stages by role.
     """
 
     recipe: str

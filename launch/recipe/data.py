@@ -52,7 +52,7 @@ class _Data(Section):
         return self
 
 
-Data = create_model(
+Data: Any = create_model(
     "Data",
     __base__=_Data,
     __module__=__name__,

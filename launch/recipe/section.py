@@ -1,7 +1,7 @@
 """What every section of a recipe is made of.
 
-A field made with `runtime` says how or where work is done and is never part of an artifact's identity; every other field
-does.
+A field made with `runtime` says how or where work is done and is never part of an artifact's identity; every other
+field is.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from common.files import read_json
-from launch.plan import Plan, Stage
+from launch.graph.plan import Plan, Stage
 from launch.report.parts import Cell, Figure, Grid, Section, grid
 from launch.report.source import Source
 

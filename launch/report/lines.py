@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from launch.graph.model import BranchModel
-from launch.plan import Branch, Plan, Stage
+from launch.graph.plan import Branch, Plan, Stage
 
 BASE = "base model"
 PHASES = {"sft": "SFT", "rl": "RL"}  # the phases that have columns, in their order, and how they are called

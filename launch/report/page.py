@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from launch.graph.select import Selected
 from launch.report import artifacts, tables
 from launch.report.cells import Cells
 from launch.report.figures import training_curves
 from launch.report.lines import Line, lines
 from launch.report.parts import Cell, Grid, Page, Section
 from launch.report.source import Source
-from launch.select import Selected
 
 NOTES = (
     "pass@1 and pass@k are of the target benchmark, sampled; k is the largest one measured. General is the mean "

@@ -10,7 +10,7 @@ from typing import Any
 from common.files import file_digest
 from evaluation import artifact
 from evaluation.compare import NOT_REPRODUCIBLE
-from launch.plan import Stage
+from launch.graph.plan import Stage
 from launch.report.lines import Model
 from launch.store import Corrupt, Record, Store
 

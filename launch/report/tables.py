@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from evaluation.compare import headlines
 from evaluation.statistics import holm
-from launch.plan import Plan
+from launch.graph.plan import Plan
+from launch.graph.select import Selected
 from launch.report.cells import Cells, over_seeds_interval
 from launch.report.lines import PHASES, Line
 from launch.report.parts import Cell, Grid, Row, grid
-from launch.select import Selected
 from launch.store import Store
 
 COLUMNS = {

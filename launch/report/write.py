@@ -6,12 +6,12 @@ import json
 from dataclasses import asdict
 
 from common.files import text_digest, write_text
-from launch.plan import Plan, Stage
+from launch.graph.plan import Plan, Stage
+from launch.graph.select import select
 from launch.report import artifacts
 from launch.report.page import page
 from launch.report.render import as_html, as_markdown
 from launch.report.source import Source
-from launch.select import select
 from launch.store import Corrupt, Store
 
 VERSION = 4

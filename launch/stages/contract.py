@@ -1,8 +1,8 @@
 """What a kind of stage is. Imports no torch, Ray, verl or vllm, and neither do the kinds.
 
-A kind is one file of `launch.stages` that holds one instance of a subclass, or a file of the user's that `stages: [...]`
-in a recipe names. The planner asks every kind for its steps in a branch; a step names its inputs by the roles of other
-steps, so that kinds need not know where in the graph they stand.
+A kind is one file of `launch.stages` that holds one instance of a subclass, or a file of the user's that `stages:
+[...]` in a recipe names. The planner asks every kind for its steps in a branch; a step names its inputs by the roles of
+other steps, so that kinds need not know where in the graph they stand.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class StageKind:
         return None
 
     def mend(self, artifact: Path, scratch: Path) -> str | None:
-        """Moves what is whole of a damaged artifact to `scratch`; returns what was damaged, None if it cannot be mended."""
+        """Moves what is whole of a damaged artifact to `scratch`; returns what was damaged, None if it cannot."""
         return None
 
     @property

@@ -18,7 +18,7 @@ from launch.store.places import Places
 from launch.store.records import host
 
 if TYPE_CHECKING:
-    from launch.plan import Stage
+    from launch.graph.plan import Stage
 
 HEARTBEAT = 2.0  # seconds between two beats of a driver
 PATIENCE = 60.0  # seconds without a new beat after which a driver on another host counts as dead

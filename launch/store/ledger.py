@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from launch.store.records import host
 
 if TYPE_CHECKING:
-    from launch.plan import Stage
+    from launch.graph.plan import Stage
 
 COSTS = "costs.jsonl"
 

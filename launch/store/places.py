@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from launch.store.errors import StoreError
 
 if TYPE_CHECKING:
-    from launch.plan import Stage
+    from launch.graph.plan import Stage
 
 
 def attempt_file(logs: Path, attempt: int, suffix: str) -> Path:

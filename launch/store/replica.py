@@ -19,7 +19,7 @@ from launch.store.records import RECORD, Record
 from launch.store.store import Store
 
 if TYPE_CHECKING:
-    from launch.plan import Stage
+    from launch.graph.plan import Stage
 
 TRANSFERS = 8  # files at once
 

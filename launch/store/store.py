@@ -24,7 +24,7 @@ from launch.store.places import attempt_file, attempt_numbers
 from launch.store.records import RECORD, RECORD_VERSION, Record, host, packages, read_record, redact, seeds
 
 if TYPE_CHECKING:
-    from launch.plan import Stage
+    from launch.graph.plan import Stage
 
 READERS = 8  # files read at once
 

@@ -30,7 +30,7 @@ def ray_session(_children_find_toy_stages):
     """A Ray of two logical devices for all drivers of this session: starting one takes seconds."""
     import ray
 
-    from launch.run import start_ray
+    from launch.execution.cluster import start_ray
 
     temporary = tempfile.mkdtemp(prefix="t-", dir="/tmp")
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"

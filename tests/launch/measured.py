@@ -12,7 +12,7 @@ import toy
 from evaluation.artifact import GENERATIONS, write_metrics
 from evaluation.statistics import bootstrap, pass_at_k
 from launch.graph.model import BranchModel
-from launch.plan import Branch
+from launch.graph.plan import Branch
 from launch.store import Store
 
 PROBLEMS, SAMPLES = 12, 4

@@ -10,8 +10,8 @@ from fake_nvml import FakeDriver
 
 from common.models import FILES
 from launch.check import check, judge, probe
-from launch.plan import Input
-from launch.schema import Platform
+from launch.graph.plan import Input
+from launch.recipe.platform import Platform
 
 
 @pytest.fixture

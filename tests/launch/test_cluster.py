@@ -25,8 +25,8 @@ from packaging.requirements import Requirement
 from test_run import outcomes, payloads
 
 from common.processes import attempt_processes
-from launch.run import fits
-from launch.schema import Recipe
+from launch.execution.cluster import fits
+from launch.recipe.recipe import Recipe
 from launch.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,7 +175,7 @@ def short():
 
 DRIVER = """
 import pickle, sys
-from launch.run import run
+from launch.execution.run import run
 sys.exit(run(pickle.load(open(sys.argv[1], "rb"))))
 """
 

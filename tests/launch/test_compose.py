@@ -1,6 +1,6 @@
 import pytest
 
-from launch.compose import RecipeError, branches
+from launch.recipe.compose import RecipeError, branches
 
 RECIPE = """
 defaults:

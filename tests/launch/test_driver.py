@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import toy
 
-from launch.run import Job, _Driver
+from launch.execution.jobs import Job
+from launch.execution.driver import Driver
 from launch.store import Store
 
 SMALL = {"sft": {"tokens_per_micro_batch": 8, "micro_batch_size": 2}}

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from launch.compose import RecipeError
-from launch.plan import STAGES, make_plan
+from launch.recipe.compose import RecipeError
+from launch.plan import STAGES
+from launch.graph.builder import make_plan
 from launch.schema import STAGE_KINDS
 
 RECIPE = """

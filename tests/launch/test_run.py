@@ -18,8 +18,12 @@ import toy
 from common.files import read_json
 from common.processes import attempt_processes
 from common.settings import rebuild
-from launch.run import FINISHED, halve_micro_batch, run, stop
-from launch.schema import Cache, Rl, Sft
+from launch.run import FINISHED
+from launch.execution.jobs import halve
+from launch.execution.run import run, stop
+from launch.stages.cache import Cache
+from launch.stages.rl import Rl
+from launch.stages.sft import Sft
 from launch.store import Store
 from launch.store.leases import Heartbeat
 
@@ -202,7 +206,7 @@ def test_halving_touches_runtime_fields_only():
 
 DRIVER = """
 import pickle, sys
-from launch.run import run
+from launch.execution.run import run
 sys.exit(run(pickle.load(open(sys.argv[1], "rb"))))
 """
 

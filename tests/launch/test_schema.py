@@ -7,8 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from launch import schema
-from launch.compose import RECIPES
-from launch.schema import Model, Recipe, identity
+from launch.recipe.compose import RECIPES
+from launch.recipe.model import Model
+from launch.recipe.recipe import Recipe
+from launch.recipe.section import identity
 
 
 def test_base_yaml_is_printed_from_the_schema():

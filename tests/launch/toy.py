@@ -12,8 +12,11 @@ from typing import Any
 from common.files import write_json
 from common.processes import start_time
 from launch.fingerprint import fingerprint
-from launch.plan import Branch, Input, Plan, Stage
-from launch.schema import Model, Platform, Recipe, Run
+from launch.graph.plan import Branch, Input, Plan, Stage
+from launch.recipe.model import Model
+from launch.recipe.platform import Platform
+from launch.recipe.recipe import Recipe
+from launch.recipe.run import Run
 from launch.store import Record, Store
 from launch.store.leases import Heartbeat
 from launch.store.records import host

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from launch.schema import Pretrain, Recipe
+from launch.recipe.model import Pretrain
+from launch.recipe.recipe import Recipe
 
 
 class TypedSettings(Recipe):

@@ -28,8 +28,8 @@ def _gpu_settings(group: str) -> SimpleNamespace:
     """The `rl` stage's settings of a GPU recipe that takes everything about RL from `recipes/rl/<group>.yaml`."""
     import tempfile
 
-    from launch.compose import branches
-    from launch.schema import Recipe
+    from launch.recipe.compose import branches
+    from launch.recipe.recipe import Recipe
     from launch.stage import namespace
 
     with tempfile.TemporaryDirectory() as directory:
@@ -48,7 +48,7 @@ def _cpu_settings(**rl: object) -> SimpleNamespace:
     """Settings of a tiny run on the CPU platform."""
     import yaml
 
-    from launch.schema import Recipe
+    from launch.recipe.recipe import Recipe
     from launch.stage import namespace
 
     platform = yaml.safe_load((ROOT / "recipes" / "platform" / "cpu.yaml").read_text())
@@ -107,7 +107,7 @@ def _write_prompts(directory: pathlib.Path, rows: int = 32) -> pathlib.Path:
 
 RUN = """
 import json, pathlib, sys
-from launch.schema import Recipe
+from launch.recipe.recipe import Recipe
 from launch.stage import namespace
 import importlib
 request = json.loads(pathlib.Path(sys.argv[1]).read_text())
@@ -126,7 +126,7 @@ def _stage_command(
     """A command that runs a stage in a process of its own, as launch does, with output and scratch in `directory`."""
     import yaml
 
-    from launch.schema import Recipe
+    from launch.recipe.recipe import Recipe
 
     platform = yaml.safe_load((ROOT / "recipes" / "platform" / "cpu.yaml").read_text())
     tree = Recipe.model_validate({"model": {"path": "unused"}, "rl": TINY_RL | rl, "platform": platform}).model_dump()

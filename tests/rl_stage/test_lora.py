@@ -17,7 +17,7 @@ import json, pathlib, sys
 from verl_cpu import plugin
 plugin.require_active()
 import torch, torch.distributed, verl_cpu.engine
-from launch.schema import Recipe
+from launch.recipe.recipe import Recipe
 from launch.stage import namespace
 from omegaconf import OmegaConf
 from rl_stage.config import verl_config

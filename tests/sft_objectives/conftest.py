@@ -152,7 +152,7 @@ def tiny_world(tmp_path_factory) -> dict[str, Path]:
 
 def sft_settings(**changes):
     """Settings of the SFT stage, from the recipe schema's defaults; a key `sft__lr` changes sft.lr."""
-    from launch.schema import Recipe
+    from launch.recipe.recipe import Recipe
     from sft_objectives.sft import as_namespace
 
     recipe = Recipe.model_validate({"model": {"path": "unused"}}).model_dump(mode="json")

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 import toy
 
-from launch.run import run
+from launch.execution.run import run
 from launch.store import Corrupt, Store, StoreError
 from launch.store.replica import Replica
 

@@ -9,7 +9,7 @@ import pytest
 import toy
 
 from common.errors import ConfigError
-from launch.run import run
+from launch.execution.run import run
 from launch.store import Store
 
 
