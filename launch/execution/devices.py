@@ -45,9 +45,10 @@ def _driver() -> Iterator[str]:
 def _used_mib(handle: Any) -> int | None:
     try:
         # the second version leaves out what the driver keeps for itself, as nvidia-smi does
-        return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used // 2**20
+        memory: Any = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+        return memory.used // 2**20
     except pynvml.NVMLError as error:
-        if error.value in (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_NO_PERMISSION):
+        if getattr(error, "value", None) in (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_NO_PERMISSION):
             return None
         raise
 

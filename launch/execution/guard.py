@@ -129,7 +129,7 @@ class Guard:
 
     def _conclude(self, code: int, memory_was_short: bool) -> int:
         index, peak = POSITION.unpack_from(self._shared, 0)
-        result = request_file(json.loads(Path(self._paths[index]).read_text()), "child.json")
+        result = request_file(json.loads(Path(self._paths[int(index)]).read_text()), "child.json")
         if not result.exists():
             outcome, message = "fault", f"the stage ended with exit code {code} and no result"
             if code < 0:

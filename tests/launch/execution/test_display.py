@@ -24,7 +24,7 @@ def plan(tmp_path):
 
 def test_display_says_what_changes_in_plain_lines(plan, capsys):
     store = Store(plan.root)
-    progress = {mark: shown(stage) for mark, stage in plan.stages.items()}
+    progress = {fingerprint: shown(stage) for fingerprint, stage in plan.stages.items()}
     running = next(p for p in progress.values() if p.stage.label == "running")
     with Display(store) as display:
         display.update(progress)
@@ -46,7 +46,7 @@ def test_display_draws_bars_on_a_terminal(plan, monkeypatch):
     monkeypatch.setattr(
         "launch.execution.display.Console", lambda: Console(force_terminal=True, width=100, record=True)
     )
-    progress = {mark: shown(stage) for mark, stage in plan.stages.items()}
+    progress = {fingerprint: shown(stage) for fingerprint, stage in plan.stages.items()}
     running = next(p for p in progress.values() if p.stage.label == "running")
     with Display(Store(plan.root)) as display:
         running.state = "running"
