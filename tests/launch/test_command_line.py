@@ -14,7 +14,7 @@ from launch.store import Store
 
 def test_a_limit_of_device_hours_is_a_field_of_the_recipe(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr("launch.run.run", lambda plan: seen.append(plan.branches[0].recipe.run) or 0)
+    monkeypatch.setattr("launch.execution.run.run", lambda plan: seen.append(plan.branches[0].recipe.run) or 0)
     root = f"run.root={tmp_path}"
     assert main(["run", "microworld", "--max-device-hours", "2.5", root]) == 0
     assert main(["run", "microworld", root]) == 0

@@ -11,6 +11,7 @@ import pytest
 import toy
 
 from launch.execution.jobs import Job
+from launch.execution import placements
 from launch.execution.driver import Driver
 from launch.store import Store
 
@@ -19,7 +20,7 @@ SMALL = {"sft": {"tokens_per_micro_batch": 8, "micro_batch_size": 2}}
 
 def driver_of(tmp_path, *stages, **limits):
     """A driver that has not started: no Ray, no heartbeat; what it says is in `said`."""
-    driver = _Driver(toy.plan(tmp_path, *stages, **limits), Store(tmp_path))
+    driver = Driver(toy.plan(tmp_path, *stages, **limits), Store(tmp_path))
     driver.said = []
     driver.display = SimpleNamespace(say=driver.said.append)
     driver.beat = SimpleNamespace(run="run", stop_requested=lambda: False)
@@ -39,7 +40,7 @@ def running(driver, stage):
 
 
 def test_passing_failures_wait_twice_as_long_each_time_and_not_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr("launch.run.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("launch.execution.driver.time.monotonic", lambda: 100.0)
     stage = toy.steps()
     driver = driver_of(tmp_path, stage, retries=3, backoff=5.0)
     progress = driver.progress[stage.fingerprint]
@@ -56,7 +57,7 @@ def test_passing_failures_wait_twice_as_long_each_time_and_not_for_ever(tmp_path
 def test_wrong_settings_and_a_full_disk_are_never_repeated_and_block_what_follows(tmp_path, outcome):
     stage, sibling = toy.steps(), toy.steps("sibling")
     below = toy.steps("below", "rl", inputs={"model": stage})
-    lower = toy.steps("lower", "evaluate", inputs={"model": below})
+    lower = toy.steps("lower", "generate", inputs={"model": below})
     driver = driver_of(tmp_path, stage, sibling, below, lower)
     driver._take(stage, ended(outcome))
     assert [progress.stage.label for progress in driver._ready()] == ["sibling"]
@@ -133,7 +134,7 @@ def test_a_queued_stage_reserves_no_device_that_a_child_of_the_cluster_is_about_
     waiting = Job([second], placement, group="a group that holds both devices")
     driver.queued = [waiting]
     released = []
-    monkeypatch.setattr(driver, "_remove", released.append)
-    monkeypatch.setattr(driver, "_reserve", lambda _: pytest.fail("it reserved devices that are lent"))
+    monkeypatch.setattr(placements, "give_back", released.append)
+    monkeypatch.setattr(placements, "reserve", lambda _: pytest.fail("it reserved devices that are lent"))
     driver._start_queued()
     assert released == [waiting] and driver.queued == [waiting]

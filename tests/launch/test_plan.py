@@ -3,9 +3,7 @@ import json
 import pytest
 
 from launch.recipe.compose import RecipeError
-from launch.plan import STAGES
 from launch.graph.builder import make_plan
-from launch.schema import STAGE_KINDS
 
 RECIPE = """
 defaults:
@@ -35,13 +33,13 @@ def test_stages_are_shared_between_objectives(recipe):
     plan = make_plan(recipe, ["objective=sft,dft,lp_sft"])
     assert [branch.name for branch in plan.branches] == ["sft", "dft", "lp_sft"]
     assert {kind: kinds(plan).count(kind) for kind in set(kinds(plan))} == {
-        "prepare": 1, "pretrain": 1, "cache": 1, "sft": 3, "rl": 3, "evaluate": 7,
+        "prepare": 3, "pretrain": 1, "cache": 1, "sft": 3, "rl": 3, "generate": 7, "measure": 7, "analyse": 2,
     }  # fmt: skip
     seen = set()
     for mark, stage in plan.stages.items():
         assert {source.stage for source in stage.inputs.values()} <= seen, "inputs come before their users"
         seen.add(mark)
-    prepare = next(stage for stage in plan.stages.values() if stage.kind == "prepare")
+    prepare = next(stage for stage in plan.stages.values() if stage.kind == "prepare" and stage.label == "sft")
     assert prepare.branches == ("sft", "dft", "lp_sft")
 
 
@@ -51,11 +49,12 @@ def test_a_live_base_and_a_measured_cache_go_together(recipe):
     assert {"base", "base_cache"} <= set(tuned.inputs)
 
 
-def test_the_sample_of_a_cache_is_as_wide_as_data_prep_makes_it():
-    from data_prep import reference_cache
-    from launch import plan
+def test_the_sample_of_a_cache_is_as_wide_as_data_prep_makes_it(recipe):
+    from data_prep.reference.layout import SAMPLE_TOP_K
 
-    assert plan.SAMPLE_TOP_K == reference_cache.SAMPLE_TOP_K
+    message = rf"takes its threshold from the {SAMPLE_TOP_K + 1} most probable ids, the cache's sample keeps {SAMPLE_TOP_K}"
+    with pytest.raises(RecipeError, match=message):
+        make_plan(recipe, ["objective=sed_sft", f"objective.threshold_top_k={SAMPLE_TOP_K + 1}"])
 
 
 def test_only_objectives_that_ask_depend_on_a_cache(recipe):
@@ -80,7 +79,8 @@ def test_fingerprints_follow_what_is_computed_not_how(recipe):
     assert marks("run.root=/elsewhere", "sft.processes=1", "sft.micro_batch_size=2", "eval.gpu_memory=0.5") == plain
     changed = marks("sft.lr=1e-3")
     assert {key for key in plain if plain[key] != changed[key]} == {
-        ("sft", "sft"), ("rl", "sft"), ("evaluate", "sft"), ("evaluate", "sft.rl"),
+        ("sft", "sft"), ("rl", "sft"), *((kind, f"{model}.held_out") for kind in ("generate", "measure")
+        for model in ("sft", "sft.rl")), ("analyse", "entropy_histogram"), ("analyse", "pass_at_k"),
     }  # fmt: skip
     assert marks("seed=1")["pretrain", "base"] == plain["pretrain", "base"]
     assert marks("data.seed=1")["pretrain", "base"] != plain["pretrain", "base"]
@@ -173,9 +173,8 @@ def test_rl_fills_whole_nodes_or_is_refused(recipe):
 
 
 def test_a_placement_is_of_a_stage_that_there_is(recipe):
-    assert set(STAGES) == set(STAGE_KINDS)
-    plan = make_plan(recipe, ["platform.placement.evaluate={nodes: 1, gpus_per_node: 0.5}"])
-    assert {s.placement["gpus_per_node"] for s in plan.stages.values() if s.kind == "evaluate"} == {0.5}
+    plan = make_plan(recipe, ["platform.placement.generate={nodes: 1, gpus_per_node: 0.5}"])
+    assert {s.placement["gpus_per_node"] for s in plan.stages.values() if s.kind == "generate"} == {0.5}
     with pytest.raises(RecipeError, match=r"platform\.placement=.*there is no stage evalaute; allowed: prepare, "):
         make_plan(recipe, ["platform.placement.evalaute={nodes: 1, gpus_per_node: 0.5}"])
 

@@ -70,7 +70,7 @@ def test_every_recipe_plans(name, tmp_path):
     world = any(entry == {"data": "microworld"} for entry in recipe["defaults"])
     plan = make_plan(name, [*([] if world else own_data(tmp_path)), f"run.root={tmp_path}"])
     kinds = {stage.kind for stage in plan.stages.values()}
-    assert {"prepare", "sft", "rl", "evaluate"} <= kinds
+    assert {"prepare", "sft", "rl", "generate", "measure"} <= kinds
 
 
 @pytest.mark.parametrize("name", recipe_names())

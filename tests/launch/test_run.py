@@ -18,7 +18,7 @@ import toy
 from common.files import read_json
 from common.processes import attempt_processes
 from common.settings import rebuild
-from launch.run import FINISHED
+from launch.execution.jobs import FINISHED
 from launch.execution.jobs import halve
 from launch.execution.run import run, stop
 from launch.stages.cache import Cache
@@ -38,7 +38,7 @@ def chain(tmp_path, *, sleep=0.0, count=3, **limits):
     for seed in (1, 2):
         sft = toy.steps(f"s{seed}", seed=seed, inputs={"data": data}, placement=GPU, count=count, sleep=sleep)
         rl = toy.steps(f"r{seed}", "rl", seed=seed, inputs={"model": sft}, placement=GPU, count=count, sleep=sleep)
-        evals = [toy.steps(f"e{seed}.{s.kind}", "evaluate", inputs={"model": s}, placement=GPU) for s in (sft, rl)]
+        evals = [toy.steps(f"e{seed}.{s.kind}", "generate", inputs={"model": s}, placement=GPU) for s in (sft, rl)]
         stages += [sft, rl, *evals]
     return toy.plan(tmp_path, *stages, **limits)
 
@@ -64,12 +64,13 @@ def test_runs_a_graph_once_and_then_nothing(tmp_path, ray_session, capsys):
     first = payloads(plan)
     store = Store(plan.root)
     assert len(store.costs()) == len(plan.stages)
-    evaluated = [s for s in plan.stages.values() if s.kind == "evaluate"]
+    evaluated = [s for s in plan.stages.values() if s.kind == "generate"]
     pids = {json.loads((store.directory(s) / "timings.jsonl").read_text())["pid"] for s in evaluated}
     # two logical devices, so the four evaluations with equal settings make two children
     assert len(pids) == 2
-    others = [store.find(s).started + store.find(s).seconds for s in plan.stages.values() if s.kind != "evaluate"]
-    assert min(store.find(s).started for s in evaluated) > max(others) - 1
+    ends = [store.find(s).started + store.find(s).seconds for s in plan.stages.values() if s.kind == "rl"]
+    # no device idles until the last RL stage ends, and none evaluates while another stage waits for it
+    assert min(store.find(s).started for s in evaluated) > min(ends) - 1
     capsys.readouterr()
     assert run(plan) == 0
     assert len(store.costs()) == len(plan.stages)
@@ -82,7 +83,7 @@ def test_runs_a_graph_once_and_then_nothing(tmp_path, ray_session, capsys):
 def test_failures_by_class_block_descendants_and_spare_siblings(tmp_path, ray_session, capsys):
     bad = toy.stage("bad_config", "bad")
     below = toy.steps("below", "rl", inputs={"model": bad})
-    lower = toy.steps("lower", "evaluate", inputs={"model": below})
+    lower = toy.steps("lower", "generate", inputs={"model": below})
     passing = toy.stage("fails_times", "passing", times=2)
     lasting = toy.stage("fails_times", "lasting", times=5)
     full = toy.stage("disk_full", "full")
@@ -179,7 +180,7 @@ def test_nothing_to_do_starts_no_ray_and_is_quick(tmp_path):
     (tmp_path / "plan.pickle").write_bytes(pickle.dumps(plan))
     code = (
         "import pickle, sys, time; begun = time.process_time()\n"
-        "from launch.run import run\n"
+        "from launch.execution.run import run\n"
         "assert run(pickle.load(open(sys.argv[1], 'rb'))) == 0\n"
         "assert 'ray' not in sys.modules and 'torch' not in sys.modules\n"
         "print('cpu', time.process_time() - begun)"

@@ -4,34 +4,42 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from launch import schema
+from launch.recipe.base_yaml import base_yaml
 from launch.recipe.compose import RECIPES
-from launch.recipe.model import Model
+from launch.recipe.model import Model, Pretrain
+from launch.recipe.platform import Platform
 from launch.recipe.recipe import Recipe
+from launch.recipe.run import Run
 from launch.recipe.section import identity
+from launch.stages.cache import Cache
+from launch.stages.generate import Eval
+from launch.stages.pretrain import VLLM_CPU_HEAD_WIDTHS
+from launch.stages.rl import Reward, Rl
+from launch.stages.sft import Sft
 
 
 def test_base_yaml_is_printed_from_the_schema():
-    assert (RECIPES / "base.yaml").read_text() == schema.base_yaml(), "run: python -m launch.schema > recipes/base.yaml"
+    message = "run: python -m launch.recipe.base_yaml > recipes/base.yaml"
+    assert (RECIPES / "base.yaml").read_text() == base_yaml(), message
 
 
 def test_every_field_is_described():
     def walk(section):
         for name, info in section.model_fields.items():
             assert info.description, f"{section.__name__}.{name}"
-            if isinstance(info.default, schema.Section):
+            if isinstance(info.default, BaseModel):
                 walk(type(info.default))
 
     walk(Recipe)
 
 
 def test_runtime_fields_bear_no_identity():
-    one = Recipe(model=Model(path="m"), run=schema.Run(root="a"), sft=schema.Sft(micro_batch_size=1, processes=2))
+    one = Recipe(model=Model(path="m"), run=Run(root="a"), sft=Sft(micro_batch_size=1, processes=2))
     other = Recipe(model=Model(path="m"))
     assert identity(one) == identity(other)
-    assert identity(Recipe(model=Model(path="m"), sft=schema.Sft(lr=1e-3))) != identity(other)
+    assert identity(Recipe(model=Model(path="m"), sft=Sft(lr=1e-3))) != identity(other)
 
 
 def test_a_recipe_has_one_base_model():
@@ -41,7 +49,7 @@ def test_a_recipe_has_one_base_model():
 
 def cached(platform: str = "gpu", **settings) -> Recipe:
     return Recipe(
-        model=Model(path="m"), cache=schema.Cache.model_validate(settings), platform=schema.Platform(name=platform)
+        model=Model(path="m"), cache=Cache.model_validate(settings), platform=Platform(name=platform)
     )
 
 
@@ -118,11 +126,11 @@ def test_what_rl_refuses_does_not_matter_without_rl():
 
 def test_planning_imports_nothing_heavy():
     code = (
-        "import sys, launch.__main__, launch.plan, launch.compose, launch.show, launch.status, launch.store\n"
+        "import sys, launch.__main__, launch.graph.builder, launch.graph.show, launch.status, launch.store\n"
         "heavy = {'torch', 'verl', 'vllm', 'ray', 'transformers'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    root = Path(schema.__file__).resolve().parent.parent
+    root = RECIPES.parent
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=False
     )
@@ -133,16 +141,17 @@ def test_a_model_that_vllm_cannot_run_on_a_cpu_is_refused_when_planned():
     package = find_spec("vllm")  # importing it takes ten seconds
     assert package is not None and package.origin is not None
     source = (Path(package.origin).parent / "v1" / "attention" / "backends" / "cpu_attn.py").read_text()
-    assert f"return {list(schema.VLLM_CPU_HEAD_WIDTHS)}\n" in source
-    model = Model(pretrain=schema.Pretrain(hidden=48, heads=4))
+    assert f"return {list(VLLM_CPU_HEAD_WIDTHS)}\n" in source
+    model = Model(pretrain=Pretrain(hidden=48, heads=4))
     with pytest.raises(ValidationError, match=r"model\.pretrain\.heads=4: 12 of model\.pretrain\.hidden=48 each"):
-        Recipe(model=model, platform=schema.Platform(name="cpu"))
+        Recipe(model=model, platform=Platform(name="cpu"))
     Recipe(
-        model=model, platform=schema.Platform(name="cpu"), rl=schema.Rl(enabled=False), eval=schema.Eval(enabled=False)
+        model=model, platform=Platform(name="cpu"), rl=Rl(enabled=False), eval=Eval(enabled=False)
     )
 
 
 def test_the_rewards_by_name_are_those_of_the_rl_stage():
-    from rl_stage.rewards import REWARDS
+    from rl_stage import rewards
 
-    assert tuple(sorted(REWARDS)) == schema.REWARDS
+    for name in rewards.names():
+        Rl(reward=Reward(name=name))

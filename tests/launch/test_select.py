@@ -48,11 +48,13 @@ def test_candidates_end_at_sft_until_all_are_trained_and_then_the_best_goes_on(t
     before = select(plan, store)
     assert [choice.group for choice in before.choices] == ["objective=sft", "objective=dft"]
     assert len(before.undecided) == 2 and len(before.ended) == 8
-    assert kinds(before.plan) == {"prepare": 1, "pretrain": 1, "sft": 8, "evaluate": 1}
+    assert kinds(before.plan) == {"prepare": 7, "pretrain": 1, "sft": 8, "generate": 5, "measure": 5}
     train(plan, store, {1e-4: 1.0, 3e-4: 0.5})
     after = select(plan, store)
     assert not after.undecided and [choice.chosen for choice in after.choices] == ["sft.lr=0.0003"] * 2
-    assert kinds(after.plan) == {"prepare": 1, "pretrain": 1, "sft": 8, "rl": 4, "evaluate": 9}
+    assert kinds(after.plan) == {
+        "prepare": 7, "pretrain": 1, "sft": 8, "rl": 4, "generate": 45, "measure": 45, "analyse": 2,
+    }  # fmt: skip
     for branch in after.plan.branches:
         assert ("rl@final" in branch.stages) == (branch.recipe.sft.lr == 3e-4)
     for stage in after.plan.stages.values():

@@ -117,8 +117,8 @@ def test_failures_have_a_class_and_publish_nothing(tmp_path, function, toy_setti
 
 def test_stages_of_one_job_share_a_child_and_keep_their_own_logs_and_records(tmp_path):
     store = Store(tmp_path)
-    stages = [toy.stage("engine", f"e{n}", "evaluate") for n in range(3)]
-    bad = toy.stage("bad_config", "bad", "evaluate")
+    stages = [toy.stage("engine", f"e{n}", "generate") for n in range(3)]
+    bad = toy.stage("bad_config", "bad", "generate")
     results = supervise(job(store, stages[0], bad, *stages[1:]))
     assert [result["outcome"] for result in results] == ["ok", "config", "ok", "ok"]
     pids = {json.loads((store.directory(s) / "timings.jsonl").read_text())["pid"] for s in stages}
@@ -129,7 +129,7 @@ def test_stages_of_one_job_share_a_child_and_keep_their_own_logs_and_records(tmp
 
 def test_a_fault_ends_the_shared_child_and_the_rest_is_unstarted(tmp_path):
     store = Store(tmp_path)
-    first, rest = toy.stage("fails_times", "f", "evaluate", times=1), toy.stage("engine", "e", "evaluate")
+    first, rest = toy.stage("fails_times", "f", "generate", times=1), toy.stage("engine", "e", "generate")
     results = supervise(job(store, first, rest))
     assert [result["outcome"] for result in results] == ["fault", "unstarted"]
 
