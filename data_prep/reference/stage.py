@@ -32,7 +32,14 @@ EXAMPLES_SHOWN = 3
 
 
 def run(settings, inputs, output, scratch, report) -> None:
-    """Write the reference cache of `inputs["model"]` over `inputs["data"]`'s training chats into `output`.
+    """Write the reference cache of a frozen model over the training chats into `output`.
+
+    Args:
+        settings: `cache`, `data`, `model`, `platform`, and the model's `role`.
+        inputs: `model` (a Hugging Face directory), `data` (prepared chats) and, where the role is not base, `student`
+            (a Hugging Face directory whose tokenizer encodes the chats).
+        scratch: keeps finished shards between attempts.
+        report: `report(done, total)` in stored positions.
 
     Raises:
         ConfigError: the data, the model or the settings cannot give a cache; the message names the field.
@@ -47,16 +54,15 @@ def _run(settings, inputs, output, scratch, report) -> None:
     started = time.monotonic()
     model, data = inputs["model"], inputs["data"]
     trust = settings.model.trust_remote_code
-    student = load_tokenizer(
-        inputs.get("student", model), chat_template=settings.model.chat_template, trust_remote_code=trust
-    )
+    encoder = model if settings.role == "base" else inputs["student"]
+    student = load_tokenizer(encoder, chat_template=settings.model.chat_template, trust_remote_code=trust)
     dataset = ChatDataset(str(data / "sft_train.parquet"), student, dataset_config(settings.data))
     tokens = Tokens.write(dataset, scratch, report)
     supervised = tokens.supervised()
     if not supervised.sum():
         raise ConfigError(f"{data / 'sft_train.parquet'}: no supervised token; chats need an assistant turn")
     allowed = None
-    if "student" in inputs:
+    if settings.role != "base":
         own = load_tokenizer(model, trust_remote_code=trust)
         allowed = common_ids(student, own, np.unique(tokens.ids).tolist(), settings.role)
 
