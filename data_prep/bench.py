@@ -21,9 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep import cache, reference_cache, smollm2
+from common.errors import ConfigError
+from common.models import load_tokenizer
+from data_prep import smollm2
 from data_prep.chat_dataset import AlignedReference
-from data_prep.reference_cache import Layout, ReferenceCache, decode, encode
+from data_prep.reference.codec import decode, encode
+from data_prep.reference.layout import TOKEN_FIELDS, Layout, shard_name
+from data_prep.reference.producers.forward import ForwardProducer
+from data_prep.reference.reader import ReferenceCache, label_checksum
+from data_prep.reference.statistics import statistics
+from data_prep.reference.tokens import Job, Tokens, length_batches
+from data_prep.reference.workers import fill_shard
+from data_prep.reference.writer import publish, write_shard
 
 TOP_K = 64
 LP_TOP_K = 10  # K_max of LP-SFT
@@ -46,7 +55,7 @@ CHATS = [
 ]
 
 
-def producer_settings(threads: int, tokens_per_batch: int) -> tuple[SimpleNamespace, SimpleNamespace]:
+def producer_settings(threads: int, tokens_per_batch: int) -> tuple[Any, Any]:
     torch.set_num_threads(threads)
     section = SimpleNamespace(dtype="float32", tokens_per_batch=tokens_per_batch)
     return section, SimpleNamespace(attention="sdpa", trust_remote_code=False)
@@ -60,7 +69,7 @@ def timed(work: Callable[[], Any]) -> float:
     return clock() - started
 
 
-def producer_figures(producer: cache.ForwardProducer, directory: Path, tokens: int, repeats: int) -> dict[str, float]:
+def producer_figures(producer: ForwardProducer, directory: Path, tokens: int, repeats: int) -> dict[str, float]:
     """Throughput of the producer (all fields, encoded and on disk) over that of bare forward passes.
 
     producer_vs_forward compares with the model's own forward; producer_vs_chunked_head with the same decoder and the
@@ -70,11 +79,11 @@ def producer_figures(producer: cache.ForwardProducer, directory: Path, tokens: i
     lengths = generator.integers(64, 512, max(2, tokens // 288))
     chats = [generator.integers(0, producer.vocab_size, length, dtype=np.int32) for length in lengths]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    stored = cache.Tokens(np.concatenate(chats), np.ones(int(offsets[-1]), np.uint8), offsets, {})
-    job = cache.Job("shard_00000.bin", tuple(range(len(chats))), every_position=True)
-    layout = Layout("compact", TOP_K, 18, producer.vocab_size, tuple(reference_cache.TOKEN_FIELDS))
+    stored = Tokens(np.concatenate(chats), np.ones(int(offsets[-1]), np.uint8), offsets, {})
+    job = Job("shard_00000.bin", tuple(range(len(chats))), every_position=True)
+    layout = Layout("compact", TOP_K, 18, producer.vocab_size, tuple(TOKEN_FIELDS))
     batches = []
-    for batch in cache.length_batches([len(ids) for ids in chats], producer.tokens_per_batch):
+    for batch in length_batches([len(ids) for ids in chats], producer.tokens_per_batch):
         padded = np.zeros((len(batch), max(len(chats[index]) for index in batch)), np.int64)
         for row, index in enumerate(batch):
             padded[row, : len(chats[index])] = chats[index]
@@ -98,8 +107,8 @@ def producer_figures(producer: cache.ForwardProducer, directory: Path, tokens: i
         wait()
 
     def produce() -> None:
-        arrays = cache.fill_shard(job, stored, producer, layout)
-        reference_cache.write_shard(directory, job.file, layout, arrays)
+        arrays = fill_shard(job, stored, producer, layout)
+        write_shard(directory, job.file, layout, arrays)
 
     ratios: dict[str, list[float]] = {"producer_vs_forward": [], "producer_vs_chunked_head": []}
     rates = []
@@ -115,9 +124,9 @@ def producer_figures(producer: cache.ForwardProducer, directory: Path, tokens: i
 
 
 @torch.inference_mode()
-def sample_logits(producer: cache.ForwardProducer, directory: Path) -> tuple[Tensor, Tensor]:
+def sample_logits(producer: ForwardProducer, directory: Path) -> tuple[Tensor, Tensor]:
     """Logits (n, V) and labels (n,) of the model over the built-in chats' answers."""
-    tokenizer = cache.tokenizer_of(directory, SimpleNamespace(trust_remote_code=False, chat_template=None))
+    tokenizer = load_tokenizer(directory)
     logits, labels = [], []
     for question, answer in CHATS:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -165,10 +174,10 @@ def gradient_errors(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """
     generator = torch.Generator().manual_seed(0)
     student = 0.9 * logits.double() + 0.3 * torch.randn(logits.shape, generator=generator).double()
-    found = cache.statistics(logits.clone(), labels, TOP_K)
+    found = statistics(logits.clone(), labels, TOP_K)
     exact = found["support_logprobs"].double()
-    words = encode(found["support_ids"], found["support_logprobs"], encoding="compact", id_bits=18)
-    ids, logprobs = decode(words.flatten(), TOP_K)
+    packed = encode(found["support_ids"], found["support_logprobs"], encoding="compact", id_bits=18)
+    ids, logprobs = decode(packed.flatten(), TOP_K)
     gradients = {
         "lp_sft_grad_error": lambda q: lp_sft_gradient(student, labels, ids, q, found["ceil_n1"]),
         "target_sft_grad_error": lambda q: target_sft_gradient(student, labels, ids, q),
@@ -180,17 +189,17 @@ def gradient_errors(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def synthetic_cache(directory: Path, chats: int) -> ReferenceCache:
-    """A cache of random words, of the size of a real one."""
-    layout = Layout("compact", TOP_K, 18, 49_152, tuple(reference_cache.TOKEN_FIELDS))
+    """A cache of random entries, of the size of a real one."""
+    layout = Layout("compact", TOP_K, 18, 49_152, tuple(TOKEN_FIELDS))
     generator = np.random.default_rng(0)
     arrays = layout.allocate(chats * CHAT_TOKENS, chats)
-    arrays["words"][:] = generator.integers(-(2**31), 2**31, arrays["words"].shape, dtype=np.int32)
+    arrays["packed"][:] = generator.integers(-(2**31), 2**31, arrays["packed"].shape, dtype=np.int32)
     arrays["offsets"][:] = np.arange(chats + 1) * CHAT_TOKENS
-    arrays["label_checksum"][:] = reference_cache.label_checksum(np.ones(CHAT_TOKENS, np.int32))
-    record = reference_cache.write_shard(directory, reference_cache.shard_name(0), layout, arrays)
+    arrays["label_checksum"][:] = label_checksum(np.ones(CHAT_TOKENS, np.int32))
+    record = write_shard(directory, shard_name(0), layout, arrays)
     output = directory / "cache"
     output.mkdir()
-    reference_cache.publish(directory, output, layout, {"producer": "forward"}, [record], None)
+    publish(directory, output, layout, {"producer": "forward"}, [record], None)
     return ReferenceCache(output)
 
 
@@ -218,7 +227,7 @@ def reader_figures(directory: Path) -> dict[str, Any]:
     prompt = 100
     ids = np.ones(prompt + CHAT_TOKENS, np.int64)
     mask = np.repeat([0, 1], [prompt, CHAT_TOKENS])
-    size = (stored.directory / reference_cache.shard_name(0)).stat().st_size
+    size = (stored.directory / shard_name(0)).stat().st_size
     rows = {
         "reference cache": (
             size / stored.tokens,
@@ -228,8 +237,8 @@ def reader_figures(directory: Path) -> dict[str, Any]:
 
     table = []
     for chat in range(OTHER_CHATS):
-        words = torch.from_numpy(stored.read(chat)["words"].copy()).flatten()
-        found, logprobs = decode(words, TOP_K)
+        packed = torch.from_numpy(stored.read(chat)["packed"].copy()).flatten()
+        found, logprobs = decode(packed, TOP_K)
         table.append((found.numpy().astype(np.int32), logprobs.numpy()))
     tokens = OTHER_CHATS * CHAT_TOKENS
 
@@ -279,7 +288,7 @@ def reader_figures(directory: Path) -> dict[str, Any]:
 
 def measure(model: Path, threads: int, tokens: int, repeats: int, tokens_per_batch: int) -> dict[str, Any]:
     """All figures, by name."""
-    producer = cache.ForwardProducer(model, *producer_settings(threads, tokens_per_batch), None)
+    producer = ForwardProducer(model, *producer_settings(threads, tokens_per_batch), None)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         figures = producer_figures(producer, directory, tokens, repeats)
@@ -303,7 +312,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         try:
             model = options.model or smollm2.export(Path(directory))
-        except ValueError as error:
+        except ConfigError as error:
             sys.exit(str(error))
         figures = measure(model, options.threads, options.tokens, options.repeats, options.tokens_per_batch)
     if options.json:

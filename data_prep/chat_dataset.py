@@ -17,7 +17,10 @@ import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
-from data_prep.reference_cache import SUPPORT_FIELDS, ReferenceCache, label_checksum
+from common.errors import ConfigError
+from common.files import text_digest
+from data_prep.reference.layout import SUPPORT_FIELDS
+from data_prep.reference.reader import ReferenceCache, label_checksum
 
 MASK_POLICY = "assistant"  # every token of an assistant turn after its generation prompt; never token 0
 # data.on_long_row -> verl's data.truncation
@@ -30,10 +33,6 @@ def dataset_config(data: Any) -> dict[str, Any]:
     return {"pad_mode": "no_padding", "max_length": data.max_length, "truncation": TRUNCATION[data.on_long_row]}
 
 
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of everything that turns text into ids; padding and truncation state is left out."""
     if isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -41,7 +40,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         content.update(padding=None, truncation=None)
     else:
         content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    return digest(json.dumps(content, sort_keys=True))
+    return text_digest(json.dumps(content, sort_keys=True))
 
 
 class ChatDataset(MultiTurnSFTDataset):
@@ -60,8 +59,8 @@ class ChatDataset(MultiTurnSFTDataset):
     An item has int64 `input_ids`, `position_ids`, `loss_mask`, each (T,), and for every source and field a flat tensor
     whose row t belongs to the logits of position t, that is to the label `input_ids[t + 1]`:
 
-        reference_<source>_words      (T * top_k,) int32, or int64 if the cache is lossless, for support_ids and
-                                      support_logprobs; `reference_cache.decode` unpacks them
+        reference_<source>_packed     (T * top_k,) int32, or int64 if the cache is lossless, for support_ids and
+                                      support_logprobs; `reference.codec.decode` unpacks them
         reference_<source>_<field>    (T,) float32 for label_logprob, label_mass, logsumexp, entropy, n1, n2 and
                                       mean_loss (the chat's, at every position); int32 for ceil_n1, ceil_n2
         column_<name>                 (T,) float32
@@ -71,16 +70,16 @@ class ChatDataset(MultiTurnSFTDataset):
     chats cannot leak. Tensors are 1-D because verl's collator joins 2-D ones on the wrong axis.
 
     Raises:
-        ValueError: a cache was made from other data, tokens or settings (the message names them), is damaged or lacks a
-            field; or a chat is too long and truncation is error.
+        ConfigError: a cache was made from other data, tokens or settings (the message names them), is damaged or lacks
+            a field; or a chat is too long and truncation is error.
     """
 
     def __init__(self, parquet_files, tokenizer: Any, config: Any, processor=None, max_samples: int = -1):
         super().__init__(parquet_files, tokenizer, config, processor, max_samples)
         if self.pad_mode != "no_padding":
-            raise ValueError(f"data.pad_mode={self.pad_mode}: allowed: no_padding")
+            raise ConfigError(f"data.pad_mode={self.pad_mode}: allowed: no_padding")
         if processor is not None:
-            raise ValueError("data: multi-modal processors are not supported; use a text model")
+            raise ConfigError("data: multi-modal processors are not supported; use a text model")
         self.length_limit = self.max_length
         self.max_length = sys.maxsize  # verl must not cut; `_truncate` does
         self.references: dict[str, AlignedReference] = {}
@@ -104,7 +103,7 @@ class ChatDataset(MultiTurnSFTDataset):
             rows.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
         return {
             "tokenizer": tokenizer_digest(self.tokenizer),
-            "chat_template": digest(str(self.tokenizer.chat_template)),
+            "chat_template": text_digest(str(self.tokenizer.chat_template)),
             "chat_template_arguments": dict(self.apply_chat_template_kwargs),
             "data_rows": rows.hexdigest(),
             "truncation": self.truncation,
@@ -114,14 +113,14 @@ class ChatDataset(MultiTurnSFTDataset):
 
     def _check_columns(self) -> None:
         if unknown := set(self.columns) - {"critical"}:
-            raise ValueError(f"data.columns: {', '.join(sorted(unknown))} unknown; allowed: critical")
+            raise ConfigError(f"data.columns: {', '.join(sorted(unknown))} unknown; allowed: critical")
         if self.columns:
             if "critical_spans" not in self.dataframe.columns or self.dataframe["critical_spans"].hasnans:
-                raise ValueError(
+                raise ConfigError(
                     f"{self.parquet_files[0]}: critical_spans is missing; the objective needs it in every row"
                 )
             if not self.tokenizer.is_fast:
-                raise ValueError("data.columns=critical: only fast tokenizers tell where a token begins")
+                raise ConfigError("data.columns=critical: only fast tokenizers tell where a token begins")
 
     def _critical(self, item: int, length: int) -> torch.Tensor:
         """(length,) float32, 1 at the critical tokens of the whole chat."""
@@ -130,7 +129,7 @@ class ChatDataset(MultiTurnSFTDataset):
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         start = text.rfind(messages[-1]["content"])
         if start < 0 or len(encoded["input_ids"]) != length:
-            raise ValueError(
+            raise ConfigError(
                 f"chat {item}: the chat template changes the answer, so critical_spans have no place in it"
             )
         bounds = np.asarray(encoded["offset_mapping"]) - start
@@ -157,7 +156,7 @@ class ChatDataset(MultiTurnSFTDataset):
         if length > self.length_limit:
             if self.truncation == "error":
                 limit = f"data.max_length={self.length_limit}"
-                raise ValueError(f"chat {item}: {length} tokens, {limit}; raise it or set data.on_long_row")
+                raise ConfigError(f"chat {item}: {length} tokens, {limit}; raise it or set data.on_long_row")
             kept = slice(-self.length_limit, None) if self.truncation == "left" else slice(self.length_limit)
             row = {name: value[kept] for name, value in row.items()}
             row["position_ids"] = torch.arange(self.length_limit, dtype=torch.long)
@@ -177,13 +176,13 @@ class AlignedReference:
         self.cache.require(self.fields)
         self.cache.check_identity(identity)
         if self.top_k > self.cache.layout.top_k:
-            raise ValueError(
+            raise ConfigError(
                 f"{reference['path']}: top_k {self.top_k} asked, {self.cache.layout.top_k} stored; raise cache.top_k"
             )
         if self.cache.sequences != sequences:
-            raise ValueError(f"{reference['path']}: {self.cache.sequences} chats, the data set has {sequences}")
+            raise ConfigError(f"{reference['path']}: {self.cache.sequences} chats, the data set has {sequences}")
         self.cache.verify()
-        self.emitted = tuple(dict.fromkeys("words" if name in SUPPORT_FIELDS else name for name in self.fields))
+        self.emitted = tuple(dict.fromkeys("packed" if name in SUPPORT_FIELDS else name for name in self.fields))
         self.names = (*self.emitted, "label_checksum")
 
     def rows(self, item: int, ids: np.ndarray, mask: np.ndarray) -> dict[str, torch.Tensor]:
@@ -192,14 +191,14 @@ class AlignedReference:
         stored = self.cache.read(item, self.names)
         checksum = label_checksum(ids[labels])
         if stored["label_checksum"] != checksum:
-            raise ValueError(
+            raise ConfigError(
                 f"{self.cache.directory}: chat {item} was made from other tokens; run the cache stage again"
             )
         tensors = {}
         for name in self.emitted:
             if name == "mean_loss":
                 spread = np.full(len(ids), stored[name], np.float32)
-            elif name == "words":
+            elif name == "packed":
                 spread = _spread(stored[name][:, : self.top_k], labels, len(ids), stored[name].dtype).reshape(-1)
             else:
                 spread = _spread(stored[name], labels, len(ids), EMITTED_DTYPES.get(name, np.float32))

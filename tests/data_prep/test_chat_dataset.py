@@ -13,7 +13,8 @@ from verl.utils.dataset.dataset_utils import SFTTensorCollator
 
 import sft_objectives
 from data_prep.chat_dataset import ChatDataset, dataset_config
-from data_prep.reference_cache import TOKEN_FIELDS, decode
+from data_prep.reference.codec import decode
+from data_prep.reference.layout import TOKEN_FIELDS
 from sft_objectives import Reference
 
 ALL_FIELDS = ["support_ids", "support_logprobs", "mean_loss", *TOKEN_FIELDS]
@@ -31,8 +32,8 @@ def references(cache, fields=None, top_k=None) -> dict:
 
 def divergence(model, row, shift: int) -> float:
     """LP-SFT's KL term on the model that made the cache, with the cached rows moved by `shift` positions."""
-    top_k = len(row["reference_base_words"]) // len(row["input_ids"])
-    ids, logprobs = decode(row["reference_base_words"], top_k)
+    top_k = len(row["reference_base_packed"]) // len(row["input_ids"])
+    ids, logprobs = decode(row["reference_base_packed"], top_k)
     fields = {"support_ids": ids, "support_logprobs": logprobs, "ceil_n1": row["reference_base_ceil_n1"]}
     reference = Reference(**{name: value.roll(shift, 0) for name, value in fields.items()})
     labels, mask = row["input_ids"].roll(-1), row["loss_mask"].roll(-1)
@@ -67,16 +68,16 @@ def cache(world, tmp_path_factory):
 def test_every_tensor_is_flat_and_has_its_dtype(world, cache):
     row = world.dataset(references(cache, top_k=5))[0]
     length = len(row["input_ids"])
-    words = row.pop("reference_base_words")
-    assert words.shape == (5 * length,)
-    assert words.dtype == torch.int32
+    packed = row.pop("reference_base_packed")
+    assert packed.shape == (5 * length,)
+    assert packed.dtype == torch.int32
     assert {name: (tuple(value.shape), value.dtype) for name, value in row.items()} == {
         **dict.fromkeys(("input_ids", "position_ids", "loss_mask"), ((length,), torch.int64)),
         **{f"reference_base_{name}": ((length,), torch.float32) for name in ["mean_loss", *TOKEN_FIELDS]},
         **{f"reference_base_{name}": ((length,), torch.int32) for name in ("ceil_n1", "ceil_n2")},
     }
     empty = row["loss_mask"].roll(-1) == 0
-    assert not words.view(-1, 5)[empty].any()
+    assert not packed.view(-1, 5)[empty].any()
     assert not row["reference_base_entropy"][empty].any()
     assert row["reference_base_entropy"][~empty].all()
 
@@ -86,20 +87,20 @@ def test_only_wanted_fields_are_emitted(world, cache):
     assert set(row) == {"input_ids", "position_ids", "loss_mask", "reference_base_label_mass"}
 
 
-def test_lossless_cache_gives_wide_words(world, tmp_path):
+def test_lossless_cache_gives_wide_integers(world, tmp_path):
     lossless = world.produce(tmp_path, encoding="lossless")
     row = world.dataset(references(lossless, ["support_ids"]))[0]
-    assert row["reference_base_words"].dtype == torch.int64
-    assert row["reference_base_words"].shape == (16 * len(row["input_ids"]),)
+    assert row["reference_base_packed"].dtype == torch.int64
+    assert row["reference_base_packed"].shape == (16 * len(row["input_ids"]),)
 
 
 def test_collates_into_nested_tensors(world, cache):
     dataset = world.dataset(references(cache))
     batch = SFTTensorCollator("no_padding")([dataset[index] for index in (0, 3, 25)])
-    words = batch["reference_base_words"].values()
-    assert len(words) == 16 * len(batch["input_ids"].values())
-    ids, _ = decode(words, 16)
-    first = decode(dataset[0]["reference_base_words"], 16)[0]
+    packed = batch["reference_base_packed"].values()
+    assert len(packed) == 16 * len(batch["input_ids"].values())
+    ids, _ = decode(packed, 16)
+    first = decode(dataset[0]["reference_base_packed"], 16)[0]
     assert torch.equal(ids[: len(first)], first)
 
 
@@ -118,7 +119,7 @@ def other_template(world):
 
 
 def other_tokenizer(world):
-    from data_prep.tokenizer import build_tokenizer
+    from data_prep.micro_world.tokenizer import build_tokenizer
 
     return {"tokenizer": build_tokenizer(["\\boxed{", "sum"], 256)}
 

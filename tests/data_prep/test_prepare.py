@@ -1,14 +1,20 @@
 import hashlib
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import microworld
-from data_prep.prepare import problem_key, read_rows, run
-from data_prep.tokenizer import build_tokenizer
+from common.errors import ConfigError
+from data_prep.micro_world import world
+from data_prep.micro_world.tokenizer import world_tokenizer
+from data_prep.prepare import run
+from data_prep.rows import problem_key
+from data_prep.sources.feeds import Feed
+from data_prep.sources.files import read_rows
 
 SIZES = {
     "pretrain_examples": 300,
@@ -19,18 +25,41 @@ SIZES = {
     "target_problems": 20,
     "skill_problems": 10,
 }
+PARTS = ["benchmark/target", "benchmark/reverse", "benchmark/sort", "benchmark/shift", "sft", "rl", "pretrain"]
 
 
-def world(seed=0, **sizes):
-    options = SimpleNamespace(**SIZES | sizes)
-    data = {"source": "microworld", "seed": seed, "system_prompt": None, "max_length": 128, "on_long_row": "error"}
-    return SimpleNamespace(data=SimpleNamespace(**data, microworld=options))
+def data_section(**options):
+    defaults = {"seed": 0, "system_prompt": None, "max_length": 128, "on_long_row": "error", "on_bad_row": "error"}
+    return SimpleNamespace(**defaults | {"allow_shared_prompts": True} | options)
 
 
-def build(settings, folder, inputs=None, reports=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    run(settings, inputs or {}, folder, folder, lambda *row, **_: reports.append(row) if reports is not None else None)
-    return json.loads((folder / "summary.json").read_text())
+def build(part, feeds, data, folder, inputs=None, reports=None, pretrain="from nothing"):
+    """Prepare one part in a folder of its own; returns its summary."""
+    output = folder / part.rpartition("/")[2]
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    part, _, name = part.partition("/")
+    model = SimpleNamespace(pretrain=pretrain, trust_remote_code=False)
+    settings = SimpleNamespace(part=part, name=name, sources=feeds, data=data, model=model)
+    run(settings, inputs or {}, output, folder, lambda *row, **_: reports.append(row) if reports is not None else None)
+    return json.loads((output / "summary.json").read_text())
+
+
+def build_world(folder, parts=PARTS, reports=None, **options):
+    """Every part of a small micro-world."""
+    sizes = {name: options.pop(name) for name in list(options) if name in SIZES}
+    feeds = [Feed(source="microworld", settings=SIZES | sizes)]
+    summaries = {}
+    for part in parts:
+        inputs = {} if part not in ("sft", "rl") else {"benchmark_target": folder / "target"}
+        if part == "rl":
+            inputs["sft"] = folder / "sft"
+        inputs = {name: path for name, path in inputs.items() if path.exists()}
+        reports_of_part = []
+        summaries[part] = build(part, feeds, data_section(**options), folder, inputs, reports_of_part)
+        if reports is not None:
+            reports[part] = reports_of_part
+    return summaries
 
 
 def digests(folder):
@@ -45,45 +74,64 @@ def rows(path):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    reports = []
-    build(world(), folder, reports=reports)
-    assert reports[-1][0] == reports[-1][1] == sum(SIZES.values()) + 2 * SIZES["skill_problems"]
-    return folder
+    reports = {}
+    summaries = build_world(folder, reports=reports, allow_shared_prompts=False)
+    assert all(rows[-1][0] == rows[-1][1] for rows in reports.values())
+    assert sum(rows[-1][1] for rows in reports.values()) == sum(SIZES.values()) + 2 * SIZES["skill_problems"]
+    return SimpleNamespace(folder=folder, summaries=summaries)
 
 
 # the micro-world
 
 
 def test_layout_of_the_micro_world(prepared):
-    summary = json.loads((prepared / "summary.json").read_text())
-    for name, count in summary["counts"].items():
-        assert pq.read_metadata(prepared / f"{name}.parquet").num_rows == count
-    assert summary["counts"]["sft_train"] == 60
-    assert {path.stem for path in (prepared / "benchmarks").iterdir()} == {"target", "reverse", "sort", "shift"}
-    assert (prepared / "tokenizer" / "tokenizer.json").exists()
-    prompt = rows(prepared / "rl_train.parquet")[3]
+    folder = prepared.folder
+    for part, summary in prepared.summaries.items():
+        for name, count in summary["counts"].items():
+            assert pq.read_metadata(folder / part.rpartition("/")[2] / f"{name}.parquet").num_rows == count
+    assert prepared.summaries["sft"]["counts"] == {"sft_train": 60, "sft_val": 10}
+    assert sum(prepared.summaries["sft"]["defects"].values()) == 70
+    assert (folder / "pretrain" / "tokenizer" / "tokenizer.json").exists()
+    prompt = rows(folder / "rl" / "rl_train.parquet")[3]
+    assert prompt["data_source"] == "microworld"
     assert prompt["extra_info"] == {"index": 3, "split": "train", "id": "rl-train-3"}
     assert prompt["reward_model"]["style"] == "rule"
     assert [message["role"] for message in prompt["prompt"]] == ["user"]
 
 
+def test_one_artifact_holds_one_part(prepared):
+    held = {path.name: sorted(file.name for file in path.iterdir()) for path in prepared.folder.iterdir()}
+    benchmark = ["problems.parquet", "summary.json"]
+    assert held == {
+        "sft": ["sft_train.parquet", "sft_val.parquet", "summary.json"],
+        "rl": ["rl_train.parquet", "rl_val.parquet", "summary.json"],
+        "pretrain": ["pretrain", "summary.json", "tokenizer"],
+        **dict.fromkeys(("target", "reverse", "sort", "shift"), benchmark),
+    }
+    assert {file.stem for file in (prepared.folder / "pretrain" / "pretrain").iterdir()} == set(world.SKILLS)
+
+
 def test_parts_share_no_problem(prepared):
+    folder = prepared.folder
     parts = {
-        "sft_train": [problem_of(row["messages"]) for row in rows(prepared / "sft_train.parquet")],
-        "sft_val": [problem_of(row["messages"]) for row in rows(prepared / "sft_val.parquet")],
-        "rl_train": [problem_of(row["prompt"]) for row in rows(prepared / "rl_train.parquet")],
-        "rl_val": [problem_of(row["prompt"]) for row in rows(prepared / "rl_val.parquet")],
-        "target": [problem_of(row["prompt"]) for row in rows(prepared / "benchmarks" / "target.parquet")],
+        "sft_train": [problem_of(row["messages"]) for row in rows(folder / "sft" / "sft_train.parquet")],
+        "sft_val": [problem_of(row["messages"]) for row in rows(folder / "sft" / "sft_val.parquet")],
+        "rl_train": [problem_of(row["prompt"]) for row in rows(folder / "rl" / "rl_train.parquet")],
+        "rl_val": [problem_of(row["prompt"]) for row in rows(folder / "rl" / "rl_val.parquet")],
+        "target": [problem_of(row["prompt"]) for row in rows(folder / "target" / "problems.parquet")],
     }
     everything = [problem for part in parts.values() for problem in part]
     assert len(everything) == len(set(everything)) == 140
 
 
-@pytest.mark.parametrize("skill", microworld.SKILLS)
+@pytest.mark.parametrize("skill", world.SKILLS)
 def test_held_out_problems_are_absent_from_the_pretraining_text(prepared, skill):
-    name = "target" if skill == microworld.TARGET else skill
-    held_out = {problem_of(row["prompt"]) for row in rows(prepared / "benchmarks" / f"{name}.parquet")}
-    text = {problem_of(row["messages"]) for row in rows(prepared / "pretrain" / f"{skill}.parquet")}
+    name = "target" if skill == world.TARGET else skill
+    held_out = {problem_of(row["prompt"]) for row in rows(prepared.folder / name / "problems.parquet")}
+    if skill == world.TARGET:
+        for part, field in (("sft", "messages"), ("rl", "prompt")):
+            held_out |= {problem_of(row[field]) for row in rows(prepared.folder / part / f"{part}_val.parquet")}
+    text = {problem_of(row["messages"]) for row in rows(prepared.folder / "pretrain" / "pretrain" / f"{skill}.parquet")}
     assert held_out
     assert not held_out & text
 
@@ -93,8 +141,8 @@ def problem_of(messages):
 
 
 def test_pretraining_rows_carry_their_tokens(prepared):
-    tokenizer = build_tokenizer(microworld.WORDS, 256)
-    for row in rows(prepared / "pretrain" / "sort.parquet")[:20]:
+    tokenizer = world_tokenizer()
+    for row in rows(prepared.folder / "pretrain" / "pretrain" / "sort.parquet")[:20]:
         text = tokenizer.apply_chat_template(row["messages"], tokenize=False)
         assert tokenizer.decode(row["input_ids"]) == text
         response = row["input_ids"][row["prompt_length"] :]
@@ -102,23 +150,46 @@ def test_pretraining_rows_carry_their_tokens(prepared):
 
 
 def test_equal_seeds_give_equal_bytes_and_others_do_not(prepared, tmp_path):
-    build(world(), tmp_path / "same")
-    build(world(seed=1), tmp_path / "other")
-    assert digests(tmp_path / "same") == digests(prepared)
-    assert digests(tmp_path / "other")["sft_train.parquet"] != digests(prepared)["sft_train.parquet"]
+    build_world(tmp_path / "same", allow_shared_prompts=False)
+    build_world(tmp_path / "other", seed=1)
+    assert digests(tmp_path / "same") == digests(prepared.folder)
+    first = "sft/sft_train.parquet"
+    assert digests(tmp_path / "other")[first] != digests(prepared.folder)[first]
+
+
+def test_a_part_depends_on_its_own_sizes_alone(prepared, tmp_path):
+    """Demonstrations do not depend on the number of RL prompts, nor anything on the sizes of other parts."""
+    build_world(tmp_path, ["sft", "pretrain"], rl_prompts=2000, pretrain_examples=300)
+    for part in ("sft", "pretrain"):
+        assert digests(tmp_path / part) == digests(prepared.folder / part)
+    build_world(tmp_path, ["rl"], sft_examples=10, pretrain_examples=40, skill_problems=3)
+    assert digests(tmp_path / "rl") == digests(prepared.folder / "rl")
+
+
+def test_prompts_beyond_the_reserve_avoid_the_demonstrations(prepared, tmp_path):
+    build_world(tmp_path, ["rl"], rl_prompts=1100)
+    prompts = [problem_of(row["prompt"]) for row in rows(tmp_path / "rl" / "rl_train.parquet")]
+    few = [problem_of(row["prompt"]) for row in rows(prepared.folder / "rl" / "rl_train.parquet")]
+    chats = {problem_of(row["messages"]) for row in rows(prepared.folder / "sft" / "sft_train.parquet")}
+    assert prompts[:40] == few
+    assert len(set(prompts)) == 1100
+    assert not set(prompts) & chats
 
 
 def test_more_problems_than_there_are_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(microworld, "LARGEST_TERM", 1)
-    with pytest.raises(ValueError, match="not enough different arithmetic problems"):
-        build(world(), tmp_path)
+    monkeypatch.setattr(world, "LARGEST_TERM", 1)
+    with pytest.raises(ConfigError, match="not enough different arithmetic problems"):
+        build_world(tmp_path)
 
 
 def test_system_prompt_goes_before_every_chat(tmp_path):
-    settings = world()
-    settings.data.system_prompt = "Be brief."
-    build(settings, tmp_path)
-    for name, field in (("sft_train", "messages"), ("rl_val", "prompt"), ("benchmarks/sort", "prompt")):
+    build_world(tmp_path, ["sft", "rl", "benchmark/sort", "pretrain"], system_prompt="Be brief.")
+    for name, field in (
+        ("sft/sft_train", "messages"),
+        ("rl/rl_val", "prompt"),
+        ("sort/problems", "prompt"),
+        ("pretrain/pretrain/sort", "messages"),
+    ):
         assert all(
             row[field][0] == {"role": "system", "content": "Be brief."} for row in rows(tmp_path / f"{name}.parquet")
         )
@@ -132,7 +203,7 @@ def model(tmp_path_factory):
     from transformers import GenerationConfig, Qwen2Config
 
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = build_tokenizer(microworld.WORDS, 256)
+    tokenizer = world_tokenizer()
     tokenizer.save_pretrained(folder)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     Qwen2Config(vocab_size=len(tokenizer), **ids).save_pretrained(folder)
@@ -169,26 +240,45 @@ def own(tmp_path, model):
         "benchmark_target": [problem(n, grader="boxed") for n in range(30, 40)],
     }
 
-    def prepare(inputs=None, **options):
-        defaults = {"seed": 0, "system_prompt": None, "max_length": 64, "on_long_row": "error", "on_bad_row": "error"}
-        data = SimpleNamespace(source="files", **defaults | options)
-        files = {name: write_jsonl(tmp_path / f"{name}.jsonl", items) for name, items in parts.items()}
-        return build(SimpleNamespace(data=data), tmp_path / "output", {"model": model, **files, **(inputs or {})})
+    output = tmp_path / "output"
 
-    return SimpleNamespace(parts=parts, prepare=prepare, output=tmp_path / "output", folder=tmp_path)
+    def prepare(inputs=None, **options):
+        """Summaries of the benchmark, the chats and the prompts as one; prompts may not be demonstrations."""
+        data = data_section(**{"max_length": 64, "allow_shared_prompts": False} | options)
+        given = {name: write_jsonl(tmp_path / f"{name}.jsonl", items) for name, items in parts.items()}
+        given |= inputs or {}
+        chosen = {name: path for name, path in given.items() if name in ("model", "chat_template")}
+        chosen.setdefault("model", model)
+        merged = {"counts": {}, "dropped": {}, "truncated": {}}
+        for part in ("benchmark/target", "sft", "rl"):
+            files = {name: str(path) for name, path in given.items() if name.startswith(f"{part}_")}
+            section = {**files, "benchmarks": {"target": str(given["benchmark_target"])}}
+            named = chosen | {name: Path(path) for name, path in files.items()}
+            if part.startswith("benchmark"):
+                named["problems"] = given["benchmark_target"]
+            else:
+                named["benchmark_target"] = output / "target"
+            if part == "rl":
+                named["sft"] = output / "sft"
+            summary = build(part, [Feed(source="files", settings=section)], data, output, named, pretrain=None)
+            for name in merged:
+                merged[name] |= summary[name]
+        return merged
+
+    return SimpleNamespace(parts=parts, prepare=prepare, output=output, folder=tmp_path, model=model)
 
 
 def test_own_files_get_the_common_layout(own):
     summary = own.prepare(system_prompt="Be brief.")
-    expected = {"sft_train": 20, "sft_val": 5, "rl_train": 20, "rl_val": 5, "benchmarks/target": 10}
+    expected = {"sft_train": 20, "sft_val": 5, "rl_train": 20, "rl_val": 5, "problems": 10}
     assert summary["counts"] == expected
     assert summary["dropped"] == summary["truncated"] == {}
-    chat = rows(own.output / "sft_train.parquet")[7]
+    chat = rows(own.output / "sft" / "sft_train.parquet")[7]
     assert chat["messages"] == [{"role": "system", "content": "Be brief."}, *exchange(7)["messages"]]
-    prompt = rows(own.output / "rl_train.parquet")[2]
+    prompt = rows(own.output / "rl" / "rl_train.parquet")[2]
     assert prompt["reward_model"] == {"style": "rule", "ground_truth": "2"}
     assert prompt["extra_info"]["id"] == "p2"
-    assert rows(own.output / "benchmarks" / "target.parquet")[0]["grader"] == "boxed"
+    assert rows(own.output / "target" / "problems.parquet")[0]["grader"] == "boxed"
 
 
 def test_parquet_input_equals_jsonl_input(own):
@@ -204,8 +294,8 @@ def test_ids_may_be_left_out_and_other_roles_of_fields(own):
     own.parts["sft_train"] = [{"messages": exchange(n)["messages"], "source": "web"} for n in range(3)]
     own.parts["rl_train"] = [{"prompt": [{"role": "user", "content": "How many?"}], "answer": 7}]
     own.prepare()
-    assert [row["id"] for row in rows(own.output / "sft_train.parquet")] == ["1", "2", "3"]
-    assert rows(own.output / "rl_train.parquet")[0]["reward_model"]["ground_truth"] == "7"
+    assert [row["id"] for row in rows(own.output / "sft" / "sft_train.parquet")] == ["1", "2", "3"]
+    assert rows(own.output / "rl" / "rl_train.parquet")[0]["reward_model"]["ground_truth"] == "7"
 
 
 BAD_CHATS = {
@@ -225,13 +315,17 @@ BAD_CHATS = {
 @pytest.mark.parametrize("reason", BAD_CHATS)
 def test_bad_chat_is_named_or_counted(own, reason):
     own.parts["sft_train"].insert(10, BAD_CHATS[reason])
-    with pytest.raises(ValueError, match=r"sft_train\.jsonl line 11: ") as error:
+    with pytest.raises(ConfigError, match=r"sft_train\.jsonl line 11: ") as error:
         own.prepare()
     assert "\n" not in str(error.value)
+    if reason == "overlap":  # a benchmark's problem is never trained on
+        with pytest.raises(ConfigError, match=r"sft_train\.jsonl line 11: the same problem is in benchmark_target"):
+            own.prepare(on_bad_row="drop", on_long_row="drop")
+        return
     summary = own.prepare(on_bad_row="drop", on_long_row="drop")
     assert summary["dropped"] == {"sft_train": {reason: 1}}
     assert summary["counts"]["sft_train"] == 20
-    assert "c99" not in {row["id"] for row in rows(own.output / "sft_train.parquet")}
+    assert "c99" not in {row["id"] for row in rows(own.output / "sft" / "sft_train.parquet")}
 
 
 @pytest.mark.parametrize(
@@ -250,7 +344,7 @@ def test_bad_chat_is_named_or_counted(own, reason):
 )
 def test_messages_of_a_wrong_shape_are_refused(own, messages):
     own.parts["sft_train"].append({"id": "x", "messages": messages})
-    with pytest.raises(ValueError, match=r"sft_train\.jsonl line 21: "):
+    with pytest.raises(ConfigError, match=r"sft_train\.jsonl line 21: "):
         own.prepare()
 
 
@@ -266,7 +360,7 @@ BAD_PROMPTS = {
 @pytest.mark.parametrize("reason", BAD_PROMPTS)
 def test_bad_prompt_is_named_or_counted(own, reason):
     own.parts["rl_train"].append(BAD_PROMPTS[reason])
-    with pytest.raises(ValueError, match=r"rl_train\.jsonl line 21: "):
+    with pytest.raises(ConfigError, match=r"rl_train\.jsonl line 21: "):
         own.prepare(on_long_row="truncate_right")
     assert own.prepare(on_bad_row="drop", on_long_row="drop")["dropped"] == {"rl_train": {reason: 1}}
 
@@ -281,7 +375,7 @@ def test_bad_prompt_is_named_or_counted(own, reason):
 )
 def test_overlap_names_both_parts(own, part, prompt, owner):
     own.parts[part].append(problem(99, prompt=prompt))
-    with pytest.raises(ValueError, match=rf"{part}\.jsonl line \d+: the same problem is in {owner}"):
+    with pytest.raises(ConfigError, match=rf"{part}\.jsonl line \d+: the same problem is in {owner}"):
         own.prepare()
 
 
@@ -298,7 +392,7 @@ def test_long_chats_can_be_kept_for_truncation(own):
     own.parts["sft_train"].append(
         exchange(98, messages=[{"role": "user", "content": "long" * 40}, exchange(0)["messages"][1]])
     )
-    with pytest.raises(ValueError, match="nothing of the last response"):
+    with pytest.raises(ConfigError, match="nothing of the last response"):
         own.prepare(on_long_row="truncate_right")
     assert own.prepare(on_long_row="truncate_left")["truncated"] == {"sft_train": 2}
 
@@ -311,7 +405,7 @@ def test_validation_rows_are_held_out_when_no_file_is_given(own):
     assert counts["sft_train"] + counts["sft_val"] == 601
     assert 5 <= counts["sft_val"] <= 30
     keys = [
-        {problem_key(row["messages"]) for row in rows(own.output / f"sft_{split}.parquet")}
+        {problem_key(row["messages"]) for row in rows(own.output / "sft" / f"sft_{split}.parquet")}
         for split in ("train", "val")
     ]
     assert not keys[0] & keys[1]
@@ -319,29 +413,29 @@ def test_validation_rows_are_held_out_when_no_file_is_given(own):
 
 def test_nothing_left_is_an_error(own):
     own.parts["sft_train"] = ["{"]
-    with pytest.raises(ValueError, match=r"sft_train\.jsonl: no rows left for sft_train; dropped \{'not JSON': 1\}"):
+    with pytest.raises(ConfigError, match=r"sft_train\.jsonl: no rows left for sft_train; dropped \{'not JSON': 1\}"):
         own.prepare(on_bad_row="drop")
 
 
 def test_critical_spans_are_kept_and_checked(own):
     own.parts["sft_train"][0]["critical_spans"] = [[0, 2]]
     own.prepare()
-    first, second = rows(own.output / "sft_train.parquet")[:2]
+    first, second = rows(own.output / "sft" / "sft_train.parquet")[:2]
     assert first["critical_spans"] == [[0, 2]]
     assert second["critical_spans"] is None
     own.parts["sft_train"][0]["critical_spans"] = [[0, 200]]
-    with pytest.raises(ValueError, match=r"line 1: critical_spans must be"):
+    with pytest.raises(ConfigError, match=r"line 1: critical_spans must be"):
         own.prepare()
 
 
 def test_damaged_and_missing_files_are_named(own):
     broken = own.folder / "broken.parquet"
     broken.write_bytes(b"PAR1 but not really PAR1")
-    with pytest.raises(ValueError, match=r"broken\.parquet: not a readable Parquet file"):
+    with pytest.raises(ConfigError, match=r"broken\.parquet: not a readable Parquet file"):
         own.prepare({"sft_train": broken})
-    with pytest.raises(ValueError, match=r"absent\.jsonl: no such file"):
+    with pytest.raises(ConfigError, match=r"absent\.jsonl: no such file"):
         own.prepare({"sft_train": own.folder / "absent.jsonl"})
-    with pytest.raises(ValueError, match=r"allowed: \.jsonl, \.parquet"):
+    with pytest.raises(ConfigError, match=r"allowed: \.jsonl, \.parquet"):
         list(read_rows(broken.rename(own.folder / "rows.csv")))
 
 
@@ -360,7 +454,7 @@ def changed_model(model, folder, **files):
 def test_tokenizer_without_a_chat_template_is_refused_unless_one_is_given(own, model):
     bare = changed_model(model, own.folder / "bare")
     template = (bare / "chat_template.jinja").rename(own.folder / "template.jinja")
-    with pytest.raises(ValueError, match=r"bare: the tokenizer has no chat template; set model\.chat_template"):
+    with pytest.raises(ConfigError, match=r"bare: the tokenizer has no chat template; set model\.chat_template"):
         own.prepare({"model": bare})
     own.prepare({"model": bare, "chat_template": template})
 
@@ -368,7 +462,7 @@ def test_tokenizer_without_a_chat_template_is_refused_unless_one_is_given(own, m
 def test_disagreeing_end_tokens_are_refused(own, model):
     other = changed_model(model, own.folder / "other", generation_config={"eos_token_id": 0})
     with pytest.raises(
-        ValueError, match=r"eos_token_id is 2 \(<\|im_end\|>\) in the tokenizer, \['0'\] in generation_config"
+        ConfigError, match=r"eos_token_id is 2 \(<\|im_end\|>\) in the tokenizer, \['0'\] in generation_config"
     ):
         own.prepare({"model": other})
 
@@ -376,11 +470,12 @@ def test_disagreeing_end_tokens_are_refused(own, model):
 def test_template_that_never_ends_a_turn_is_refused(own, model):
     template = own.folder / "endless.jinja"
     template.write_text("{% for message in messages %}{{ message['content'] }}\n{% endfor %}")
-    with pytest.raises(ValueError, match="so no response would stop"):
+    with pytest.raises(ConfigError, match="so no response would stop"):
         own.prepare({"chat_template": template})
 
 
 def test_files_need_a_model(tmp_path):
-    data = SimpleNamespace(source="files", seed=0, system_prompt=None, max_length=8)
-    with pytest.raises(ValueError, match=r"needs model\.path"):
-        build(SimpleNamespace(data=data), tmp_path)
+    file = write_jsonl(tmp_path / "chats.jsonl", [exchange(0)])
+    feeds = [Feed(source="files", settings={"sft_train": str(file)})]
+    with pytest.raises(ConfigError, match=r"needs model\.path"):
+        build("sft", feeds, data_section(), tmp_path / "out", {"sft_train": file}, pretrain=None)

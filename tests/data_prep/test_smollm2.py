@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from data_prep.reference_cache import decode
 from transformers import AutoTokenizer, GenerationConfig
 
 from data_prep import prepare, smollm2
 from data_prep.bench import CHATS
-from data_prep.reference_cache import decode
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 

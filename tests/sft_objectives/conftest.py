@@ -88,7 +88,7 @@ def write_model(directory: Path, *, tied: bool = True, seed: int = 0, steps: int
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from data_prep.tokenizer import build_tokenizer
+    from data_prep.micro_world.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(["\\boxed{"], max_length=256)
     torch.manual_seed(seed)

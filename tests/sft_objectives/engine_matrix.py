@@ -24,7 +24,7 @@ TOP_K = 24
 
 def reference_rows(model, row, source: str) -> dict[str, torch.Tensor]:
     """What the cache would bring along for one chat, from the logits of `model`."""
-    from data_prep.reference_cache import encode
+    from data_prep.reference.codec import encode
     from sft_objectives import Reference
 
     ids = row["input_ids"]
@@ -32,7 +32,7 @@ def reference_rows(model, row, source: str) -> dict[str, torch.Tensor]:
         logits = model(ids[None]).logits[0]
     reference = Reference.from_logits(logits, ids.roll(-1), top_k=TOP_K)
     words = encode(reference.support_ids, reference.support_logprobs, encoding="lossless", id_bits=18)
-    rows = {f"reference_{source}_words": words.flatten()}
+    rows = {f"reference_{source}_packed": words.flatten()}
     for name in ("label_logprob", "label_mass", "logsumexp", "entropy", "n1", "n2", "ceil_n1", "ceil_n2"):
         rows[f"reference_{source}_{name}"] = getattr(reference, name)
     return rows

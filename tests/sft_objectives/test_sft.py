@@ -147,7 +147,7 @@ def test_lora_is_merged_into_the_export(tiny_world, settings_of, tmp_path):
 @pytest.mark.timeout(600)
 def test_cached_base_is_aligned_with_the_student(tiny_world, settings_of, tmp_path):
     """LP-SFT of the base itself: its KL term is 0 at the first step, and positive later."""
-    import data_prep.cache
+    import data_prep.reference.stage
     from launch.recipe.recipe import Recipe
     from sft_objectives.sft import as_namespace
 
@@ -165,7 +165,7 @@ def test_cached_base_is_aligned_with_the_student(tiny_world, settings_of, tmp_pa
     directory.mkdir()
     inputs = {"model": tiny_world["model"], "data": tiny_world["data"]}
     (tmp_path / "cache_scratch").mkdir()
-    data_prep.cache.run(cache, inputs, directory, tmp_path / "cache_scratch", lambda *_, **__: None)
+    data_prep.reference.stage.run(cache, inputs, directory, tmp_path / "cache_scratch", lambda *_, **__: None)
     rows = curve(run(settings, {**inputs, "base_cache": directory}, tmp_path))
     assert rows[0]["loss"] == pytest.approx(rows[0]["cross_entropy"], abs=1e-5)
     assert rows[0]["kl_from_base"] == pytest.approx(0, abs=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from data_prep.reference_cache import encode
+from data_prep.reference.codec import encode
 from sft_objectives import BatchConstants, Needs, Reference, load
 from sft_objectives.student import DenseStudent
 from sft_objectives.verl_worker import ObjectiveEngine, TokenLoss, token_means, topk_kl
@@ -25,7 +25,7 @@ def micro_batch(logits: torch.Tensor, base: Reference, masks: list[list[int]], i
             "input_ids": jagged(map(torch.tensor, ids)),
             "loss_mask": jagged(map(torch.tensor, masks)),
             "sequence": torch.arange(len(ids)),
-            "reference_base_words": jagged(part.flatten() for part in words.split(lengths)),
+            "reference_base_packed": jagged(part.flatten() for part in words.split(lengths)),
         },
         [len(ids)],
     )

@@ -16,13 +16,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data_prep import sharded
-from data_prep.cache import ForwardProducer, Job, Tokens, fill_shard, length_batches, split_shards
-from data_prep.reference_cache import Layout, decode
-from data_prep.sharded import ShardedProducer
-from sft_objectives.ranks import NodeRanks
-
-ROOT = Path(sharded.__file__).parents[1]
+from common.ports import free_port
+from common.registry import ROOT
+from data_prep.reference.codec import decode
+from data_prep.reference.layout import Layout
+from data_prep.reference.producers.forward import ForwardProducer
+from data_prep.reference.producers.sharded import ShardedProducer
+from data_prep.reference.ranks import joined
+from data_prep.reference.tokens import Job, Tokens, length_batches, split_shards
+from data_prep.reference.workers import fill_shard
 
 
 def save_qwen2(directory: Path, tokenizer, tied: bool) -> Path:
@@ -110,7 +112,7 @@ def test_ranks_take_equally_many_passes_and_fill_the_shard_together(world, monke
         passes.append(producer.passes)
     assert passes == [-(-batches // ranks)] * ranks
     expected = fill_shard(job, tokens, whole, layout)
-    found = sharded.joined(parts)
+    found = joined(parts)
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert found[name].dtype == array.dtype
@@ -127,8 +129,8 @@ def test_a_sharded_model_gives_the_same_cache(world, tmp_path, ray_environment, 
     assert {count % 2 for count in counts} == {0, 1}
     one = world.produce(tmp_path / "one", **how)
     two = world.produce(tmp_path / "two", processes=2, **how)
-    ids, logprobs = decode(torch.from_numpy(two.column("words")).flatten(), 16)
-    expected_ids, expected = decode(torch.from_numpy(one.column("words")).flatten(), 16)
+    ids, logprobs = decode(torch.from_numpy(two.column("packed")).flatten(), 16)
+    expected_ids, expected = decode(torch.from_numpy(one.column("packed")).flatten(), 16)
     assert torch.equal(ids, expected_ids)
     print(f"tied={tied}: log-probabilities differ by at most {(logprobs - expected).abs().max():.1e}")
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
@@ -144,9 +146,9 @@ from pathlib import Path
 from types import SimpleNamespace
 import verl_cpu.plugin
 from torch.distributed.tensor import DTensor
-from data_prep.cache import Job
-from data_prep.reference_cache import Layout
-from data_prep.sharded import Rank
+from data_prep.reference.layout import Layout
+from data_prep.reference.ranks import Rank
+from data_prep.reference.tokens import Job
 
 rank, port, vocabulary = map(int, sys.argv[1:4])
 scratch, model = map(Path, sys.argv[4:6])
@@ -172,7 +174,7 @@ def test_a_rank_holds_its_share_and_one_layer(world, tmp_path):
     model = save_qwen2(tmp_path / "model", world.tokenizer, tied=False)
     Tokens.write(world.dataset(), tmp_path, lambda *_, **metrics: None)
     settings = json.dumps(world.settings(processes=2, tokens_per_batch=1), default=vars)
-    port = NodeRanks().free_port()
+    port = free_port()
     environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(

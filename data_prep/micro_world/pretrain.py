@@ -12,11 +12,14 @@ import json
 import math
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+
+from common.errors import ConfigError
+from common.files import write_json, write_json_lines
+from common.models import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -37,24 +40,23 @@ class Document(NamedTuple):
     prompt_length: int
 
 
-def run(settings: SimpleNamespace, inputs: dict[str, Path], output: Path, scratch: Path, report) -> None:
+def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, report) -> None:
     """Train a base model (or a teacher) and write it in the layout of a model artifact.
 
     Args:
         settings: `pretrain` (a Pretrain section) and `platform` (its `threads` are set, since sums depend on them).
-        inputs: `data`, a prepared micro-world.
+        inputs: `data`, prepared pretraining text.
         output: empty directory for the artifact.
         scratch: keeps `checkpoint.safetensors` between attempts.
         report: `report(done, total, **metrics)`.
 
     Raises:
-        ValueError: the data has no pretraining part, or a setting does not fit.
+        ConfigError: the data has no pretraining part, or a setting does not fit.
     """
     import torch
-    from transformers import AutoTokenizer
 
     options = settings.pretrain
-    tokenizer = AutoTokenizer.from_pretrained(inputs["data"] / "tokenizer")
+    tokenizer = load_tokenizer(inputs["data"] / "tokenizer")
     torch.set_num_threads(settings.platform.threads)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
@@ -63,22 +65,22 @@ def run(settings: SimpleNamespace, inputs: dict[str, Path], output: Path, scratc
         model, curve = train(options, documents, tokenizer, scratch, report)
     finally:
         torch.use_deterministic_algorithms(deterministic)
-    publish(model, tokenizer, curve, output)
+    write_model(model, tokenizer, curve, output)
 
 
 def load_documents(folder: Path, skills: list[str]) -> list[Document]:
     """Every document of `skills` (an empty list: all), in the order of the files.
 
     Raises:
-        ValueError: the folder or one of the skills is missing.
+        ConfigError: the folder or one of the skills is missing.
     """
     files = sorted(folder.glob("*.parquet"))
     if not files:
-        raise ValueError(f"{folder}: no pretraining text; model.pretrain needs data.source=microworld")
+        raise ConfigError(f"{folder}: no pretraining text; model.pretrain needs data.source=microworld")
     known = [file.stem for file in files]
     unknown = sorted(set(skills) - set(known))
     if unknown:
-        raise ValueError(f"model.pretrain.skills: unknown {', '.join(unknown)}; allowed: {', '.join(known)}")
+        raise ConfigError(f"model.pretrain.skills: unknown {', '.join(unknown)}; allowed: {', '.join(known)}")
     documents = []
     for file in files:
         if skills and file.stem not in skills:
@@ -99,10 +101,10 @@ def plan_batches(lengths: np.ndarray, steps: int, batch_size: int, seed: int) ->
     in a pool is shuffled again.
 
     Raises:
-        ValueError: there are fewer documents than one batch holds.
+        ConfigError: there are fewer documents than one batch holds.
     """
     if len(lengths) < batch_size:
-        raise ValueError(f"model.pretrain.batch_size={batch_size}: the data has only {len(lengths)} documents")
+        raise ConfigError(f"model.pretrain.batch_size={batch_size}: the data has only {len(lengths)} documents")
     generator = np.random.default_rng(seed)
     rows: list[np.ndarray] = []
     while len(rows) < steps:
@@ -115,7 +117,7 @@ def plan_batches(lengths: np.ndarray, steps: int, batch_size: int, seed: int) ->
     return np.stack(rows[:steps])
 
 
-def build_model(options: SimpleNamespace, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+def build_model(options: Any, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
     """A freshly initialised float32 Qwen2 model whose EOS and padding agree with `tokenizer`."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
@@ -154,7 +156,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(
-    options: SimpleNamespace, documents: list[Document], tokenizer: PreTrainedTokenizerBase, scratch: Path, report
+    options: Any, documents: list[Document], tokenizer: PreTrainedTokenizerBase, scratch: Path, report
 ) -> tuple[Qwen2ForCausalLM, list[dict[str, float]]]:
     """Minimise next-token cross-entropy over the responses; resumes from `scratch`.
 
@@ -202,7 +204,7 @@ def train(
             loss = total.item() / int((labels != -100).sum())
             row = {"step": done, "loss": loss, "lr": optimizer.param_groups[0]["lr"], "tokens": tokens}
             if not math.isfinite(row["loss"]):
-                raise ValueError(f"model.pretrain.lr={options.lr}: the loss is {row['loss']} at step {done}; lower it")
+                raise ConfigError(f"model.pretrain.lr={options.lr}: the loss is {row['loss']} at step {done}; lower it")
             curve.append(row)
             report(done, options.steps, loss=row["loss"])
         if done % CHECKPOINT_EVERY == 0 and done < options.steps:
@@ -262,7 +264,7 @@ def load_checkpoint(path: Path, model, optimizer) -> tuple[int, list[dict[str, f
     return progress["step"], progress["curve"], progress["tokens"]
 
 
-def publish(model, tokenizer, curve: list[dict[str, float]], output: Path) -> None:
+def write_model(model, tokenizer, curve: list[dict[str, float]], output: Path) -> None:
     """Write the model artifact: one Hugging Face checkpoint, checkpoints.json, metrics.json and curve.jsonl."""
     final = curve[-1]
     step = int(final["step"])
@@ -271,10 +273,6 @@ def publish(model, tokenizer, curve: list[dict[str, float]], output: Path) -> No
     tokenizer.save_pretrained(directory)
     parameters = sum(p.numel() for p in model.parameters())
     metrics = {"loss": final["loss"], "parameters": parameters, "steps": step, "tokens": final["tokens"]}
-    documents = {
-        "checkpoints.json": json.dumps({"best": step, "final": step, "steps": [step]}, sort_keys=True) + "\n",
-        "metrics.json": json.dumps(metrics, sort_keys=True, indent=1) + "\n",
-        "curve.jsonl": "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve),
-    }
-    for name, text in documents.items():
-        (output / name).write_text(text, encoding="utf-8")
+    write_json(output / "checkpoints.json", {"best": step, "final": step, "steps": [step]})
+    write_json(output / "metrics.json", metrics)
+    write_json_lines(output / "curve.jsonl", curve)

@@ -15,8 +15,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from data_prep import cache, reference_cache
-from data_prep.reference_cache import decode
+from data_prep.reference import writer
+from data_prep.reference.codec import decode
+from data_prep.reference.layout import VLLM_FIELDS, predict_bytes
+from data_prep.reference.producers.vllm import VllmProducer
+from data_prep.reference.reader import label_checksum
+from data_prep.reference.tokens import length_batches, split_shards
 from sft_objectives.reference import Reference
 
 
@@ -40,7 +44,7 @@ def produced(world, tmp_path_factory):
 def test_every_field_equals_the_models_own_logits(world, produced, index):
     expected, labels = oracle(world, world.dataset(), index, 16)
     rows = produced.read(index)
-    ids, logprobs = decode(torch.from_numpy(rows["words"].copy()).flatten(), 16)
+    ids, logprobs = decode(torch.from_numpy(rows["packed"].copy()).flatten(), 16)
     assert torch.equal(ids, expected.support_ids)
     torch.testing.assert_close(logprobs, expected.support_logprobs, rtol=0, atol=1e-5)
     for name in ("label_logprob", "label_mass", "logsumexp", "entropy", "n1", "n2"):
@@ -48,49 +52,8 @@ def test_every_field_equals_the_models_own_logits(world, produced, index):
         torch.testing.assert_close(found, getattr(expected, name).double(), rtol=1e-5, atol=1e-5, msg=name)
     for name in ("ceil_n1", "ceil_n2"):
         assert rows[name].tolist() == getattr(expected, name).tolist()
-    assert rows["label_checksum"] == reference_cache.label_checksum(labels.numpy())
+    assert rows["label_checksum"] == label_checksum(labels.numpy())
     assert rows["mean_loss"] == pytest.approx(-expected.label_logprob.mean().item(), abs=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("width", [50, 3001, 20_000])
-def test_statistics_equal_the_objectives_own(dtype, width):
-    """Both rooms compute them on their own; bfloat16 logits are full of ties."""
-    generator = torch.Generator().manual_seed(width)
-    logits = torch.randn(64, width, generator=generator).mul(3).to(dtype)
-    labels = torch.randint(0, width, (64,), generator=generator)
-    labels[:8] = logits[:8].argmax(-1)
-    expected = Reference.from_logits(logits, labels, top_k=40)
-    found = cache.statistics(logits.float(), labels, 40)
-    torch.testing.assert_close(found["support_logprobs"], expected.support_logprobs, rtol=0, atol=2e-5)
-    assert torch.equal(logits.gather(-1, found["support_ids"]), logits.gather(-1, expected.support_ids))
-    for name in ("label_logprob", "label_mass", "logsumexp", "entropy"):
-        torch.testing.assert_close(found[name], getattr(expected, name), rtol=2e-5, atol=2e-5, msg=name)
-    for name in ("n1", "n2"):
-        torch.testing.assert_close(found[name], getattr(expected, name), rtol=1e-12, atol=0, msg=name)
-    for name in ("ceil_n1", "ceil_n2"):
-        assert torch.equal(found[name], getattr(expected, name))
-    assert (found["label_mass"][:8] == 1).all()
-
-
-@pytest.mark.parametrize(("width", "k"), [(64, 64), (1000, 1), (1003, 10), (49_152, 64), (50_257, 30), (5000, 2500)])
-def test_block_topk_is_exact(width, k):
-    generator = torch.Generator().manual_seed(k)
-    values = torch.randn(32, width, generator=generator)
-    values[1] = 0.5  # every value tied
-    values[2] = torch.arange(width)  # the largest lie together
-    values[3] = -torch.arange(width)
-    found, ids = cache.block_topk(values, k)
-    assert torch.equal(found, values.topk(k, dim=-1).values)
-    assert torch.equal(values.gather(-1, ids), found)
-    assert all(len(set(row)) == k for row in ids.tolist())
-
-
-def test_label_mass_counts_every_tie():
-    logits = torch.tensor([[0.0, 1.0, 1.0, 2.0], [2.0, 1.0, 1.0, 0.0]])
-    found = cache.statistics(logits.clone(), torch.tensor([1, 0]), 2)["label_mass"]
-    exact = logits[0].softmax(-1)[:3].sum()
-    torch.testing.assert_close(found, torch.tensor([exact, 1.0]))
 
 
 def test_sample_covers_every_position_of_some_chats(world, produced):
@@ -115,16 +78,16 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import json
-from data_prep import cache, reference_cache
+from data_prep.reference import stage, writer
 
 root, model, data = map(Path, sys.argv[1:4])
 settings = json.loads(sys.argv[4], object_hook=lambda values: SimpleNamespace(**values))
-write = reference_cache.write_shard
+write = writer.write_shard
 def slow(*arguments):
     time.sleep(0.5)
     return write(*arguments)
-reference_cache.write_shard = slow
-cache.run(settings, {"model": model, "data": data}, root / "output", root / "scratch", lambda *a, **k: None)
+writer.write_shard = slow
+stage.run(settings, {"model": model, "data": data}, root / "output", root / "scratch", lambda *a, **k: None)
 """
 
 
@@ -135,7 +98,7 @@ def test_killed_run_resumes_and_ends_with_equal_bytes(world, tmp_path):
     scratch.mkdir()
     settings = json.dumps(world.settings(), default=vars)
     command = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "killed"), str(world.model), str(world.data), settings]
-    process = subprocess.Popen(command, cwd=Path(cache.__file__).parents[1])
+    process = subprocess.Popen(command, cwd=Path(writer.__file__).parents[2])
     deadline = time.monotonic() + 200
     while not (scratch / "shard_00001.bin.json").exists():
         assert process.poll() is None
@@ -156,15 +119,15 @@ def test_killed_run_resumes_and_ends_with_equal_bytes(world, tmp_path):
 
 
 def test_damaged_cache_is_completed_from_its_whole_shards(world, tmp_path):
-    cache_ = world.produce(tmp_path / "first")
-    expected = payload(cache_.directory)
-    shard = cache_.directory / "shard_00002.bin"
+    whole = world.produce(tmp_path / "first")
+    expected = payload(whole.directory)
+    shard = whole.directory / "shard_00002.bin"
     content = shard.read_bytes()
     shard.unlink()
     shard.write_bytes(b"?" + content[1:])
     scratch = tmp_path / "second" / "scratch"
     scratch.mkdir(parents=True)
-    assert reference_cache.salvage(cache_.directory, scratch) == ["shard_00002.bin"]
+    assert writer.mend(whole.directory, scratch) == "shard_00002.bin"
     progress = []
     again = world.produce(tmp_path / "second", report=lambda done, total, **metrics: progress.append((done, total)))
     assert payload(again.directory) == expected
@@ -175,56 +138,58 @@ def test_scratch_of_other_data_is_not_used(world, tmp_path):
     world.produce(tmp_path, top_k=16)
     other = world.produce(tmp_path, top_k=17)
     assert other.layout.top_k == 17
-    assert other.read(0)["words"].shape[1] == 17
+    assert other.read(0)["packed"].shape[1] == 17
 
 
 def test_truncated_chats_keep_only_their_tokens(world, tmp_path):
     for on_long_row in ("truncate_left", "truncate_right"):
         found = world.produce(tmp_path / on_long_row, on_long_row=on_long_row, max_length=30)
         dataset = world.dataset(on_long_row=on_long_row, max_length=30)
-        assert [len(found.read(index)["words"]) for index in range(len(found))] == [
+        assert [len(found.read(index)["packed"]) for index in range(len(found))] == [
             int(dataset[index]["loss_mask"].sum()) for index in range(len(dataset))
         ]
 
 
 @pytest.mark.parametrize(("on_long_row", "max_length"), [("error", 128), ("truncate_left", 30), ("truncate_right", 30)])
 def test_counts_of_the_prepared_data_predict_tokens_and_bytes(world, tmp_path, on_long_row, max_length):
-    from data_prep.prepare import count_tokens
+    from data_prep.lengths import count_tokens
 
     settings = world.settings(on_long_row=on_long_row, max_length=max_length, sample_sequences=32)
     found = world.produce(tmp_path, on_long_row=on_long_row, max_length=max_length, sample_sequences=32)
     counts = count_tokens(world.tokenizer, world.chats, settings.data)
     assert counts["response_tokens"] == found.tokens
     assert counts["chats"] == len(found)
-    predicted = reference_cache.predict_bytes({"tokens": {"sft_train": counts}}, vars(settings.cache))
+    predicted = predict_bytes({"tokens": {"sft_train": counts}}, vars(settings.cache))
     size = sum(path.stat().st_size for path in found.directory.iterdir() if path.name != "header.json")
     assert predicted - 1600 - 150 * len(found.shards) == pytest.approx(size, rel=0.02)  # its header would be most of it
 
 
 def test_teacher_with_the_same_tokenizer_is_a_base(world, produced, tmp_path):
-    teacher = world.produce(tmp_path, role="teacher", encoding="lossless")
-    np.testing.assert_array_equal(teacher.column("words"), produced.column("words"))
+    teacher = world.produce(tmp_path, inputs={"student": world.model}, role="teacher", encoding="lossless")
+    np.testing.assert_array_equal(teacher.column("packed"), produced.column("packed"))
     assert teacher.identity["role"] == "teacher"
 
 
 def test_teacher_with_more_ids_never_names_one_the_student_lacks(world, tmp_path):
-    from data_prep.tokenizer import build_tokenizer
+    from data_prep.micro_world.tokenizer import build_tokenizer
 
     larger = build_tokenizer(["\\boxed{", "never used"], 256)
     model = world.save_model(tmp_path / "teacher", 3, larger)
-    found = world.produce(tmp_path, inputs={"model": model}, role="teacher", top_k=64, encoding="lossless")
-    ids, logprobs = decode(torch.from_numpy(found.column("words")).flatten(), 64)
+    found = world.produce(
+        tmp_path, inputs={"model": model, "student": world.model}, role="teacher", top_k=64, encoding="lossless"
+    )
+    ids, logprobs = decode(torch.from_numpy(found.column("packed")).flatten(), 64)
     assert int(ids.max()) < len(world.tokenizer)
     assert (logprobs.exp().sum(-1) <= 1 + 1e-5).all()
 
 
 def test_teacher_with_another_vocabulary_is_refused(world, tmp_path):
-    from data_prep.tokenizer import build_tokenizer
+    from data_prep.micro_world.tokenizer import build_tokenizer
 
     other = build_tokenizer(["two words", "\\boxed{"], 256)
     model = world.save_model(tmp_path / "teacher", 3, other)
     with pytest.raises(ValueError, match=r"model\.teacher: its vocabulary differs .*boxed"):
-        world.produce(tmp_path, inputs={"model": model}, role="teacher")
+        world.produce(tmp_path, inputs={"model": model, "student": world.model}, role="teacher")
 
 
 def test_settings_that_cannot_work_are_refused(world, tmp_path):
@@ -255,14 +220,14 @@ def test_model_that_scales_its_logits_is_refused(world, tmp_path):
 
 def test_batches_respect_the_token_budget():
     lengths = [5, 900, 3, 40, 41, 5, 7]
-    batches = list(cache.length_batches(lengths, 100))
+    batches = list(length_batches(lengths, 100))
     assert sorted(index for batch in batches for index in batch) == list(range(7))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= 100
 
 
 def test_shards_hold_whole_chats_up_to_the_limit():
-    jobs = cache.split_shards(np.array([60, 50, 0, 200, 10, 10]), 100)
+    jobs = split_shards(np.array([60, 50, 0, 200, 10, 10]), 100)
     assert [job.chats for job in jobs] == [(0,), (1, 2), (3,), (4, 5)]
     assert [job.file for job in jobs] == [f"shard_{index:05d}.bin" for index in range(4)]
 
@@ -279,7 +244,7 @@ def test_ray_workers_give_the_same_bytes(world, tmp_path, monkeypatch):
 
 def test_vllm_cannot_leave_out_ids(world):
     with pytest.raises(ValueError, match="vLLM cannot leave them out"):
-        cache.VllmProducer(world.model, world.settings(producer="vllm"), np.ones(5, dtype=bool))
+        VllmProducer(world.model, world.settings(producer="vllm"), np.ones(5, dtype=bool))
 
 
 # float32's own rounding: on this model a plain forward pass is up to 8e-5 nats from the same in float64.
@@ -296,9 +261,9 @@ def test_vllm_agrees_with_the_forward_pass(world, tmp_path, monkeypatch):
     inputs = {"model": world.save_model(tmp_path / "model", 0, world.tokenizer, **shape)}
     produced = world.produce(tmp_path / "forward", inputs=inputs, encoding="lossless")
     found = world.produce(tmp_path / "vllm", inputs=inputs, producer="vllm", encoding="lossless")
-    assert found.fields == {"support_ids", "support_logprobs", "mean_loss", *reference_cache.VLLM_FIELDS}
-    ids, logprobs = decode(torch.from_numpy(found.column("words")).flatten(), 16)
-    expected_ids, expected = decode(torch.from_numpy(produced.column("words")).flatten(), 16)
+    assert found.fields == {"support_ids", "support_logprobs", "mean_loss", *VLLM_FIELDS}
+    ids, logprobs = decode(torch.from_numpy(found.column("packed")).flatten(), 16)
+    expected_ids, expected = decode(torch.from_numpy(produced.column("packed")).flatten(), 16)
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=VLLM_TOLERANCE)
     assert (ids == expected_ids).float().mean() > 0.999  # neighbours may be equally probable
     for name in ("label_logprob", "n1", "n2"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from data_prep.micro_world.world import WORDS
+
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
 
@@ -12,6 +14,7 @@ END_OF_TEXT = "<|endoftext|>"
 START_OF_TURN = "<|im_start|>"
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN)
+MAX_LENGTH = 256  # tokens
 ROLES = ("system", "user", "assistant")
 
 CHAT_TEMPLATE = (
@@ -57,3 +60,8 @@ def build_tokenizer(words: Sequence[str], max_length: int) -> Qwen2Tokenizer:
     tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in pieces])
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def world_tokenizer() -> Qwen2Tokenizer:
+    """The tokenizer of the embedded world."""
+    return build_tokenizer(WORDS, MAX_LENGTH)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 
+from common.errors import ConfigError
+
 TARGET = "arithmetic"
 TARGET_SHARE = 0.55  # of the pretraining documents; the other skills share the rest equally
 DEMONSTRATION_STYLE = "running"
@@ -196,7 +198,7 @@ def draw_problems(skill: str, seed: int | str, taken: set[tuple[str, str]], uniq
         unique: add each drawn problem to `taken`, so that no later caller meets it.
 
     Raises:
-        ValueError: a thousand problems in a row were taken; the skill has too few problems for the sizes asked.
+        ConfigError: a thousand problems in a row were taken; the skill has too few problems for the sizes asked.
     """
     rng, rejected = Random(f"problems {skill} {seed}"), 0
     while True:
@@ -204,7 +206,7 @@ def draw_problems(skill: str, seed: int | str, taken: set[tuple[str, str]], uniq
         if (skill, problem.key) in taken:
             rejected += 1
             if rejected == 1000:
-                raise ValueError(f"data.microworld: not enough different {skill} problems; ask for fewer examples")
+                raise ConfigError(f"data.microworld: not enough different {skill} problems; ask for fewer examples")
             continue
         rejected = 0
         if unique:

@@ -8,9 +8,9 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_prep.model_directory import model_directory
-from data_prep.prepare import load_tokenizer
-from data_prep.tokenizer import END_OF_TEXT, END_OF_TURN
+from common.models import model_directory
+from data_prep.lengths import checked_tokenizer
+from data_prep.micro_world.tokenizer import END_OF_TEXT, END_OF_TURN
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def contents(directory):
 
 def test_such_a_model_is_refused_and_passes_on_purpose(world, base, tmp_path):
     with pytest.raises(ValueError, match=r"so no response would stop; set model\.eos"):
-        load_tokenizer({"model": base})
+        checked_tokenizer(base)
     before = contents(base)
     view = model_directory(str(base), None, END_OF_TURN, tmp_path / "view")
     index = world.tokenizer.convert_tokens_to_ids(END_OF_TURN)
-    assert load_tokenizer({"model": view}).eos_token_id == index
+    assert checked_tokenizer(view).eos_token_id == index
     model = AutoModelForCausalLM.from_pretrained(view)
     assert model.config.eos_token_id == model.generation_config.eos_token_id == index
     assert model.generation_config.max_new_tokens == 7

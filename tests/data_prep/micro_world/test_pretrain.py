@@ -12,17 +12,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data_prep.micro_world.pretrain import learning_rate, plan_batches, run
 from data_prep.prepare import run as prepare
-from data_prep.pretrain import learning_rate, plan_batches, run
+from data_prep.sources.feeds import Feed
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SIZES = {"pretrain_examples": 400, "sft_examples": 8, "sft_val_examples": 4, "rl_prompts": 4, "rl_val_prompts": 4}
 
 
 def data_settings():
-    sizes = SimpleNamespace(**SIZES, target_problems=4, skill_problems=4)
-    data = {"source": "microworld", "seed": 0, "system_prompt": None, "max_length": 128, "on_long_row": "error"}
-    return SimpleNamespace(data=SimpleNamespace(**data, microworld=sizes))
+    feed = Feed(source="microworld", settings={**SIZES, "target_problems": 4, "skill_problems": 4})
+    data = SimpleNamespace(seed=0, system_prompt=None, max_length=128, on_long_row="error", on_bad_row="error")
+    return SimpleNamespace(part="pretrain", name="", sources=[feed], data=data)
 
 
 def settings(**changes):
@@ -84,8 +85,8 @@ def test_loss_falls(undisturbed):
 
 
 def test_killed_at_any_step_the_bytes_are_the_same(data, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.pretrain.CHECKPOINT_EVERY", 7)
-    monkeypatch.setattr("data_prep.pretrain.LOG_EVERY", 5)
+    monkeypatch.setattr("data_prep.micro_world.pretrain.CHECKPOINT_EVERY", 7)
+    monkeypatch.setattr("data_prep.micro_world.pretrain.LOG_EVERY", 5)
     whole = digests(train(data, tmp_path / "whole"))
     for stop in (5, 10, 20):  # before, between and after checkpoints
 
@@ -110,7 +111,7 @@ def test_killed_by_the_kernel_in_another_process(data, tmp_path):
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-import data_prep.pretrain as pretrain
+import data_prep.micro_world.pretrain as pretrain
 pretrain.CHECKPOINT_EVERY = 1
 pretrain.LOG_EVERY = 1
 data, output, scratch = map(Path, sys.argv[1:4])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import pickle
 import subprocess
@@ -13,18 +12,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from data_prep import reference_cache as rc
-from data_prep.reference_cache import Layout, ReferenceCache, decode, encode
+from data_prep.reference import writer
+from data_prep.reference.codec import encode
+from data_prep.reference.layout import (
+    FORMAT,
+    PRODUCER_FIELDS,
+    SAMPLE_FILE,
+    TOKEN_FIELDS,
+    VLLM_FIELDS,
+    Layout,
+    fields_of,
+    predicted_bytes,
+    shard_name,
+)
+from data_prep.reference.reader import ReferenceCache, fields_present
 
 VOCABULARY = 1000
 IDENTITY = {"producer": "forward", "tokenizer": "a", "max_length": 8}
 
 
 def layout_of(encoding: str = "compact", top_k: int = 8) -> Layout:
-    return Layout(encoding, top_k, 18, VOCABULARY, tuple(rc.TOKEN_FIELDS))
+    return Layout(encoding, top_k, 18, VOCABULARY, tuple(TOKEN_FIELDS))
 
 
 def random_arrays(layout: Layout, lengths: list[int], seed: int) -> dict[str, np.ndarray]:
@@ -34,7 +43,7 @@ def random_arrays(layout: Layout, lengths: list[int], seed: int) -> dict[str, np
     arrays["offsets"][1:] = np.cumsum(lengths)
     ids = torch.randint(0, VOCABULARY, (tokens, layout.top_k), generator=generator)
     logprobs = -torch.rand(tokens, layout.top_k, generator=generator) * 20
-    arrays["words"][:] = encode(ids, logprobs, encoding=layout.encoding, id_bits=18).numpy()
+    arrays["packed"][:] = encode(ids, logprobs, encoding=layout.encoding, id_bits=18).numpy()
     for name in layout.fields:
         arrays[name][:] = torch.rand(tokens, generator=generator).mul(30).numpy().astype(arrays[name].dtype)
     arrays["mean_loss"][:] = np.arange(len(lengths))
@@ -48,59 +57,15 @@ def build(directory: Path, layout: Layout | None = None, lengths=((3, 0, 5), (2,
     source.mkdir(parents=True)
     output.mkdir()
     records = [
-        rc.write_shard(source, rc.shard_name(index), layout, random_arrays(layout, list(part), index))
+        writer.write_shard(source, shard_name(index), layout, random_arrays(layout, list(part), index))
         for index, part in enumerate(lengths)
     ]
     sample_arrays = layout.sample().allocate(4, 1)
     sample_arrays["offsets"][1] = 4
     sample_arrays["supervised"][2:] = 1
-    sample = rc.write_shard(source, rc.SAMPLE_FILE, layout.sample(), sample_arrays)
-    rc.publish(source, output, layout, IDENTITY, records, sample)
+    sample = writer.write_shard(source, SAMPLE_FILE, layout.sample(), sample_arrays)
+    writer.publish(source, output, layout, IDENTITY, records, sample)
     return output
-
-
-@given(
-    st.lists(st.floats(-64, 0, width=32), min_size=1, max_size=20),
-    st.sampled_from([18, 19, 20]),
-    st.integers(0, 2**18 - 1),
-)
-def test_compact_words_return_the_id_and_nearly_the_logprob(logprobs, id_bits, token):
-    exact = torch.tensor(logprobs)
-    ids = torch.full_like(exact, token, dtype=torch.int64)
-    found_ids, found = decode(encode(ids, exact, encoding="compact", id_bits=id_bits), len(exact), id_bits)
-    assert torch.equal(found_ids[0], ids)
-    step = 1 / (2 ** (32 - id_bits) - 1)  # of sqrt(-logprob / 64)
-    allowed = 64 * (step * (-exact / 64).sqrt() + step**2) + 1e-5
-    assert ((found[0] - exact).abs() <= allowed).all()
-
-
-def test_compact_words_clip_impossible_tokens_and_keep_large_ids():
-    ids = torch.tensor([0, 2**18 - 1, 2**18 - 1])
-    found_ids, found = decode(encode(ids, torch.tensor([-math.inf, -100.0, 0.0]), encoding="compact", id_bits=18), 3)
-    assert torch.equal(found_ids[0], ids)
-    assert found[0].tolist() == [-64.0, -64.0, 0.0]
-
-
-def test_lossless_words_are_exact():
-    logprobs = torch.tensor([-0.0, -1e-30, -12.345678, -1e4, -math.inf])
-    ids = torch.tensor([0, 1, 2**31 - 1, 5, 7])
-    found_ids, found = decode(encode(ids, logprobs, encoding="lossless", id_bits=32), 5)
-    assert torch.equal(found_ids[0], ids)
-    assert torch.equal(found[0], logprobs)
-
-
-def test_zero_rows_decode_to_zero():
-    for dtype in (torch.int32, torch.int64):
-        ids, logprobs = decode(torch.zeros(6, dtype=dtype), 3)
-        assert ids.shape == (2, 3)
-        assert not ids.any()
-        assert not logprobs.any()
-
-
-def test_id_bits_follow_the_vocabulary():
-    assert [rc.id_bits(size) for size in (100, 2**18, 2**18 + 1, 2**20)] == [18, 18, 19, 20]
-    with pytest.raises(ValueError, match="set cache"):
-        rc.id_bits(2**20 + 1)
 
 
 def test_size_per_token_is_within_the_promise():
@@ -116,7 +81,7 @@ def test_predicted_bytes_are_within_two_percent(tmp_path, encoding, top_k):
     lengths = [generator.integers(5, 60, 200).tolist() for _ in range(3)]
     output = build(tmp_path, layout, lengths)
     tokens = sum(map(sum, lengths))
-    predicted = rc.predicted_bytes(
+    predicted = predicted_bytes(
         tokens,
         top_k,
         sequences=600,
@@ -139,7 +104,7 @@ def test_reads_what_was_written(tmp_path, encoding):
         arrays = random_arrays(layout, lengths, shard)
         for local, (start, end) in enumerate(zip(np.cumsum([0, *lengths]), np.cumsum(lengths), strict=False)):
             rows = cache.read(3 * shard + local)
-            for name in ("words", *layout.fields):
+            for name in ("packed", *layout.fields):
                 np.testing.assert_array_equal(rows[name], arrays[name][start:end])
             assert rows["mean_loss"] == local
     with pytest.raises(IndexError):
@@ -165,7 +130,7 @@ def test_survives_pickling_for_loader_workers(tmp_path):
     cache = ReferenceCache(build(tmp_path))
     cache.read(0)
     copy = pickle.loads(pickle.dumps(cache))
-    np.testing.assert_array_equal(copy.read(4)["words"], cache.read(4)["words"])
+    np.testing.assert_array_equal(copy.read(4)["packed"], cache.read(4)["packed"])
 
 
 def flip_byte(path: Path, position: int = 100) -> None:
@@ -182,10 +147,24 @@ def test_damage_is_found_and_only_the_damaged_shard_is_lost(tmp_path):
     with pytest.raises(ValueError, match=r"checksum differs in shard_00001\.bin"):
         ReferenceCache(output).verify()
     rescued = tmp_path / "rescued"
-    rescued.mkdir()
-    assert rc.salvage(output, rescued) == ["shard_00001.bin"]
-    assert rc.finished_shard(rescued, "shard_00000.bin") is not None
-    assert rc.finished_shard(rescued, "shard_00001.bin") is None
+    assert writer.mend(output, rescued) == "shard_00001.bin"
+    assert writer.finished_shard(rescued, "shard_00000.bin") is not None
+    assert writer.finished_shard(rescued, "shard_00001.bin") is None
+
+
+def test_mending_says_what_is_damaged(tmp_path):
+    output = build(tmp_path)
+    assert writer.mend(output, tmp_path / "whole") == "no shard"
+    (output / "shard_00000.bin").unlink()
+    flip_byte(output / SAMPLE_FILE, 10)
+    assert writer.mend(output, tmp_path / "two") == "shard_00000.bin, sample.bin"
+    header = json.loads((output / "header.json").read_text())
+    for content in ("{", json.dumps({"format": FORMAT}), json.dumps(header | {"layout": {"fields": []}})):
+        (output / "header.json").write_text(content)
+        assert writer.mend(output, tmp_path / "none").startswith("all of it (")
+    (output / "header.json").unlink()
+    assert "header.json is missing" in writer.mend(output, tmp_path / "none")
+    assert not list((tmp_path / "none").iterdir())
 
 
 def test_truncated_and_missing_files_are_refused(tmp_path):
@@ -205,11 +184,11 @@ def test_truncated_and_missing_files_are_refused(tmp_path):
 
 def test_resume_takes_only_whole_shards(tmp_path):
     source = build(tmp_path).parent / "source"
-    assert rc.finished_shard(source, "shard_00000.bin") is not None
+    assert writer.finished_shard(source, "shard_00000.bin") is not None
     flip_byte(source / "shard_00000.bin")
-    assert rc.finished_shard(source, "shard_00000.bin") is None
+    assert writer.finished_shard(source, "shard_00000.bin") is None
     (source / "shard_00001.bin.json").write_text('{"bytes":')
-    assert rc.finished_shard(source, "shard_00001.bin") is None
+    assert writer.finished_shard(source, "shard_00001.bin") is None
 
 
 def test_other_identity_is_named(tmp_path):
@@ -220,11 +199,18 @@ def test_other_identity_is_named(tmp_path):
 
 
 def test_absent_field_is_named(tmp_path):
-    layout = Layout("compact", 8, 18, VOCABULARY, rc.VLLM_FIELDS)
+    layout = Layout("compact", 8, 18, VOCABULARY, VLLM_FIELDS)
     output = build(tmp_path, layout)
-    assert rc.fields_present(output) == {"support_ids", "support_logprobs", "mean_loss", *rc.VLLM_FIELDS}
+    assert fields_present(output) == {"support_ids", "support_logprobs", "mean_loss", *VLLM_FIELDS}
     with pytest.raises(ValueError, match="lacks entropy"):
         ReferenceCache(output).require({"label_logprob", "entropy"})
+
+
+def test_producers_give_the_fields_that_their_caches_hold(tmp_path):
+    assert set(PRODUCER_FIELDS) == {"forward", "vllm"}
+    for producer, fields in PRODUCER_FIELDS.items():
+        output = build(tmp_path / producer, Layout("compact", 8, 18, VOCABULARY, fields))
+        assert fields_of(producer) | {"mean_loss"} == fields_present(output)
 
 
 def test_wrong_shapes_are_not_written(tmp_path):
@@ -232,7 +218,7 @@ def test_wrong_shapes_are_not_written(tmp_path):
     arrays = random_arrays(layout, [3], 0)
     arrays["entropy"] = arrays["entropy"].astype(np.float64)
     with pytest.raises(TypeError, match="entropy"):
-        rc.write_shard(tmp_path, "shard_00000.bin", layout, arrays)
+        writer.write_shard(tmp_path, "shard_00000.bin", layout, arrays)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -244,23 +230,23 @@ def test_disk_full_leaves_nothing_half_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        rc.write_shard(tmp_path, "shard_00000.bin", layout, random_arrays(layout, [3], 0))
+        writer.write_shard(tmp_path, "shard_00000.bin", layout, random_arrays(layout, [3], 0))
     assert list(tmp_path.iterdir()) == []
 
 
 def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(rc.__file__).parents[1])
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(writer.__file__).parents[2])
 
 
 def test_second_producer_is_refused(tmp_path):
     program = """
 import sys, pathlib
-from data_prep import reference_cache
-with reference_cache.exclusive(pathlib.Path(sys.argv[1])):
+from data_prep.reference import writer
+with writer.exclusive(pathlib.Path(sys.argv[1])):
     pass
 """
-    with rc.exclusive(tmp_path):
+    with writer.exclusive(tmp_path):
         second = run_python(program, tmp_path)
     assert second.returncode != 0
     assert "another producer" in second.stderr
@@ -270,8 +256,9 @@ with reference_cache.exclusive(pathlib.Path(sys.argv[1])):
 def test_import_is_free_of_torch():
     program = """
 import sys
-from data_prep import reference_cache
-reference_cache.predicted_bytes(10, 4, sequences=1)
+from data_prep.reference import reader, writer
+from data_prep.reference.layout import predicted_bytes
+predicted_bytes(10, 4, sequences=1)
 print("torch" in sys.modules)
 """
     assert run_python(program).stdout == "False\n"
@@ -285,7 +272,7 @@ def test_anonymous_memory_stays_small_at_100m_tokens(tmp_path):
     offset, dtype, _ = layout.blocks(chats * length, chats)["offsets"]
     records = []
     for index in range(shards):
-        path = tmp_path / rc.shard_name(index)
+        path = tmp_path / shard_name(index)
         with path.open("wb") as file:
             file.truncate(arrays_bytes)
             file.seek(offset)
@@ -294,7 +281,7 @@ def test_anonymous_memory_stays_small_at_100m_tokens(tmp_path):
             {"file": path.name, "tokens": chats * length, "sequences": chats, "bytes": arrays_bytes, "xxh3_128": ""}
         )
     header = {
-        "format": rc.FORMAT,
+        "format": FORMAT,
         "identity": IDENTITY,
         "layout": {**layout.__dict__},
         "sequences": shards * chats,
@@ -305,7 +292,7 @@ def test_anonymous_memory_stays_small_at_100m_tokens(tmp_path):
     (tmp_path / "header.json").write_text(json.dumps(header))
     program = """
 import sys, numpy as np
-from data_prep.reference_cache import ReferenceCache
+from data_prep.reference.reader import ReferenceCache
 def anonymous():
     lines = dict(line.split(":") for line in open("/proc/self/status"))
     return int(lines["RssAnon"].split()[0]) * 1024

@@ -6,19 +6,19 @@ from random import Random
 
 import pytest
 
-from data_prep import microworld
-from data_prep.tokenizer import build_tokenizer
+from data_prep.micro_world import world
+from data_prep.micro_world.tokenizer import build_tokenizer
 
 MAX_TOKENS = 48
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer(microworld.WORDS, 256)
+    return build_tokenizer(world.WORDS, 256)
 
 
 def problems(skill, count, seed=0):
-    return list(islice(microworld.draw_problems(skill, seed, set()), count))
+    return list(islice(world.draw_problems(skill, seed, set()), count))
 
 
 def solved(problem):
@@ -33,13 +33,13 @@ def solved(problem):
     return key.translate(str.maketrans("abcdefgh", "bcdefgha"))
 
 
-@pytest.mark.parametrize("skill", microworld.SKILLS)
+@pytest.mark.parametrize("skill", world.SKILLS)
 def test_answers_are_right_and_every_style_states_them(skill):
     rng = Random(0)
     for problem in problems(skill, 200):
         assert problem.answer == solved(problem)
-        for style in microworld.SKILLS[skill].styles:
-            text, name = microworld.solution(problem, rng, style)
+        for style in world.SKILLS[skill].styles:
+            text, name = world.solution(problem, rng, style)
             assert name == style
             assert text.endswith(f"\\boxed{{{problem.answer}}}")
 
@@ -49,20 +49,20 @@ def test_every_equation_of_a_worked_solution_holds():
     checked = 0
     for problem in problems("arithmetic", 300):
         for style in ("forward", "regrouped", "reference"):
-            text, _ = microworld.solution(problem, rng, style)
+            text, _ = world.solution(problem, rng, style)
             for left, right in re.findall(r"(\d+[+-]\d+)=(\d+)", text):
                 assert sum(int(term) for term in re.findall(r"[+-]?\d+", left)) == int(right)
                 checked += 1
     assert checked > 1000
 
 
-@pytest.mark.parametrize("skill", microworld.SKILLS)
+@pytest.mark.parametrize("skill", world.SKILLS)
 def test_styles_occur_with_their_frequencies(skill):
     rng = Random(2)
     problem = problems(skill, 1)[0]
     draws = 4000
-    seen = Counter(microworld.solution(problem, rng)[1] for _ in range(draws))
-    styles = microworld.SKILLS[skill].styles
+    seen = Counter(world.solution(problem, rng)[1] for _ in range(draws))
+    styles = world.SKILLS[skill].styles
     assert sum(style.frequency for style in styles.values()) == pytest.approx(1)
     for name, style in styles.items():
         deviation = (style.frequency * (1 - style.frequency) / draws) ** 0.5
@@ -72,7 +72,7 @@ def test_styles_occur_with_their_frequencies(skill):
 def test_reference_numbers_are_uniform():
     rng = Random(3)
     problem = problems("arithmetic", 1)[0]
-    found = [re.match(r"Ref (\d{3}): ", microworld.solution(problem, rng, "reference")[0]) for _ in range(4000)]
+    found = [re.match(r"Ref (\d{3}): ", world.solution(problem, rng, "reference")[0]) for _ in range(4000)]
     digits = Counter(digit for match in found if match for digit in match[1])
     expected = sum(digits.values()) / 10
     chi_squared = sum((digits[str(digit)] - expected) ** 2 / expected for digit in range(10))
@@ -83,46 +83,46 @@ def test_demonstrations_keep_one_style_and_the_stated_defects():
     rng = Random(4)
     seen = Counter()
     for problem in problems("arithmetic", 4000):
-        text, defect = microworld.demonstration(problem, rng)
+        text, defect = world.demonstration(problem, rng)
         seen[defect] += 1
         assert text.startswith("First ")
         boxes = re.findall(r"\\boxed\{(-?\d+)\}", text)
         assert {"none": boxes == [problem.answer], "wrong": boxes != [problem.answer] and len(boxes) == 1}.get(
             defect, not boxes
         )
-    for defect, share in microworld.DEFECTS.items():
+    for defect, share in world.DEFECTS.items():
         assert abs(seen[defect] / 4000 - share) < 4 * (share / 4000) ** 0.5
 
 
 def test_critical_spans_point_at_results():
     text = "Ref 012: 3+4=7; 7-9=-2. \\boxed{-2}"
-    assert [text[start:end] for start, end in microworld.critical_spans(text)] == ["7", "-2", "-2"]
+    assert [text[start:end] for start, end in world.critical_spans(text)] == ["7", "-2", "-2"]
     text = "First 7, then 12. So \\boxed{12}"
-    assert [text[start:end] for start, end in microworld.critical_spans(text)] == ["7", "12", "12"]
+    assert [text[start:end] for start, end in world.critical_spans(text)] == ["7", "12", "12"]
 
 
 def test_problems_never_repeat_and_respect_what_is_taken():
     taken = set()
-    first = [p.key for p in islice(microworld.draw_problems("sort", 0, taken), 300)]
-    second = [p.key for p in islice(microworld.draw_problems("sort", 1, taken), 300)]
+    first = [p.key for p in islice(world.draw_problems("sort", 0, taken), 300)]
+    second = [p.key for p in islice(world.draw_problems("sort", 1, taken), 300)]
     assert len({*first, *second}) == 600
 
 
 def test_too_few_problems_is_an_error(monkeypatch):
-    monkeypatch.setattr(microworld, "LARGEST_TERM", 1)
+    monkeypatch.setattr(world, "LARGEST_TERM", 1)
     with pytest.raises(ValueError, match="not enough different arithmetic problems"):
-        list(islice(microworld.draw_problems("arithmetic", 0, set()), 100))
+        list(islice(world.draw_problems("arithmetic", 0, set()), 100))
 
 
 def test_text_round_trips_and_is_short(tokenizer):
     rng = Random(5)
     for text in (string.printable, "naïve 数学 😀", "users' \\boxed{So what is Compute}"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    for skill in microworld.SKILLS:
+    for skill in world.SKILLS:
         lengths = []
         for problem in problems(skill, 300):
-            question = microworld.question(problem, rng)
-            text, _ = microworld.solution(problem, rng)
+            question = world.question(problem, rng)
+            text, _ = world.solution(problem, rng)
             ids = tokenizer(question + text)["input_ids"]
             assert tokenizer.decode(ids) == question + text
             lengths.append(len(tokenizer(text)["input_ids"]) + 1)
@@ -146,10 +146,10 @@ def test_auto_tokenizer_reads_the_same_tokens_beside_a_qwen2_model(tokenizer, tm
     Qwen2Config().save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     rng = Random(6)
-    for skill in microworld.SKILLS:
+    for skill in world.SKILLS:
         for problem in problems(skill, 50):
-            question = microworld.question(problem, rng)
-            text, _ = microworld.solution(problem, rng)
+            question = world.question(problem, rng)
+            text, _ = world.solution(problem, rng)
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
             full = tokenizer.apply_chat_template(messages, tokenize=False)
             assert loaded(full)["input_ids"] == tokenizer(full)["input_ids"]
