@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
-from common.registry import source_digest
+from common.registry import code_digest
 from data_prep.sources import load
 from data_prep.sources.contract import Row, Source
 
@@ -62,7 +62,7 @@ def identity(feeds: Sequence[Any], part: str) -> list[dict[str, Any]]:
     found = []
     for feed in feeds:
         source = load(feed.source)
-        own = {"source": source.name, "version": source.version, "code": source_digest(source)}
+        own = {"source": source.name, "version": source.version, "code": code_digest(feed.source)}
         drawn = {"rows": feed.rows, "weight": feed.weight}
         found.append({**own, **drawn, "settings": source.identity(section_of(feed), part)})
     return found

@@ -8,20 +8,10 @@ from pydantic import BaseModel, create_model, field_validator, model_validator
 
 from common.errors import ConfigError
 from data_prep import sources
+from data_prep.sources.feeds import Feed
 from launch.recipe.section import Section, setting
 
 _OWN = ("source", "rows", "weight")  # of an entry of data.sft or data.rl; the rest belongs to its source
-
-
-class PartSource(Section):
-    """One source of a part of the data: `settings` are complete settings of the source's own section."""
-
-    source: str = setting("files", "a name of data_prep.sources, or the path of one's own")
-    rows: int | None = setting(None, "rows to take, drawn with data.seed; null: all", gt=0)
-    weight: float = setting(
-        1.0, "how often each row stands in the part; 0.5: every other one, drawn with data.seed", gt=0
-    )
-    settings: dict[str, Any] = setting({}, "settings of the source")
 
 
 class _Data(Section):
@@ -48,7 +38,7 @@ class _Data(Section):
     @model_validator(mode="after")
     def _entries_are_valid(self) -> _Data:
         for part in ("sft", "rl"):
-            part_sources(self, part)
+            feeds_of(self, part)
         return self
 
 
@@ -65,8 +55,8 @@ Data: Any = create_model(
 )  # type: ignore[call-overload]
 
 
-def part_sources(data: Any, part: str) -> list[PartSource]:
-    """The sources of `part` ("sft" or "rl") with complete settings: an entry's own go before those of `data.<source>`.
+def feeds_of(data: Any, part: str) -> list[Feed]:
+    """The feeds of `part` ("sft" or "rl") with complete settings: an entry's own go before those of `data.<source>`.
 
     Raises ConfigError (one line) for an unknown source, setting or value.
     """
@@ -79,7 +69,7 @@ def part_sources(data: Any, part: str) -> list[PartSource]:
         own = {key: value for key, value in entry.items() if key not in _OWN}
         given = {key: value for key, value in entry.items() if key in _OWN}
         settings = source_settings(data, str(entry["source"]), own, where).model_dump(mode="json")
-        found.append(PartSource.model_validate({**given, "settings": settings}))
+        found.append(Feed.model_validate({**given, "settings": settings}))
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from pydantic import create_model, field_validator, model_validator
+from pydantic import create_model, model_validator
 
 from launch import stages
 from launch.recipe.data import Data
@@ -41,17 +41,15 @@ class _Recipe(Section):
             raise ValueError("model: set exactly one of model.path and model.pretrain")
         return self
 
-    @field_validator("platform")
-    @classmethod
-    def _placements_are_of_stages(cls, value: Platform) -> Platform:
-        for name in value.placement:
-            if name not in stages.names() and "." not in name:
-                raise ValueError(f"there is no stage {name}; allowed: {', '.join(stages.names())}")
-        return value
-
     @model_validator(mode="after")
     def _stages_agree(self) -> _Recipe:
-        for kind in stages.in_order(self.stages):
+        kinds = stages.in_order(self.stages)
+        names = [kind.name for kind in kinds]
+        for name in self.platform.placement:
+            if name not in names:
+                given = ", ".join(self.platform.placement)
+                raise ValueError(f"platform.placement={given}: there is no stage {name}; allowed: {', '.join(names)}")
+        for kind in kinds:
             kind.check(self)
         return self
 

@@ -73,11 +73,11 @@ class CacheStage(StageKind):
 
     def _check_fields(self, branch: Branch, role: str) -> None:
         """Refuses an objective that the cache could not serve."""
-        from data_prep.reference.layout import PRODUCER_FIELDS, SAMPLE_TOP_K, SUPPORT_FIELDS
+        from data_prep.reference.layout import SAMPLE_TOP_K, fields_of
 
         cache, needs, name = branch.recipe.cache, branch.objective.needs, branch.recipe.objective["name"]
         needed = frozenset() if is_live(branch, role) else needs.references.get(role, frozenset())
-        absent = sorted(needed - {*SUPPORT_FIELDS, *PRODUCER_FIELDS[cache.producer]})
+        absent = sorted(needed - fields_of(cache.producer))
         if absent:
             raise ConfigError(
                 f"objective {name} needs {', '.join(absent)} of the {role}, which cache.producer={cache.producer} "

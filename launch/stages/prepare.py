@@ -10,23 +10,24 @@ from common.errors import ConfigError
 from common.files import read_json
 from common.registry import code_digest
 from data_prep import sources
-from launch.recipe.data import Data, PartSource, part_sources, source_settings
+from data_prep.sources import feeds
+from data_prep.sources.feeds import Feed
+from launch.recipe.data import Data, feeds_of, source_settings
 from launch.recipe.platform import Placement
 from launch.recipe.section import setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Settings, StageKind, Step, Tokens
-from launch.stages.references import FROZEN, model_of
+from launch.stages.references import model_of
+from launch.stages.references import sources as references
 
-BYTES_PER_TOKEN = 4.0  # of text
 CHAT_SHARE = 0.5  # of data.max_length that a chat fills when nothing is known
 RESPONSE_SHARE = 0.7  # of a chat's tokens that are supervised when nothing is known
-TEXT_BYTES = 0.5  # of a prepared row for each byte of the file it came from
 ROW_BYTES = 40.0
 
 
 class PrepareSettings(Settings):
     part: Literal["sft", "rl", "benchmark", "pretrain"] = setting("sft", "which part of the data")
     name: str = setting("", "of the benchmark")
-    sources: list[PartSource] = setting([], "where its rows come from; none: the published benchmark itself")
+    sources: list[Feed] = setting([], "where its rows come from; none: the published benchmark itself")
     data: Data = setting(Data(), "the recipe's data section")  # type: ignore[valid-type]
 
 
@@ -37,8 +38,9 @@ class Prepare(StageKind):
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
-        if any(model.pretrain is not None for model in (recipe.model, *(getattr(recipe.model, r) for r in FROZEN[1:]))):
-            text = PartSource(
+        models = (model_of(recipe, role) for role in dict.fromkeys(("base", *references(branch))))
+        if any(isinstance(model, Made) for model in models):
+            text = Feed(
                 source="microworld",
                 settings=source_settings(recipe.data, "microworld", {}, "data.microworld").model_dump(mode="json"),
             )
@@ -49,10 +51,10 @@ class Prepare(StageKind):
                 role = f"prepare:benchmark/{benchmark_name(entry.name)}"
                 yield self._step(branch, role, "benchmark", entry.name, problem_sources(recipe, entry), {})
                 benchmarks[f"benchmark_{benchmark_name(entry.name)}"] = Made(role, identifies=False)
-        yield self._step(branch, "prepare:sft", "sft", "", part_sources(recipe.data, "sft"), benchmarks)
+        yield self._step(branch, "prepare:sft", "sft", "", feeds_of(recipe.data, "sft"), benchmarks)
         if recipe.rl.enabled:
             shared = {} if recipe.data.allow_shared_prompts else {"sft": Made("prepare:sft")}
-            prompts = part_sources(recipe.data, "rl")
+            prompts = feeds_of(recipe.data, "rl")
             yield self._step(branch, "prepare:rl", "rl", "", prompts, {**benchmarks, **shared})
 
     def _step(
@@ -61,30 +63,30 @@ class Prepare(StageKind):
         role: str,
         part: str,
         name: str,
-        entries: list[PartSource],
+        entries: list[Feed],
         inputs: Mapping[str, Made | Outside],
     ) -> Step:
         recipe = branch.recipe
         what = {"benchmark": f"benchmark/{benchmark_name(name)}" if name else ""}.get(part, part)
-        identity: dict[str, Any] = {"part": what, "eos": recipe.model.eos, "sources": []}
+        identity: dict[str, Any] = {
+            "part": what,
+            "eos": recipe.model.eos,
+            "sources": feeds.identity(entries, what),
+        }
         found = dict(inputs)
-        for place, entry in enumerate(entries):
-            source = sources.load(entry.source)
-            section = source.section.model_validate(entry.settings)
-            identity["sources"].append(
-                {
-                    "name": source.name,
-                    "version": source.version,
-                    "code": code_digest(entry.source),
-                    "rows": entry.rows,
-                    "weight": entry.weight,
-                    "settings": source.identity(section, what),
-                }
-            )
-            for key, path in source.inputs(section, what).items():
-                found[key if not place else f"{place}_{key}"] = Outside(path, f"data.{source.name}.{key}")
+        for key, path in feeds.inputs(entries, what).items():
+            found[key] = Outside(path, _field(key, part, name))
         if not entries:
-            identity["published"] = _published_identity(name)
+            published = _published(name)
+            identity["published"] = {
+                "name": published.name,
+                "version": published.version,
+                "file": published.file,
+                "revision": published.revision,
+                "code": code_digest(name),
+            }
+            if Path(published.file).expanduser().is_file():
+                found["file"] = Outside(published.file, f"eval.benchmarks.{name}")
         data = recipe.data
         identity |= {
             field: getattr(data, field)
@@ -129,7 +131,7 @@ class Prepare(StageKind):
             taken = min(found, entry["rows"] or found) * entry["weight"]
             rows += taken
             if part == "sft":
-                whole = source.rough_tokens(section) or _guessed(inputs, settings["data"]["max_length"], found)
+                whole = source.rough_tokens(section, settings["data"]["max_length"]) or _guessed(settings, found)
                 share = taken / found if found else 1.0
                 tokens = Tokens(
                     tokens.chats + whole[0] * share,
@@ -140,45 +142,37 @@ class Prepare(StageKind):
         return tokens if part == "sft" else max(1.0, rows)
 
 
+def _field(key: str, part: str, name: str) -> str:
+    """The recipe's field that names an outside file, for messages."""
+    return f"data.files.benchmarks.{name}" if part == "benchmark" else f"data.files.{key}"
+
+
 def _what(settings: Mapping[str, Any]) -> str:
     if settings["part"] != "benchmark":
         return settings["part"]
     return f"benchmark/{benchmark_name(settings['name'])}"
 
 
-def _guessed(inputs: Mapping[str, str], max_length: int, rows: float) -> tuple[float, float, float]:
-    """Chats, tokens and supervised tokens of a file of chats, from its size."""
-    path = Path(inputs.get("sft_train", "")).expanduser()
-    if not path.is_file():
-        tokens = rows * CHAT_SHARE * max_length
-        return rows, tokens, RESPONSE_SHARE * tokens
-    tokens = path.stat().st_size / BYTES_PER_TOKEN
-    return max(1.0, tokens / (CHAT_SHARE * max_length)), tokens, RESPONSE_SHARE * tokens
+def _guessed(settings: Mapping[str, Any], rows: float) -> tuple[float, float, float]:
+    """Chats, tokens and supervised tokens of `rows` rows of which nothing is known."""
+    tokens = rows * CHAT_SHARE * settings["data"]["max_length"]
+    return rows, tokens, RESPONSE_SHARE * tokens
 
 
 def benchmark_name(name: str) -> str:
     """What a benchmark is called in roles, addresses and tables: of one's own (a dotted path) its own `name`."""
     if "." not in name and ":" not in name:
         return name
+    return _published(name).name
+
+
+def _published(name: str) -> Any:
     from evaluation import benchmarks
 
-    return benchmarks.load(name).name
+    return benchmarks.load(name)
 
 
-def _published_identity(name: str) -> dict[str, Any]:
-    from evaluation import benchmarks
-
-    found = benchmarks.load(name)
-    return {
-        "name": found.name,
-        "version": found.version,
-        "file": found.file,
-        "revision": found.revision,
-        "code": code_digest(name),
-    }
-
-
-def problem_sources(recipe: Any, entry: Any) -> list[PartSource]:
+def problem_sources(recipe: Any, entry: Any) -> list[Feed]:
     """Where the problems of an entry of eval.benchmarks come from; [] for a published benchmark or one of one's own.
 
     Raises ConfigError where nobody has them.
@@ -189,7 +183,7 @@ def problem_sources(recipe: Any, entry: Any) -> list[PartSource]:
         return []
     name = entry.source or data.source
     section = source_settings(data, name, {}, f"data.{name}")
-    given = sorted(sources.load(name).benchmarks(section))
+    given = list(sources.load(name).benchmarks(section))
     if entry.name not in given and entry.source is None and entry.name in data.files.benchmarks:
         name, section = "files", data.files
         given = [entry.name]
@@ -203,7 +197,7 @@ def problem_sources(recipe: Any, entry: Any) -> list[PartSource]:
             f"eval.benchmarks names {entry.name!r}; data.source={name} has {', '.join(given) or 'none'}; or give a "
             f"file as data.files.benchmarks.{entry.name}"
         )
-    return [PartSource(source=name, settings=section.model_dump(mode="json"))]
+    return [Feed(source=name, settings=section.model_dump(mode="json"))]
 
 
 PREPARE = Prepare()

@@ -62,7 +62,7 @@ def test_a_cache_is_sized_from_the_counts_that_prepare_published(tmp_path):
     store, cache = Store(tmp_path), only(plan, "cache")
     assert not estimate_plan(plan, store)[cache.fingerprint].exact_bytes
     summary = {"tokens": {"sft_train": {"chats": 900, "tokens": 30_000, "response_tokens": 21_000}}}
-    publish(store, only(plan, "prepare"), {"summary.json": json.dumps(summary)})
+    publish(store, plan.stages[str(cache.inputs["data"].stage)], {"summary.json": json.dumps(summary)})
     found = estimate_plan(plan, store)[cache.fingerprint]
     assert found.exact_bytes and found.bytes == predict_bytes(summary, cache.settings["cache"])
 
@@ -87,12 +87,12 @@ def test_totals_count_what_is_missing_and_what_sharing_saves(tmp_path, capsys):
     plan = planned(tmp_path, "objective=sft,dft", "eval.enabled=false")
     total = plan_json(plan)["total"]
     rows = {row["fingerprint"]: row["estimate"] for row in plan_json(plan)["stages"]}
-    assert total["missing"] == len(rows) == 6
+    assert total["missing"] == len(rows) == 8
     assert total["device_hours"] == pytest.approx(sum(row["device_hours"] for row in rows.values()))
     pretrain = rows[only(plan, "pretrain").fingerprint]["device_hours"]
     assert total["device_hours_without_sharing"] - total["device_hours"] == pytest.approx(pretrain)
     print_plan(plan)
-    assert "6 to run" in capsys.readouterr().out
+    assert "8 to run" in capsys.readouterr().out
     fill(plan)
     assert plan_json(plan)["total"]["missing"] == 0
     assert disk_forecast(estimate_plan(plan, Store(plan.root)), 1) == 0
