@@ -32,6 +32,7 @@ def start_private_ray(*, cpus: int, gpus: int | None = None, environment: Mappin
 
     Raises:
         RuntimeError: it does not start.
+        TimeoutError: a time limit of the caller's passed meanwhile.
     """
     import psutil
     import ray
@@ -53,6 +54,8 @@ def start_private_ray(*, cpus: int, gpus: int | None = None, environment: Mappin
         except Exception as error:
             ray.shutdown()
             end_processes(set(psutil.Process().children(recursive=True)) - before)  # ray.init leaves what it had started
+            if isinstance(error, TimeoutError):  # the caller's own limit, raised out of whatever it waited for
+                raise
             if attempt == START_TRIES:
                 raise RuntimeError(f"Ray does not start on this machine: {error}") from error
             print(f"Ray did not start in time (attempt {attempt} of {START_TRIES})", file=sys.stderr)

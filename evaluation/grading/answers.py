@@ -117,9 +117,9 @@ def grade_answer(response: str, answer: str, grader: str = "math", *, run_genera
 def check_grader(grader: str) -> tuple[Callable[[str, str, str], Grade], str]:
     """The function and argument behind a grader's name. Raises ValueError, naming the graders, for an unknown one."""
     name, _, argument = grader.partition(":")
-    if name not in GRADERS or (argument and name != "numeric"):
+    if name not in GRADERS or (argument and name not in ("numeric", "format")):
         raise ValueError(f"grader: {grader!r} is not one of {', '.join(sorted(GRADERS))} or numeric:<tolerance>")
-    if argument:
+    if argument and name == "numeric":
         float(argument)
     return GRADERS[name], argument
 
@@ -350,6 +350,20 @@ def _grade_code(response: str, answer: str, _: str) -> Grade:
     raise ValueError("grader: code runs through grade_answer, which asks for leave to run it")
 
 
+def _grade_medcalc(response: str, answer: str, _: str) -> Grade:
+    """MedCalc-Bench: a reference "[low, high]" is judged as a range, any other as a date or "(weeks, days)" pair."""
+    return (_grade_range if answer.lstrip().startswith("[") else _grade_date)(response, answer, "")
+
+
+def _has_boxed_answer(response: str, answer: str, _: str) -> Grade:
+    found = extract_boxed(response)
+    return Grade(len(found) == 1 and bool(found[0]), "ok")
+
+
+def _matches_format(response: str, answer: str, argument: str) -> Grade:
+    return Grade(re.fullmatch(argument, response, re.DOTALL) is not None, "ok")
+
+
 GRADERS: dict[str, Callable[[str, str, str], Grade]] = {
     "boxed": _grade_boxed,
     "math": _grade_math,
@@ -359,4 +373,7 @@ GRADERS: dict[str, Callable[[str, str, str], Grade]] = {
     "choice": _grade_choice,
     "range": _grade_range,
     "code": _grade_code,
+    "medcalc": _grade_medcalc,
+    "has_boxed_answer": _has_boxed_answer,
+    "format": _matches_format,
 }

@@ -99,11 +99,18 @@ class GradingPool:
         return future
 
     def submit_grade(
-        self, response: str, answer: str, grader: str = "math", *, run_generated_code: bool = False
+        self,
+        response: str,
+        answer: str,
+        grader: str = "math",
+        *,
+        run_generated_code: bool = False,
+        timeout_seconds: float | None = None,
     ) -> "Future[Outcome]":
         """Start grading one response; turn the outcome into a `Grade` with `GradingPool.verdict`.
 
         run_generated_code: leave for the grader `code` to run the response in the sandbox, which has its own limits.
+        timeout_seconds: as in `submit`; a program has at least the time that the sandbox gives it.
         """
         check_grader(grader)
         return self.submit(
@@ -112,7 +119,7 @@ class GradingPool:
             answer,
             grader,
             run_generated_code,
-            timeout_seconds=CODE_TIMEOUT_SECONDS if grader == "code" else None,
+            timeout_seconds=max(CODE_TIMEOUT_SECONDS, timeout_seconds or 0) if grader == "code" else timeout_seconds,
         )
 
     @staticmethod

@@ -3,6 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+from common.errors import ConfigError
 from rl_stage.config import verl_config
 
 GROUPS = ["grpo", "dapo", "sed_sft", "prift"]
@@ -116,12 +117,12 @@ def test_passthrough_wins_over_our_own_values(cpu_settings, inputs, tmp_path):
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_an_error_that_names_it(tree, said, cpu_settings, inputs, tmp_path):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ConfigError, match=said):
         verl_config(cpu_settings(verl=tree), inputs, tmp_path)
 
 
 def test_a_value_that_verl_refuses_is_our_error(cpu_settings, inputs, tmp_path):
-    with pytest.raises(ValueError, match="rl: verl refuses"):
+    with pytest.raises(ConfigError, match="rl: verl refuses"):
         verl_config(cpu_settings(verl={"actor_rollout_ref": {"actor": {"loss_agg_mode": "median"}}}), inputs, tmp_path)
 
 

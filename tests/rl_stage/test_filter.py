@@ -7,6 +7,7 @@ import pyarrow
 import pyarrow.parquet as pq
 import pytest
 
+from common.errors import ConfigError
 from evaluation.generation import Sample
 from rl_stage import filter as difficulty
 
@@ -64,7 +65,7 @@ def stage(tmp_path, monkeypatch, cpu_settings):
         inputs = {"data": tmp_path / "data", "model": tmp_path / "model"}
         try:
             difficulty.run(settings, inputs, output, tmp_path / "scratch", lambda done, total: None)
-        except ValueError as error:
+        except ConfigError as error:
             return str(error), engine
         return output, engine
 
@@ -102,3 +103,7 @@ def test_a_reward_that_cannot_be_loaded_ends_the_stage_before_it_samples(stage):
     message, engine = stage("unknown", reward="nowhere.boxes", filter={"enabled": True, "samples": 4})
     assert message.startswith("rl.reward.name: cannot import 'nowhere.boxes'")
     assert engine.requests == 0
+
+
+def test_histogram_of_pass_rates():
+    assert difficulty.histogram([0.0, 0.25, 1.0, 0.25, None], 4) == {"0/4": 1, "1/4": 2, "4/4": 1}
