@@ -73,12 +73,12 @@ def grade_choice(response: str, answer: str) -> bool:
 
 
 def grade_code(response: str, answer: str, run_generated_code: bool = False) -> bool:
-    """Whether the program in `response` passes the tests in `answer` (`evaluation.grading.code`), in the sandbox.
+    """Whether the program in `response` passes the tests in `answer` (`evaluation.graders.code`), in the sandbox.
 
     Raises ValueError without `run_generated_code` and for an answer that holds no tests, RuntimeError where the kernel
     offers no sandbox.
     """
-    from evaluation.grading.code import grade_code as judge
+    from evaluation.graders.code import grade_code as judge
 
     return judge(response, answer, run_generated_code=run_generated_code).correct
 
@@ -179,7 +179,7 @@ def _pool_call(reward: str, response: str, answer: str, settings: Mapping[str, A
 
 def _time_limit(reward: str, timeout: float) -> float:
     """Seconds of one response in the pool: a program's own limit is the sandbox's, and one that reaches it is wrong."""
-    from evaluation.grading.pool import CODE_TIMEOUT_SECONDS
+    from evaluation.graders.code import TIMEOUT_SECONDS as CODE_TIMEOUT_SECONDS
 
     return max(timeout, CODE_TIMEOUT_SECONDS) if reward == "code" else timeout
 
