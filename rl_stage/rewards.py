@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,10 +24,8 @@ from evaluation.grading import GradingPool, Outcome, default_pool, grade
 
 logger = logging.getLogger(__name__)
 
-# The key of `rl.reward.settings` that is a grader's argument.
+# The key of `rl.reward.settings` that is the grader's argument, where it is not `argument`.
 ARGUMENTS = {"numeric": "tolerance", "format": "pattern"}
-REQUIRED_ARGUMENTS = ("format",)
-OWN_ARGUMENT = "argument"  # that key for a Grader of the user's
 
 
 def names() -> list[str]:
@@ -44,23 +42,19 @@ def grade_math(response: str, answer: str) -> bool:
 
 
 def load_reward(name: str, settings: Mapping[str, Any]) -> Callable[..., bool | float]:
-    """The reward called `name`, as a function of (response, answer, **settings); one with a name runs in the pool.
+    """The reward called `name`, as a function of (response, answer, **settings); a grader judges in the pool.
 
     Raises ConfigError for an unknown name, for a path that leads to neither a function nor a Grader, for settings that
-    do not fit it, and for `code` without the setting `run_generated_code`.
+    do not fit it, and for a grader that runs programs without the setting `run_generated_code`.
     """
-    if name in graders.names():
-        _check_settings(name, settings, ARGUMENTS.get(name), name in REQUIRED_ARGUMENTS)
+    found = _load(name)
+    if isinstance(found, graders.Grader):
+        _check_settings(found, settings)
 
         def graded(response: str, answer: str, **settings: Any) -> bool:
-            outcome = _submit_grade(name, response, answer, settings, None).result()
-            return GradingPool.verdict(outcome).correct
+            return GradingPool.verdict(_submit(name, response, answer, settings).result()).correct
 
         return graded
-    found = _imported(name)
-    if _is_grader(found):
-        _check_settings(name, settings, OWN_ARGUMENT)
-        return lambda response, answer, argument="": found.grade(response, answer, str(argument)).correct
     try:
         inspect.signature(found).bind("response", "answer", **settings)
     except TypeError as error:
@@ -68,46 +62,46 @@ def load_reward(name: str, settings: Mapping[str, Any]) -> Callable[..., bool | 
     return found
 
 
-def _check_settings(name: str, settings: Mapping[str, Any], argument: str | None, required: bool = False) -> None:
-    """Raise ConfigError unless `settings` hold nothing but a grader's argument, and for `code` the leave to run."""
-    allowed = {argument} if argument else set()
-    if name == "code":
-        allowed.add("run_generated_code")
+def _load(name: str) -> graders.Grader | Callable[..., bool | float]:
+    """A grader by its name, else the user's own function or Grader by its path."""
+    if name in graders.names():
+        return graders.load(name)
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    if not module:
+        raise ConfigError(f"rl.reward.name: {name!r} is not one of {', '.join(names())} or a dotted path")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the user's module raises when it is imported
+        raise ConfigError(f"rl.reward.name: cannot import {name!r}: {error}") from error
+    if not isinstance(found, graders.Grader) and not callable(found):
+        raise ConfigError(f"rl.reward.name: {name!r} is a {type(found).__name__}; name a function or a Grader")
+    return found
+
+
+def _check_settings(grader: graders.Grader, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless `settings` are the grader's argument and, where it runs programs, the leave to."""
+    argument = ARGUMENTS.get(grader.name, "argument")
+    allowed = {argument, "run_generated_code"} if grader.runs_code else {argument}
     if strange := sorted(set(settings) - allowed):
-        allows = f"allowed: {', '.join(sorted(allowed))}" if allowed else "it has none"
-        raise ConfigError(f"rl.reward.settings: {', '.join(strange)} do not fit {name}; {allows}")
-    if required and argument not in settings:
-        raise ConfigError(f"rl.reward.settings: {name} needs {argument}; set rl.reward.settings.{argument}")
-    if name == "code" and settings.get("run_generated_code") is not True:
         raise ConfigError(
-            "rl.reward.settings: the reward code runs programs that the model wrote, in the sandbox; "
+            f"rl.reward.settings: {', '.join(strange)} does not fit {grader.name}; allowed: "
+            f"{', '.join(sorted(allowed))}"
+        )
+    try:
+        grader.check(str(settings.get(argument, "")))
+    except ValueError as error:
+        raise ConfigError(f"rl.reward.settings.{argument}: {grader.name}: {error}") from error
+    if grader.runs_code and settings.get("run_generated_code") is not True:
+        raise ConfigError(
+            f"rl.reward.settings: the reward {grader.name} runs programs that the model wrote, in the sandbox; "
             "set rl.reward.settings.run_generated_code=true to allow it"
         )
 
 
-def _imported(path: str) -> Any:
-    """The user's function or Grader at `package.module.attribute` or `package.module:attribute`."""
-    module, _, attribute = path.replace(":", ".").rpartition(".")
-    if not module:
-        raise ConfigError(f"rl.reward.name: {path!r} is not one of {', '.join(names())} or a dotted path")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's module raises when it is imported
-        raise ConfigError(f"rl.reward.name: cannot import {path!r}: {error}") from error
-    if not callable(found) and not _is_grader(found):
-        raise ConfigError(f"rl.reward.name: {path!r} is a {type(found).__name__}; name a function or a Grader")
-    return found
-
-
-def _is_grader(found: Any) -> bool:
-    return not isinstance(found, type) and callable(getattr(found, "grade", None))
-
-
-def call_reward(response: str, answer: str, name: str, settings: dict[str, Any]) -> bool | float | dict[str, Any]:
-    """Run the user's reward in a pool worker: a bool, a finite float, or the fields of its Grade."""
-    found = _imported(name)
-    if _is_grader(found):
-        return asdict(found.grade(response, answer, str(settings.get(OWN_ARGUMENT, ""))))
+def call_reward(response: str, answer: str, name: str, settings: dict[str, Any]) -> bool | float:
+    """Run the user's function in a pool worker; the result must be a bool or a finite float."""
+    found = _load(name)
+    assert not isinstance(found, graders.Grader)  # graders have their own way into the pool
     value: Any = found(response, answer, **settings)
     if hasattr(value, "item"):  # numpy's and torch's bools are no Python bools
         value = value.item()
@@ -129,27 +123,31 @@ class Scored:
     failed: bool = False
 
 
-def _submit(reward: str, response: str, answer: str, settings: Mapping[str, Any], timeout: float) -> Future[Outcome]:
-    """Start one reward in the process's pool; `settings` become plain JSON."""
-    if reward in graders.names():
-        return _submit_grade(reward, response, answer, settings, timeout)
+def _submit(
+    reward: str, response: str, answer: str, settings: Mapping[str, Any], timeout: float | None = None
+) -> Future[Outcome]:
+    """Start one reward in the process's pool. timeout: seconds; a grader with a time of its own has at least that."""
+    found = _load(reward)
+    if isinstance(found, graders.Grader):
+        return default_pool().submit_grade(
+            response,
+            answer,
+            _name_for_pool(reward, found, settings),
+            run_generated_code=settings.get("run_generated_code") is True,
+            timeout_seconds=timeout,
+        )
     plain = {str(name): value for name, value in settings.items()}
     return default_pool().submit(
         "rl_stage.rewards:call_reward", response, answer, reward, plain, timeout_seconds=timeout
     )
 
 
-def _submit_grade(
-    grader: str, response: str, answer: str, settings: Mapping[str, Any], timeout: float | None
-) -> Future[Outcome]:
-    argument = settings.get(ARGUMENTS.get(grader, ""))
-    return default_pool().submit_grade(
-        response,
-        answer,
-        grader if argument is None else f"{grader}:{argument}",
-        run_generated_code=settings.get("run_generated_code") is True,
-        timeout_seconds=timeout,
-    )
+def _name_for_pool(reward: str, grader: graders.Grader, settings: Mapping[str, Any]) -> str:
+    """`name[:argument]`, or of the user's own `module:attribute[:argument]`."""
+    if reward not in graders.names():
+        reward = ":".join(reward.replace(":", ".").rsplit(".", 1))
+    argument = settings.get(ARGUMENTS.get(grader.name, "argument"))
+    return reward if argument is None else f"{reward}:{argument}"
 
 
 def _scored(reward: str, outcome: Outcome, correct: float, wrong: float) -> Scored:

@@ -79,9 +79,9 @@ def test_unknown_rewards_and_settings_are_named():
         rewards.load_reward("rl_stage.rewards.nothing", {})
     with pytest.raises(ConfigError, match=r"rl\.reward\.settings: .*slack"):
         rewards.load_reward("numeric", {"slack": 1})
-    with pytest.raises(ConfigError, match=r"rl\.reward\.settings: format needs pattern"):
+    with pytest.raises(ConfigError, match=r"rl\.reward\.settings\.pattern: format: needs a regular expression"):
         rewards.load_reward("format", {})
-    with pytest.raises(ConfigError, match=r"rl\.reward\.settings: tolerance do not fit math; it has none"):
+    with pytest.raises(ConfigError, match=r"rl\.reward\.settings: tolerance does not fit math"):
         rewards.load_reward("math", {"tolerance": 0.1})
 
 
@@ -152,14 +152,12 @@ def not_a_number(response, answer):
 def of_numpy(response, answer):
     import numpy
     return numpy.array([response == answer])[0]
-class Longer:
-    name = "longer"
-    def grade(self, response, answer, argument=""):
-        from evaluation.grading import Grade
-        if not response:
-            return Grade(False, "no_answer")
-        return Grade(len(response) > int(argument or 0), "ok")
-longer = Longer()
+from evaluation.graders import Grade, Grader
+def judge(response, answer, argument):
+    if not response:
+        return Grade(False, "no_answer")
+    return Grade(len(response) > int(argument or 0), "ok")
+longer = Grader("longer", judge, check=lambda argument: int(argument or 0))
 """
 
 
@@ -233,8 +231,10 @@ def test_a_grader_of_ones_own_is_a_reward(own_rewards):
     assert score(name, "12") == {"score": 1.0, "acc": 1.0, "no_answer": 0.0, "failed": 0.0}
     assert score(f"{own_rewards}:longer", "12", argument=2)["score"] == -1.0
     assert score(name, "")["no_answer"] == 1.0
-    with pytest.raises(ConfigError, match=r"rl\.reward\.settings: weight do not fit own_rewards\.longer"):
+    with pytest.raises(ConfigError, match=r"rl\.reward\.settings: weight does not fit longer; allowed: argument"):
         rewards.load_reward(name, {"weight": 2})
+    with pytest.raises(ConfigError, match=r"rl\.reward\.settings\.argument: longer: invalid literal"):
+        rewards.load_reward(name, {"argument": "many"})
 
 
 def test_a_bool_of_numpy_is_a_bool(own_rewards):
