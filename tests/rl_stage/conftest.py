@@ -89,6 +89,17 @@ def _edit_json(path: pathlib.Path, **changes: object) -> None:
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
 
 
+@pytest.fixture
+def recipe_template(tmp_path) -> pathlib.Path:
+    """A chat template of the recipe's that spends 16 tokens of the byte tokenizer more than the model's own."""
+    path = tmp_path / "recipe.jinja"
+    path.write_text(
+        "{{ '0123456789abcdef' }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}"
+        "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    return path
+
+
 @pytest.fixture(scope="session")
 def edit():
     return _edit_json

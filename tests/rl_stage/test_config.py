@@ -131,3 +131,10 @@ def test_the_lengths_that_verl_uses_are_ours(cpu_settings, inputs, tmp_path):
     OmegaConf.resolve(config)
     rollout = config.actor_rollout_ref.rollout
     assert (rollout.prompt_length, rollout.response_length, rollout.max_model_len) == (40, 24, 64)
+
+
+def test_verl_reads_the_recipes_template(cpu_settings, inputs, recipe_template, tmp_path):
+    settings = cpu_settings(model={"chat_template": str(recipe_template)})
+    model = verl_config(settings, inputs, tmp_path).actor_rollout_ref.model
+    assert model.custom_chat_template == recipe_template.read_text()
+    assert verl_config(cpu_settings(), inputs, tmp_path).actor_rollout_ref.model.custom_chat_template is None

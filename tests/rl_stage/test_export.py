@@ -58,3 +58,12 @@ def test_an_export_with_other_tensors_is_refused(model, tmp_path):
     save_file(weights, exported / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RuntimeError, match=r"2 tensors differ .* first model\.norm\.weight"):
         export.finish_export(exported, model, tmp_path / "published")
+
+
+def test_an_export_carries_the_recipes_template(model, recipe_template, tmp_path):
+    from common.models import load_tokenizer
+
+    exported = shutil.copytree(model, tmp_path / "verl")
+    target = tmp_path / "published"
+    export.finish_export(exported, model, target, chat_template=str(recipe_template))
+    assert load_tokenizer(target).chat_template == recipe_template.read_text()

@@ -132,3 +132,19 @@ def test_an_unreachable_or_solved_task_is_said(rates, word, cpu_settings, caplog
 def test_a_reachable_task_is_silent(cpu_settings, caplog):
     handoff.judge_probe([0.0, 0.5], cpu_settings(on_unreachable="stop"))
     assert not caplog.text
+
+
+def test_the_recipes_template_stands_for_the_models(model, cpu_settings, recipe_template, write_prompts, tmp_path):
+    (model / "chat_template.jinja").unlink()
+    settings = cpu_settings(model={"chat_template": str(recipe_template)})
+    handoff.check_model(model, settings)
+    data = write_prompts(tmp_path / "data")
+    length = len("0123456789abcdef") + len("user\n0+0\nassistant\n") + 3
+    for limit, fits in ((length, True), (length - 1, False)):
+        settings = cpu_settings(model={"chat_template": str(recipe_template)}, max_prompt_length=limit)
+        if fits:
+            handoff.check_prompts({"model": model, "data": data}, settings, tmp_path)
+            assert json.loads((tmp_path / "prompts.json").read_text())["dropped"] == 0
+        else:
+            with pytest.raises(ConfigError, match=r"has 0 of at most rl\.max_prompt_length"):
+                handoff.check_prompts({"model": model, "data": data}, settings, tmp_path)
