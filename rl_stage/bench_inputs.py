@@ -31,7 +31,7 @@ def stage_settings(prompts: int, samples: int, steps: int) -> DictConfig:
         "reward": {"name": "boxed"},
         "verl": {"trainer": {"logger": ["file"]}},
     }
-    settings = OmegaConf.merge(base, {"platform": cpu, "rl": rl})
+    settings: Any = OmegaConf.merge(base, {"platform": cpu, "rl": rl})
     return OmegaConf.masked_copy(settings, ["rl", "model", "platform", "seed"])
 
 

@@ -62,7 +62,7 @@ def load_reward(name: str, settings: Mapping[str, Any]) -> Callable[..., bool | 
     return found
 
 
-def _load(name: str) -> graders.Grader | Callable[..., bool | float]:
+def _load(name: str) -> Any:
     """A grader by its name, else the user's own function or Grader by its path."""
     if name in graders.names():
         return graders.load(name)

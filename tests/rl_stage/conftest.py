@@ -42,7 +42,7 @@ def _gpu_settings(group: str) -> Any:
     return branch.recipe
 
 
-def _cpu_settings(*, model: dict[str, object] | None = None, **rl: object) -> Any:
+def _cpu_settings(*, model: Any = None, **rl: object) -> Any:
     """Settings of a tiny run on the CPU platform."""
     import yaml
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -25,8 +26,8 @@ def test_stock_verl_gets_our_keys(paths, tmp_path):
     assert verl is not None and verl.submodule_search_locations
     directory = pathlib.Path(verl.submodule_search_locations[0]) / "trainer" / "config"
     with initialize_config_dir(str(directory), version_base=None):
-        stock = OmegaConf.to_container(compose("ppo_trainer", overrides))
-    ours = OmegaConf.to_container(verl_config(settings, paths, tmp_path))
+        stock: Any = OmegaConf.to_container(compose("ppo_trainer", overrides))
+    ours: Any = OmegaConf.to_container(verl_config(settings, paths, tmp_path))
     different = {name for name, _ in bench_stock.differences(ours, stock)} | {
         name for name, _ in bench_stock.differences(stock, ours)
     }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_numeric_tolerance_is_relative():
 
 
 def test_format_is_the_whole_response():
-    settings = {"pattern": r"<think>.*</think>\s*<answer>.*</answer>"}
+    settings: dict[str, Any] = {"pattern": r"<think>.*</think>\s*<answer>.*</answer>"}
     reward = rewards.load_reward("format", settings)
     assert reward("<think>a\nb</think> <answer>1</answer>", "1", **settings)
     assert not reward("so <think>a</think><answer>1</answer>", "1", **settings)
