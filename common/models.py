@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import ConfigError
 from common.files import files_digest
@@ -97,3 +98,27 @@ def vocabulary_size(directory: Path) -> int:
     """Width of a model's logits, from its config.json."""
     config = json.loads((directory / "config.json").read_text())
     return (config.get("text_config") or config)["vocab_size"]
+
+
+class TensorHeader(NamedTuple):
+    """What a safetensors file says of a tensor: its dtype (F32, BF16, ...) and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def tensor_headers(directory: Path) -> dict[str, TensorHeader]:
+    """Name to header of every tensor in the safetensors files of a directory; weights are not read.
+
+    Raises ConfigError where there is no such file.
+    """
+    headers: dict[str, TensorHeader] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            entries = json.loads(stream.read(length))
+        entries.pop("__metadata__", None)
+        headers |= {name: TensorHeader(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    if not headers:
+        raise ConfigError(f"{directory}: no *.safetensors file; name a Hugging Face directory with its weights")
+    return headers

@@ -34,6 +34,7 @@ def start_private_ray(
 
     Raises:
         RuntimeError: it does not start.
+        TimeoutError: a time limit of the caller's passed meanwhile.
     """
     import psutil
     import ray
@@ -54,9 +55,9 @@ def start_private_ray(
             return
         except Exception as error:
             ray.shutdown()
-            end_processes(
-                set(psutil.Process().children(recursive=True)) - before
-            )  # ray.init leaves what it had started
+            end_processes(set(psutil.Process().children(recursive=True)) - before)  # ray.init leaves what it had started
+            if isinstance(error, TimeoutError):  # the caller's own limit, raised out of whatever it waited for
+                raise
             if attempt == START_TRIES:
                 raise RuntimeError(f"Ray does not start on this machine: {error}") from error
             print(f"Ray did not start in time (attempt {attempt} of {START_TRIES})", file=sys.stderr)

@@ -30,217 +30,48 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from rl_stage.config import POLL_SECONDS
-from rl_stage.rl import LOGICAL_CPUS, OBJECT_STORE_BYTES, PROJECT, end_processes
+from omegaconf import DictConfig, OmegaConf
+
+from common.files import write_json
+from common.processes import end_processes
+from common.registry import ROOT
+from rl_stage.bench_inputs import stage_settings, write_model, write_prompts
+from rl_stage.bench_stock import stock_command
 
 if TYPE_CHECKING:
     import psutil
 
-MAPPINGS = ("env", "placement", "settings", "verl")  # fields of a recipe that stay plain dicts
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-STOCK_SAMPLER = f"""\
-from functools import partial
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
-Polling = partial(ReplayBuffer, poll_interval={POLL_SECONDS})
-"""
-# Ours alone: extension points of verl that only our side fills, and where each side writes.
-OURS_ALONE = (
-    "actor_rollout_ref.model.external_lib",
-    "actor_rollout_ref.rollout.agent.default_agent_loop",
-    "reward.num_workers",
-    "trainer.default_local_dir",
-    "trainer.v1.sampler",
-)
 OURS = """
 import json, pathlib, sys
-from rl_stage.bench import namespace
-from rl_stage.rl import run
+from omegaconf import OmegaConf
+from rl_stage.stage import run
 request = json.loads(pathlib.Path(sys.argv[1]).read_text())
 paths = {name: pathlib.Path(path) for name, path in request["paths"].items()}
-run(namespace(request["settings"]), paths, paths["output"], paths["scratch"], lambda done, total, **metrics: None)
+settings = OmegaConf.create(request["settings"])
+run(settings, paths, paths["output"], paths["scratch"], lambda done, total, **metrics: None)
 """
 
 
-def namespace(value: Any, name: str = "") -> Any:
-    """A tree of mappings as the SimpleNamespace tree that a stage receives."""
-    if isinstance(value, Mapping) and name not in MAPPINGS:
-        return SimpleNamespace(**{str(key): namespace(item, str(key)) for key, item in value.items()})
-    return value
-
-
-def _recipe(name: str) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(PROJECT / "recipes" / f"{name}.yaml")))
-
-
-def stage_settings(prompts: int, samples: int, steps: int) -> dict[str, Any]:
-    """The stage's settings as JSON: the recipe's defaults, the CPU platform, and the micro-world's lengths."""
-    base, cpu = _recipe("base"), _recipe("platform/cpu")
-    platform = base["platform"] | cpu
-    rl = base["rl"] | {
-        "steps": steps,
-        "prompts": prompts,
-        "samples": samples,
-        "mini_batch": prompts,
-        "max_prompt_length": 64,
-        "max_response_length": 48,
-        "gradient_checkpointing": False,
-        "save_every": 0,
-        "probe": base["rl"]["probe"] | {"prompts": 0},
-        "reward": base["rl"]["reward"] | {"name": "boxed"},
-        "verl": {"trainer": {"logger": ["file"]}},
-    }
-    return {"rl": rl, "data": base["data"], "model": base["model"], "platform": platform, "seed": base["seed"]}
-
-
-def write_model(
-    directory: pathlib.Path,
-    hidden: int = 192,
-    layers: int = 4,
-    heads: int = 6,
-    initializer_range: float = 0.02,
-    tied: bool = True,
-) -> pathlib.Path:
-    """A random fp32 byte-level Qwen2 model with a ChatML tokenizer, as a Hugging Face directory."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token=special[2],
-        pad_token=special[0],
-        additional_special_tokens=[special[1]],
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = TEMPLATE
-    torch.manual_seed(0)
-    ends: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=tied,
-        initializer_range=initializer_range,
-        bos_token_id=None,
-        **ends,
-    )
-    model = Qwen2ForCausalLM(config)
-    model.generation_config.update(**ends)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
-def write_prompts(directory: pathlib.Path) -> pathlib.Path:
-    """rl_train.parquet and rl_val.parquet of sums, in verl's columns."""
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    directory.mkdir()
-    for name, count in (("train", 512), ("val", 16)):
-        rows = [
-            {
-                "data_source": "sums",
-                "prompt": [{"role": "user", "content": f"{number} + {7 * number} = "}],
-                "ability": "math",
-                "reward_model": {"style": "rule", "ground_truth": str(8 * number)},
-                "extra_info": {"index": number, "split": name, "id": f"{name}-{number}"},
-            }
-            for number in range(count)
-        ]
-        pq.write_table(pyarrow.Table.from_pylist(rows), directory / f"rl_{name}.parquet")
-    return directory
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys of `ours` whose values differ from `theirs`, sections that only `ours` has as a whole."""
-    for name, value in ours.items():
-        other = theirs.get(name)
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            yield from differences(value, other, f"{prefix}{name}.")
-        elif name not in theirs or value != other:
-            yield f"{prefix}{name}", value
-
-
-def hydra_value(value: Any) -> str:
-    """`value` in the grammar of Hydra's command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{hydra_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(hydra_value, value)) + "]"
-    return f"'{value}'" if isinstance(value, str) else repr(value)
-
-
-def stock_command(settings: SimpleNamespace, paths: Mapping[str, pathlib.Path]) -> list[str]:
-    """`python -m verl.trainer.main_ppo` with every key that our stage sets, but for our own extensions."""
-    from omegaconf import OmegaConf
-
-    from rl_stage.config import compose_verl, verl_config
-
-    def plain(config: Any) -> Mapping[str, Any]:
-        return cast(Mapping[str, Any], OmegaConf.to_container(config))
-
-    keys = dict(differences(plain(verl_config(settings, paths, paths["scratch"])), plain(compose_verl())))
-    keys = {name: value for name, value in keys.items() if not name.startswith(OURS_ALONE)}
-    sampler = paths["scratch"] / "stock_sampler.py"
-    sampler.write_text(STOCK_SAMPLER)
-    keys |= {
-        "actor_rollout_ref.model.external_lib": "verl_cpu.engine",
-        "reward.num_workers": 1,
-        "trainer.default_local_dir": str(paths["scratch"] / "checkpoints"),
-        "trainer.v1.sampler.custom_sampler.path": str(sampler),
-        "trainer.v1.sampler.custom_sampler.name": "Polling",
-        "ray_kwargs.ray_init.address": "local",
-        "ray_kwargs.ray_init.num_cpus": LOGICAL_CPUS,
-        "ray_kwargs.ray_init.num_gpus": settings.rl.processes,
-        "ray_kwargs.ray_init.include_dashboard": False,
-        "ray_kwargs.ray_init.object_store_memory": OBJECT_STORE_BYTES,
-        "ray_kwargs.ray_init._node_ip_address": "127.0.0.1",
-        "hydra.run.dir": str(paths["scratch"]),
-        "hydra.output_subdir": None,
-    }
-    overrides = [f"{'' if key.startswith('hydra.') else '++'}{key}={hydra_value(v)}" for key, v in keys.items()]
-    return [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
-
-
-def ours_command(settings: dict[str, Any], paths: Mapping[str, pathlib.Path]) -> list[str]:
+def ours_command(settings: DictConfig, paths: Mapping[str, pathlib.Path]) -> list[str]:
     """Our stage as its own process, as launch starts it."""
     request = paths["scratch"].parent / "request.json"
-    request.write_text(json.dumps({"settings": settings, "paths": {name: str(path) for name, path in paths.items()}}))
+    shown = {name: str(path) for name, path in paths.items()}
+    write_json(request, {"settings": OmegaConf.to_container(settings), "paths": shown})
     return [sys.executable, "-c", OURS, str(request)]
 
 
-def environment(settings: SimpleNamespace, log: pathlib.Path) -> dict[str, str]:
+def environment(settings: DictConfig, log: pathlib.Path) -> dict[str, str]:
     """What the recipe's platform sets, which both sides need."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CUDA_"))}
     return (
         kept
-        | settings.platform.env
+        | dict(settings.platform.env)
         | {
             "OMP_NUM_THREADS": str(settings.platform.threads),
-            "PYTHONPATH": str(PROJECT),
+            "PYTHONPATH": str(ROOT),
             "RAY_DEDUP_LOGS": "0",
             "VERL_FILE_LOGGER_PATH": str(log),
             "VLLM_LOGGING_LEVEL": "WARNING",
@@ -388,10 +219,9 @@ def main() -> int:
                 paths |= {name: directory / name for name in ("output", "scratch")}
                 for name in ("output", "scratch"):
                     paths[name].mkdir(parents=True)
-                tree = namespace(settings)
-                command = ours_command(settings, paths) if side == "ours" else stock_command(tree, paths)
+                command = (ours_command if side == "ours" else stock_command)(settings, paths)
                 log = directory / "verl.jsonl"
-                found = measure(command, environment(tree, log), log, arguments.steps)
+                found = measure(command, environment(settings, log), log, arguments.steps)
                 rows.append(row(side, number, found, log))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     names = ("prompts", "samples", "max_prompt_length", "max_response_length", "steps")

@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import importlib.util
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from rl_stage.verl_keys import compose_verl, merge_passthrough, set_key, validate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,12 +21,12 @@ CPU_BLOCK_SIZE = 128
 POLL_SECONDS = 0.05
 
 
-def verl_config(settings: SimpleNamespace, inputs: Mapping[str, pathlib.Path], scratch: pathlib.Path) -> DictConfig:
+def verl_config(settings: Any, inputs: Mapping[str, pathlib.Path], scratch: pathlib.Path) -> DictConfig:
     """verl's complete PPO configuration for one RL run. Needs no GPU and starts nothing.
 
-    settings: the stage's tree {rl, data, model, platform, seed}; inputs: `model` (Hugging Face directory) and `data`
+    settings: with sections rl, model and platform, and seed; inputs: `model` (Hugging Face directory) and `data`
     (with rl_train.parquet and rl_val.parquet); scratch: where checkpoints go. `rl.verl` is merged last and may hold
-    any other key of verl. Raises ValueError naming the key for a key verl does not have.
+    any other key of verl. Raises ConfigError naming the key for a key verl does not have.
     """
     rl, on_cpu = settings.rl, settings.platform.name == "cpu"
     config = compose_verl()
@@ -48,21 +46,7 @@ def verl_config(settings: SimpleNamespace, inputs: Mapping[str, pathlib.Path], s
     return config
 
 
-def compose_verl() -> DictConfig:
-    """verl's `ppo_trainer` with its defaults, composed from the installed package's own files."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    spec = importlib.util.find_spec("verl")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError("verl is not installed: install requirements/cpu.txt or the gpu extra")
-    directory = pathlib.Path(spec.submodule_search_locations[0]) / "trainer" / "config"
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(directory), version_base=None):
-        return compose("ppo_trainer")
-
-
-def _data(settings: SimpleNamespace, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+def _data(settings: Any, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
     rl = settings.rl
     return {
         "data.train_files": str(inputs["data"] / "rl_train.parquet"),
@@ -77,7 +61,7 @@ def _data(settings: SimpleNamespace, inputs: Mapping[str, pathlib.Path]) -> dict
     }
 
 
-def _model(settings: SimpleNamespace, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+def _model(settings: Any, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
     rl, model = settings.rl, settings.model
     keys: dict[str, Any] = {
         "path": str(inputs["model"]),
@@ -88,6 +72,8 @@ def _model(settings: SimpleNamespace, inputs: Mapping[str, pathlib.Path]) -> dic
         "use_remove_padding": model.attention == "flash_attention_2",
         "enable_gradient_checkpointing": rl.gradient_checkpointing,
     }
+    if model.chat_template is not None:
+        keys["custom_chat_template"] = pathlib.Path(model.chat_template).expanduser().read_text(encoding="utf-8")
     if rl.lora is not None:
         # Merged before each weight sync, so that vLLM serves exactly the weights that are trained.
         keys |= {
@@ -99,7 +85,7 @@ def _model(settings: SimpleNamespace, inputs: Mapping[str, pathlib.Path]) -> dic
     return {f"actor_rollout_ref.model.{key}": value for key, value in keys.items()}
 
 
-def _actor(settings: SimpleNamespace) -> dict[str, Any]:
+def _actor(settings: Any) -> dict[str, Any]:
     rl = settings.rl
     dtype = {"float32": "fp32", "bfloat16": "bf16"}[settings.model.dtype]
     precision = {"param_dtype": dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
@@ -137,7 +123,7 @@ def _actor(settings: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-def _rollout(settings: SimpleNamespace) -> dict[str, Any]:
+def _rollout(settings: Any) -> dict[str, Any]:
     rl = settings.rl
     keys: dict[str, Any] = {
         "name": "vllm",
@@ -159,7 +145,7 @@ def _rollout(settings: SimpleNamespace) -> dict[str, Any]:
     return {f"actor_rollout_ref.rollout.{key}": value for key, value in keys.items()}
 
 
-def _algorithm_and_reward(settings: SimpleNamespace) -> dict[str, Any]:
+def _algorithm_and_reward(settings: Any) -> dict[str, Any]:
     rl = settings.rl
     keys: dict[str, Any] = {
         "algorithm.adv_estimator": "grpo",
@@ -192,7 +178,7 @@ def _algorithm_and_reward(settings: SimpleNamespace) -> dict[str, Any]:
     return keys
 
 
-def _trainer(settings: SimpleNamespace, scratch: pathlib.Path) -> dict[str, Any]:
+def _trainer(settings: Any, scratch: pathlib.Path) -> dict[str, Any]:
     rl, platform = settings.rl, settings.platform
     per_node = min(rl.processes, platform.gpus_per_node)
     sampler = "BoundedReplayBuffer" if rl.mode == "sync" else "BoundedReplayBufferAsync"
@@ -223,7 +209,7 @@ def _trainer(settings: SimpleNamespace, scratch: pathlib.Path) -> dict[str, Any]
     }
 
 
-def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
+def _cpu(settings: Any) -> dict[str, Any]:
     """What the CPU platform needs (docs/cpu.md): no compilation, no sleep mode, few helper processes."""
     rl = settings.rl
     length = rl.max_prompt_length + rl.max_response_length
@@ -239,7 +225,7 @@ def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
         "engine_kwargs.vllm.worker_extension_cls": "verl_cpu.vllm_extension.CPUColocateWorkerExtension",
         # verl waits for whole responses: sending each token of each would cost more than computing it.
         "engine_kwargs.vllm.stream_interval": rl.max_response_length,
-        # One process fewer; VLLM_ENABLE_V1_MULTIPROCESSING=0 allows it (see rl.prepare_environment).
+        # One process fewer; VLLM_ENABLE_V1_MULTIPROCESSING=0 allows it (see session.py).
         "engine_kwargs.vllm.distributed_executor_backend": "uni",
         "engine_kwargs.vllm.num_gpu_blocks_override": sequences * math.ceil(length / CPU_BLOCK_SIZE) + 8,
     }
@@ -250,113 +236,3 @@ def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
         "actor_rollout_ref.ref.fsdp_config.use_torch_compile": False,
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
     }
-
-
-def set_key(config: DictConfig, key: str, value: Any) -> None:
-    """Set one dotted key that verl's files or dataclasses know. Raises ValueError naming the key otherwise."""
-    from omegaconf import DictConfig, OmegaConf, open_dict
-
-    *parents, leaf = key.split(".")
-    node = config
-    for depth, name in enumerate(parents):
-        if not isinstance(node, DictConfig) or name not in node:
-            raise _unknown(key, parents[: depth + 1], node)
-        if node[name] is None and _is_open(".".join(parents[: depth + 1])):
-            with open_dict(node):
-                node[name] = {}
-        node = node[name]
-    if not isinstance(node, DictConfig):
-        raise ValueError(f"rl.verl.{key}: {'.'.join(parents)} is a value, not a section")
-    if leaf not in node and not _is_open(".".join(parents)) and leaf not in _fields_of(node):
-        raise _unknown(key, [*parents, leaf], node)
-    with open_dict(node):
-        node[leaf] = OmegaConf.create(value) if isinstance(value, dict | list) else value
-
-
-def merge_passthrough(config: DictConfig, tree: Mapping[str, Any], prefix: str = "") -> None:
-    """Write every leaf of `rl.verl` over `config`. Raises ValueError naming a key that verl does not have."""
-    for key, value in _leaves(tree, prefix):
-        set_key(config, key, value)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value and (key in _OPEN or not _is_open(key)):
-            yield from _leaves(value, f"{key}.")
-        else:
-            yield key, value
-
-
-# Sections that verl hands on to someone else (vLLM, Ray, transformers, a reward function): any key may stand there.
-_OPEN = (
-    "actor_rollout_ref.model.override_config",
-    "actor_rollout_ref.model.lora",
-    "actor_rollout_ref.rollout.engine_kwargs.vllm",
-    "actor_rollout_ref.rollout.checkpoint_engine.engine_kwargs",
-    "actor_rollout_ref.actor.fsdp_config.mixed_precision",
-    "actor_rollout_ref.actor.optim.override_optimizer_config",
-    "actor_rollout_ref.ref.fsdp_config.mixed_precision",
-    "data.apply_chat_template_kwargs",
-    "data.mm_processor_kwargs",
-    "ray_kwargs.ray_init",
-    "reward.reward_kwargs",
-    "reward.custom_reward_function.reward_kwargs",
-    "trainer.v1.sampler.sampler_kwargs",
-)
-# Keys that verl reads with `.get` and lists in none of its files.
-_UNLISTED = {"reward": {"reward_kwargs"}, "custom_reward_function": {"reward_kwargs"}}
-
-
-def _is_open(key: str) -> bool:
-    return any(key == section or key.startswith(f"{section}.") for section in _OPEN)
-
-
-def _fields_of(node: DictConfig) -> set[str]:
-    """Keys that the node's dataclass has beyond those its YAML file lists."""
-    name = str(node._key())
-    target = node.get("_target_") if not node._is_none() else None
-    return _UNLISTED.get(name, set()) | (_dataclass_fields(target) if target else set())
-
-
-def _dataclass_fields(target: str) -> set[str]:
-    from hydra.utils import get_class
-
-    return {field.name for field in dataclasses.fields(get_class(target))}
-
-
-def _unknown(key: str, path: list[str], node: Any) -> ValueError:
-    from omegaconf import DictConfig
-
-    known = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    close = difflib.get_close_matches(path[-1], known, n=3)
-    parent = ".".join(path[:-1]) or "verl's configuration"
-    hint = f"; did you mean {', '.join(close)}?" if close else f"; {parent} has {', '.join(sorted(known)[:12])}"
-    return ValueError(f"rl.verl.{key}: verl has no key {'.'.join(path)}{hint}")
-
-
-def validate(config: DictConfig) -> None:
-    """Build verl's own dataclasses from `config` and run verl's checks. Raises ValueError with verl's message.
-
-    The model's files are not read: its dataclass is checked by field names alone.
-    """
-    import contextlib
-    import io
-
-    from hydra.errors import InstantiationException
-    from omegaconf import OmegaConf
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import omega_conf_to_dataclass, validate_config
-
-    model = config.actor_rollout_ref.model
-    strange = {str(key) for key in model} - _dataclass_fields(model._target_) - {"_target_"}
-    if strange:
-        raise ValueError(f"rl.verl.actor_rollout_ref.model: verl has no key {', '.join(sorted(strange))}")
-    try:
-        # Not `reward`: verl never builds that dataclass, and its RewardManagerConfig cannot be built.
-        for section in ("actor_rollout_ref.actor", "actor_rollout_ref.rollout", "algorithm"):
-            omega_conf_to_dataclass(OmegaConf.select(config, section))
-        with contextlib.redirect_stdout(io.StringIO()):
-            validate_config(config, need_reference_policy(config), need_critic(config))
-    except (AssertionError, InstantiationException, TypeError, ValueError) as error:
-        raise ValueError(f"rl: verl refuses this configuration: {' '.join(str(error).split())[:500]}") from error

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from typing import Any
 
+from common.errors import ConfigError
+from common.files import write_json
 from rl_stage.rewards import load_reward, score_many
 
 SHARD = 256  # requests between two saved shards
 
 
 def run(
-    settings: SimpleNamespace,
+    settings: Any,
     inputs: Mapping[str, pathlib.Path],
     output: pathlib.Path,
     scratch: pathlib.Path,
@@ -26,7 +27,7 @@ def run(
 
     Writes rl_train.parquet (the rows kept), rl_val.parquet (unchanged), pass_rates.parquet (every row's rate), and
     metrics.json with counts and the histogram. Sampling is seeded per prompt and resumes from finished shards. Raises
-    ValueError, before anything is sampled, for a reward that cannot be loaded, and if nothing is kept.
+    ConfigError, before anything is sampled, for a reward that cannot be loaded, and if nothing is kept.
     """
     import pyarrow
     import pyarrow.parquet as pq
@@ -44,17 +45,17 @@ def run(
         "histogram": histogram(rates, bounds.samples),
     }
     if not any(kept):
-        raise ValueError(
+        raise ConfigError(
             f"rl.filter: no prompt has a pass rate strictly between {bounds.above} and {bounds.below}: {metrics}"
         )
     pq.write_table(table.filter(pyarrow.array(kept)), output / "rl_train.parquet")
     shutil.copy(inputs["data"] / "rl_val.parquet", output / "rl_val.parquet")
     pq.write_table(pyarrow.table({"pass_rate": pyarrow.array(rates, pyarrow.float64())}), output / "pass_rates.parquet")
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    write_json(output / "metrics.json", metrics)
 
 
 def pass_rates(
-    settings: SimpleNamespace,
+    settings: Any,
     model: pathlib.Path,
     rows: list[dict],
     scratch: pathlib.Path,
@@ -65,7 +66,9 @@ def pass_rates(
     from evaluation.generation import EngineOptions, Prompter, Sampling, engine_for, sample
 
     rl = settings.rl
-    prompter = Prompter(model, trust_remote_code=settings.model.trust_remote_code)
+    # The recipe's template is its base model's; a model that only filters has its own.
+    template = settings.model.chat_template if rl.filter.model is None else None
+    prompter = Prompter(model, template and pathlib.Path(template).expanduser(), settings.model.trust_remote_code)
     prompts = [prompter.prompt(row["prompt"]).ids for row in rows]
     fits = [number for number, ids in enumerate(prompts) if len(ids) <= rl.max_prompt_length]
     options = EngineOptions(

@@ -1,28 +1,36 @@
-"""Rewards: pure functions of (response, reference answer), each usable alone, each bounded in time when RL calls it.
+"""Rewards: a grader's verdict as a score, or a score of the user's own, each bounded in time.
 
-A reward of one's own is a function `(response: str, answer: str, **settings) -> bool | float` named by its dotted path
-in `rl.reward.name`. RL runs every reward in a pool of subprocesses that kills what hangs or crashes.
+`rl.reward.name` is a grader of `evaluation.graders`, or the dotted path of one's own Grader or of a function
+`(response: str, answer: str, **settings) -> bool | float`. Every reward runs in a pool of subprocesses that kills what
+hangs or crashes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import logging
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from evaluation.grading import extract_boxed, grade
-
-if TYPE_CHECKING:
-    from evaluation.grading import Outcome
+from common.errors import ConfigError
+from evaluation import graders
+from evaluation.grading import GradingPool, Outcome, default_pool, grade
 
 logger = logging.getLogger(__name__)
+
+# The key of `rl.reward.settings` that is the grader's argument, where it is not `argument`.
+ARGUMENTS = {"numeric": "tolerance", "format": "pattern"}
+
+
+def names() -> list[str]:
+    """The rewards that have a name: the graders."""
+    return graders.names()
 
 
 def grade_math(response: str, answer: str) -> bool:
@@ -33,119 +41,68 @@ def grade_math(response: str, answer: str) -> bool:
     return grade(response, answer, "math").correct
 
 
-def grade_boxed(response: str, answer: str) -> bool:
-    r"""Like `grade_math`, but only an answer in \boxed{...} counts."""
-    return grade(response, answer, "boxed").correct
-
-
-def grade_exact(response: str, answer: str) -> bool:
-    """Equality of text after folding case, spaces and a final full stop."""
-    return grade(response, answer, "exact").correct
-
-
-def grade_numeric(response: str, answer: str, tolerance: float = 1e-6) -> bool:
-    """Equality of numbers within a relative `tolerance`."""
-    return grade(response, answer, f"numeric:{tolerance}").correct
-
-
-def grade_date(response: str, answer: str) -> bool:
-    """Equality of dates, however written; also of "(weeks, days)" pairs."""
-    return grade(response, answer, "date").correct
-
-
-def grade_range(response: str, answer: str) -> bool:
-    """Whether the response's number lies within the reference's "[low, high]"."""
-    return grade(response, answer, "range").correct
-
-
-def grade_medcalc(response: str, answer: str) -> bool:
-    """MedCalc-Bench: a reference "[low, high]" is judged as a range, any other as a date or a "(weeks, days)" pair."""
-    return grade(response, answer, _medcalc_grader(answer)).correct
-
-
-def _medcalc_grader(answer: str) -> str:
-    return "range" if answer.lstrip().startswith("[") else "date"
-
-
-def grade_choice(response: str, answer: str) -> bool:
-    """Equality of one letter."""
-    return grade(response, answer, "choice").correct
-
-
-def grade_code(response: str, answer: str, run_generated_code: bool = False) -> bool:
-    """Whether the program in `response` passes the tests in `answer` (`evaluation.grading.code`), in the sandbox.
-
-    Raises ValueError without `run_generated_code` and for an answer that holds no tests, RuntimeError where the kernel
-    offers no sandbox.
-    """
-    from evaluation.grading.code import grade_code as judge
-
-    return judge(response, answer, run_generated_code=run_generated_code).correct
-
-
-def has_boxed_answer(response: str, answer: str) -> bool:
-    r"""Format alone: the response ends its reasoning with exactly one \boxed{...} that is not empty."""
-    found = extract_boxed(response)
-    return len(found) == 1 and bool(found[0])
-
-
-def matches_format(response: str, answer: str, pattern: str) -> bool:
-    """Format alone: the whole response matches the regular expression `pattern` (dot matches line ends)."""
-    return re.fullmatch(pattern, response, re.DOTALL) is not None
-
-
-REWARDS: dict[str, Callable[..., bool]] = {
-    "math": grade_math,
-    "boxed": grade_boxed,
-    "exact": grade_exact,
-    "numeric": grade_numeric,
-    "date": grade_date,
-    "range": grade_range,
-    "medcalc": grade_medcalc,
-    "choice": grade_choice,
-    "code": grade_code,
-    "has_boxed_answer": has_boxed_answer,
-    "format": matches_format,
-}
-# These run inside a pool worker already: they name a grader instead of asking a second pool.
-_GRADERS = ("math", "boxed", "exact", "numeric", "date", "range", "medcalc", "choice", "code")
-
-
 def load_reward(name: str, settings: Mapping[str, Any]) -> Callable[..., bool | float]:
-    """The reward called `name`: one of `REWARDS` or a dotted path. Raises ValueError for an unknown name or settings
-    that are not keyword arguments of it."""
-    import inspect
+    """The reward called `name`, as a function of (response, answer, **settings); a grader judges in the pool.
 
-    if name in REWARDS:
-        function = REWARDS[name]
-    else:
-        module, _, attribute = name.rpartition(".")
-        if not module:
-            raise ValueError(f"rl.reward.name: {name!r} is not one of {', '.join(sorted(REWARDS))} or a dotted path")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # whatever the user's module raises when it is imported
-            raise ValueError(f"rl.reward.name: cannot import {name!r}: {error}") from error
-        if not callable(found):
-            raise ValueError(f"rl.reward.name: {name!r} is a {type(found).__name__}; name a function")
-        function = cast(Callable[..., bool | float], found)
+    Raises ConfigError for an unknown name, for a path that leads to neither a function nor a Grader, for settings that
+    do not fit it, and for a grader that runs programs without the setting `run_generated_code`.
+    """
+    found = _load(name)
+    if isinstance(found, graders.Grader):
+        _check_settings(found, settings)
+
+        def graded(response: str, answer: str, **settings: Any) -> bool:
+            return GradingPool.verdict(_submit(name, response, answer, settings).result()).correct
+
+        return graded
     try:
-        inspect.signature(function).bind("response", "answer", **settings)
+        inspect.signature(found).bind("response", "answer", **settings)
     except TypeError as error:
-        raise ValueError(f"rl.reward.settings: {dict(settings)} do not fit {name}: {error}") from error
-    if name == "code" and settings.get("run_generated_code") is not True:
-        raise ValueError(
-            "rl.reward.settings: the reward code runs programs that the model wrote, in the sandbox; "
+        raise ConfigError(f"rl.reward.settings: {dict(settings)} do not fit {name}: {error}") from error
+    return found
+
+
+def _load(name: str) -> Any:
+    """A grader by its name, else the user's own function or Grader by its path."""
+    if name in graders.names():
+        return graders.load(name)
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    if not module:
+        raise ConfigError(f"rl.reward.name: {name!r} is not one of {', '.join(names())} or a dotted path")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the user's module raises when it is imported
+        raise ConfigError(f"rl.reward.name: cannot import {name!r}: {error}") from error
+    if not isinstance(found, graders.Grader) and not callable(found):
+        raise ConfigError(f"rl.reward.name: {name!r} is a {type(found).__name__}; name a function or a Grader")
+    return found
+
+
+def _check_settings(grader: graders.Grader, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless `settings` are the grader's argument and, where it runs programs, the leave to."""
+    argument = ARGUMENTS.get(grader.name, "argument")
+    allowed = {argument, "run_generated_code"} if grader.runs_code else {argument}
+    if strange := sorted(set(settings) - allowed):
+        raise ConfigError(
+            f"rl.reward.settings: {', '.join(strange)} does not fit {grader.name}; allowed: "
+            f"{', '.join(sorted(allowed))}"
+        )
+    try:
+        grader.check(str(settings.get(argument, "")))
+    except ValueError as error:
+        raise ConfigError(f"rl.reward.settings.{argument}: {grader.name}: {error}") from error
+    if grader.runs_code and settings.get("run_generated_code") is not True:
+        raise ConfigError(
+            f"rl.reward.settings: the reward {grader.name} runs programs that the model wrote, in the sandbox; "
             "set rl.reward.settings.run_generated_code=true to allow it"
         )
-    return function
 
 
-def call_reward(name: str, response: str, answer: str, settings: dict[str, Any]) -> bool | float:
-    """Run a reward in a pool worker; the result must be a bool or a finite float."""
-    if name in _GRADERS:
-        raise AssertionError(f"{name} is a grader and has its own way into the pool")
-    value: Any = load_reward(name, settings)(response, answer, **settings)
+def call_reward(response: str, answer: str, name: str, settings: dict[str, Any]) -> bool | float:
+    """Run the user's function in a pool worker; the result must be a bool or a finite float."""
+    found = _load(name)
+    assert not isinstance(found, graders.Grader)  # graders have their own way into the pool
+    value: Any = found(response, answer, **settings)
     if hasattr(value, "item"):  # numpy's and torch's bools are no Python bools
         value = value.item()
     if isinstance(value, bool):
@@ -166,38 +123,49 @@ class Scored:
     failed: bool = False
 
 
-def _pool_call(reward: str, response: str, answer: str, settings: Mapping[str, Any]) -> tuple:
-    """Function and arguments for the grading pool; `settings` become plain JSON."""
-    if reward in _GRADERS:
-        grader = f"numeric:{settings['tolerance']}" if "tolerance" in settings else reward
-        if reward == "medcalc":
-            grader = _medcalc_grader(answer)
-        run_generated_code = settings.get("run_generated_code") is True
-        return "evaluation.grading.pool:grade_as_json", response, answer, grader, run_generated_code
-    return "rl_stage.rewards:call_reward", reward, response, answer, {str(k): v for k, v in settings.items()}
+def _submit(
+    reward: str, response: str, answer: str, settings: Mapping[str, Any], timeout: float | None = None
+) -> Future[Outcome]:
+    """Start one reward in the process's pool. timeout: seconds; a grader with a time of its own has at least that."""
+    found = _load(reward)
+    if isinstance(found, graders.Grader):
+        return default_pool().submit_grade(
+            response,
+            answer,
+            _name_for_pool(reward, found, settings),
+            run_generated_code=settings.get("run_generated_code") is True,
+            timeout_seconds=timeout,
+        )
+    plain = {str(name): value for name, value in settings.items()}
+    return default_pool().submit(
+        "rl_stage.rewards:call_reward", response, answer, reward, plain, timeout_seconds=timeout
+    )
 
 
-def _time_limit(reward: str, timeout: float) -> float:
-    """Seconds of one response in the pool: a program's own limit is the sandbox's, and one that reaches it is wrong."""
-    from evaluation.grading.pool import CODE_TIMEOUT_SECONDS
-
-    return max(timeout, CODE_TIMEOUT_SECONDS) if reward == "code" else timeout
+def _name_for_pool(reward: str, grader: graders.Grader, settings: Mapping[str, Any]) -> str:
+    """`name[:argument]`, or of the user's own `module:attribute[:argument]`."""
+    if reward not in graders.names():
+        reward = ":".join(reward.replace(":", ".").rsplit(".", 1))
+    argument = settings.get(ARGUMENTS.get(grader.name, "argument"))
+    return reward if argument is None else f"{reward}:{argument}"
 
 
 def _scored(reward: str, outcome: Outcome, correct: float, wrong: float) -> Scored:
-    """What a pool's outcome is worth: a bool is `correct` or `wrong`, a float is the score itself."""
-    status, value = outcome.status, outcome.value
-    if status == "ok" and isinstance(value, dict):
-        if "bad_reference" in value:
-            status, value = "bad_reference", value["bad_reference"]
-        else:
-            status, value = value["status"], value["correct"]
-    if status not in ("ok", "no_answer"):
-        _log_failure(reward, status, str(value))
+    """What a pool's outcome is worth: a bool or a grade is `correct` or `wrong`, a float is the score itself."""
+    value = outcome.value
+    if outcome.status == "ok" and not isinstance(value, dict):
+        if isinstance(value, bool):
+            return Scored(correct if value else wrong, value)
+        return Scored(float(value), value >= correct)
+    try:
+        verdict = GradingPool.verdict(outcome)
+    except ValueError as error:
+        _log_failure(reward, "bad_reference", str(error))
         return Scored(wrong, False, failed=True)
-    if isinstance(value, bool):
-        return Scored(correct if value else wrong, value, no_answer=status == "no_answer")
-    return Scored(float(value), value >= correct)
+    if verdict.failed:
+        _log_failure(reward, verdict.status, str(value))
+        return Scored(wrong, False, failed=True)
+    return Scored(correct if verdict.correct else wrong, verdict.correct, no_answer=verdict.status == "no_answer")
 
 
 async def compute_score(
@@ -219,10 +187,7 @@ async def compute_score(
     the score itself (right where it reaches `correct`). Returns score, acc, no_answer and failed (0 or 1 each); a
     failed reward scores `wrong`.
     """
-    from evaluation.grading import default_pool
-
-    call = _pool_call(reward, solution_str, str(ground_truth), settings)
-    outcome = await asyncio.wrap_future(default_pool().submit(*call, timeout_seconds=_time_limit(reward, timeout)))
+    outcome = await asyncio.wrap_future(_submit(reward, solution_str, str(ground_truth), settings, timeout))
     result = _scored(reward, outcome, correct, wrong)
     return {
         "score": result.score,
@@ -232,17 +197,9 @@ async def compute_score(
     }
 
 
-def score_many(
-    reward: SimpleNamespace, pairs: Sequence[tuple[str, str]], progress: Callable[[int], None]
-) -> list[Scored]:
+def score_many(reward: Any, pairs: Sequence[tuple[str, str]], progress: Callable[[int], None]) -> list[Scored]:
     """Score (response, answer) pairs with the settings `rl.reward`; `progress(done)` is called as they finish."""
-    from evaluation.grading import default_pool
-
-    pool = default_pool()
-    futures = []
-    for response, answer in pairs:
-        call = _pool_call(reward.name, response, answer, reward.settings)
-        futures.append(pool.submit(*call, timeout_seconds=_time_limit(reward.name, reward.timeout)))
+    futures = [_submit(reward.name, response, answer, reward.settings, reward.timeout) for response, answer in pairs]
     scored = []
     for future in futures:
         scored.append(_scored(reward.name, future.result(), reward.correct, reward.wrong))

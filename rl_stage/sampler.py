@@ -11,8 +11,10 @@ from typing import Any
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
+from common.errors import ConfigError
 
-class SaturatedError(ValueError):
+
+class SaturatedError(ConfigError):
     """Dynamic sampling found too few groups with both right and wrong responses."""
 
 

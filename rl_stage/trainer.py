@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
-import pathlib
-import shutil
-import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType, SimpleNamespace
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import transfer_queue as tq
-from verl.trainer.ppo.v1 import get_trainer_cls
+from omegaconf import DictConfig, OmegaConf
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ, get_trainer_cls
 from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import collate_fn
 
+from rl_stage.checkpoints import Exports
 from rl_stage.config import POLL_SECONDS
-from rl_stage.handoff import LORA_META, judge_probe
+from rl_stage.curve import Curve
+from rl_stage.handoff import judge_probe
 
 # Rollout and trainer compute the same fp32 network, but sum in different orders: over the tokens of a step their
 # probabilities differ by some 1e-7 on average and, in a peaked model, by up to 1e-5 at a single token. Stale weights
@@ -51,58 +49,57 @@ METRICS = {
 }
 
 
-class Curve:
-    """curve.jsonl: one row per logged step, {"step": n, "<metric>": float}; survives a kill and goes on from a step."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-        self.rows: dict[int, dict[str, float]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # the line that a kill cut short
-                self.rows[row["step"]] = row
-
-    def forget_after(self, step: int) -> None:
-        """Drop the rows of steps that were not checkpointed and will be run again."""
-        self.rows = {number: row for number, row in self.rows.items() if number <= step}
-        self._write()
-
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Merge finite values into the row of `step`."""
-        row = self.rows.setdefault(step, {"step": step})
-        row.update({name: float(value) for name, value in metrics.items() if math.isfinite(value)})
-        self._write()
-
-    def _write(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(self.rows[step]) + "\n" for step in sorted(self.rows)))
-        temporary.replace(self.path)
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[Callable[[str], None]]:
-    """Gives a function that names the phase that begins and restarts its clock; a phase that takes longer than
-    `seconds` raises TimeoutError in the main thread, out of whatever it waits for."""
-    phase = "start-up"
-
-    def expire(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"rl.step_timeout: {phase} took longer than {seconds:g} s")
-
-    def begin(name: str) -> None:
-        nonlocal phase
-        phase = name
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    previous = signal.signal(signal.SIGALRM, expire)
-    begin(phase)
+def train(
+    config: DictConfig,
+    settings: Any,
+    curve: Curve,
+    exports: Exports,
+    report: Callable[..., None],
+    begin_phase: Callable[[str], None],
+) -> None:
+    """verl's own sequence (`verl.trainer.main_ppo.TaskRunnerV1.run`) in this process instead of in a Ray actor, which
+    saves a process and lets errors arrive as they are."""
+    config.transfer_queue.enable = True
+    OmegaConf.resolve(config)
+    # The queue's processes start beside the workers'; the trainer waits for them before it first uses the queue.
+    queue_started = in_background(tq.init, config.transfer_queue)
+    trainer = None
     try:
-        yield begin
+        trainer = make_trainer(config, settings, curve, exports, report, begin_phase, queue_started)
+        trainer.init()
+        manager = AgentLoopManagerTQ.create(
+            config=config,
+            llm_client=trainer.get_llm_client(),
+            teacher_client=trainer.get_teacher_client(),
+            reward_loop_worker_handles=trainer.get_reward_handles(),
+        )
+        trainer.fit(manager)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        tracking = getattr(trainer, "logger", None)
+        if tracking is not None:
+            tracking.finish(exit_code=int(sys.exc_info()[0] is not None))
+        tq.close()
+
+
+def in_background(function: Callable[..., object], *arguments: object) -> Callable[[], None]:
+    """Call `function` in a thread that no exit waits for; what is returned waits for its end and raises its error."""
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+
+    def wait() -> None:
+        thread.join()
+        if errors:
+            raise errors[0]
+
+    return wait
 
 
 if TYPE_CHECKING:
@@ -113,7 +110,7 @@ else:
 
 def make_trainer(
     config: Any,
-    settings: SimpleNamespace,
+    settings: Any,
     curve: Curve,
     exports: Exports,
     report: Callable[..., None],
@@ -135,7 +132,7 @@ class _Measured(_Trainer):
     def __init__(
         self,
         config: Any,
-        settings: SimpleNamespace,
+        settings: Any,
         curve: Curve,
         exports: Exports,
         report: Callable[..., None],
@@ -276,57 +273,3 @@ class _Measured(_Trainer):
 
 def _seconds(timing: Mapping[str, float]) -> dict[str, float]:
     return {f"{name}_seconds": round(float(value), 4) for name, value in timing.items() if name != "step"}
-
-
-class Exports:
-    """Published checkpoints: Hugging Face directories copied out of verl's checkpoints, which are rotated."""
-
-    def __init__(self, scratch: pathlib.Path, settings: SimpleNamespace, curve: Curve):
-        self.checkpoints, self.directory = scratch / "checkpoints", scratch / "published"
-        self.timings = scratch / "timings.jsonl"
-        self.settings, self.curve = settings, curve
-        self.directory.mkdir(exist_ok=True)
-
-    def timing(self, **values: float) -> None:
-        """Append a row of wall times (never part of the payload)."""
-        with self.timings.open("a") as file:
-            file.write(json.dumps(values) + "\n")
-
-    def validated(self) -> dict[int, float]:
-        """Validation pass rate by step, without the policy RL started from."""
-        return {
-            step: row["validation_pass_rate"]
-            for step, row in self.curve.rows.items()
-            if step > 0 and "validation_pass_rate" in row
-        }
-
-    def best_step(self) -> int:
-        """The step with the best validation; the earliest of equals; the final one where none was validated."""
-        rates = self.validated()
-        return min(rates, key=lambda step: (-rates[step], step)) if rates else self.settings.rl.steps
-
-    def is_best(self, step: int, rate: float) -> bool:
-        return all(rate > other for number, other in self.validated().items() if number < step)
-
-    def wanted(self) -> set[int]:
-        """Steps to publish, as far as is known now."""
-        return {self.settings.rl.steps, self.best_step(), *self.settings.rl.publish_steps}
-
-    def path(self, step: int) -> pathlib.Path:
-        return self.directory / f"step_{step}"
-
-    def keep(self, step: int) -> None:
-        """Copy the Hugging Face directory of verl's checkpoint of `step` if it is wanted; drop what no longer is."""
-        wanted = self.wanted()
-        for old in self.directory.glob("step_*"):
-            if int(old.name.removeprefix("step_")) not in wanted:
-                shutil.rmtree(old)
-        source = self.checkpoints / f"global_step_{step}" / "actor"
-        if step not in wanted or self.path(step).exists() or not source.exists():
-            return
-        temporary = self.directory / f".step_{step}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source / "huggingface", temporary)
-        if (source / LORA_META).exists():
-            shutil.copy(source / LORA_META, temporary)
-        temporary.replace(self.path(step))

@@ -14,6 +14,7 @@ from verl.utils.model import convert_weight_keys
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 
+from common.errors import ConfigError
 from verl_cpu import patches, plugin
 
 if TYPE_CHECKING:  # the decorator that registers verl's engine hides its type
@@ -26,23 +27,23 @@ _PRECISION_FIELDS = ("param_dtype", "reduce_dtype", "buffer_dtype")
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")
 class CPUEngineWithLMHead(Engine):
-    """``FSDPEngineWithLMHead`` for CPU; raises ``ValueError`` for settings that fail or are silently lossy there."""
+    """``FSDPEngineWithLMHead`` for CPU; raises ``ConfigError`` for settings that fail or are silently lossy there."""
 
     def __init__(self, model_config, engine_config, optimizer_config, checkpoint_config):
         if engine_config.strategy != "fsdp2":
-            raise ValueError(f"engine.strategy is {engine_config.strategy!r}: platform cpu supports only 'fsdp2'")
+            raise ConfigError(f"engine.strategy is {engine_config.strategy!r}: platform cpu supports only 'fsdp2'")
         precision = engine_config.mixed_precision
         if precision is None or any(
             field not in precision or PrecisionType.to_dtype(precision[field]) != torch.float32
             for field in _PRECISION_FIELDS
         ):
-            raise ValueError(
+            raise ConfigError(
                 f"engine.mixed_precision is {precision} (verl's default is bf16): platform cpu supports only "
                 "{param_dtype: fp32, reduce_dtype: fp32, buffer_dtype: fp32}"
             )
         attention = model_config.hf_config._attn_implementation
         if attention not in ("sdpa", "eager"):
-            raise ValueError(
+            raise ConfigError(
                 f"model.override_config.attn_implementation is {attention!r}: platform cpu supports 'sdpa' and 'eager'"
             )
         super().__init__(model_config, engine_config, optimizer_config, checkpoint_config)

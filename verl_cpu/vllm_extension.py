@@ -11,6 +11,7 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from common.errors import ConfigError
 from verl_cpu.patches import private_socket
 from verl_cpu.vllm_reload import ReloadWorkerExtension, repack_output_layers
 
@@ -48,7 +49,7 @@ class CPUColocateWorkerExtension(vLLMColocateWorkerExtension, ReloadWorkerExtens
                 return
             try:
                 if peft_config:
-                    raise ValueError("actor_rollout_ref.model.lora_rank > 0: platform cpu cannot serve LoRA rollouts")
+                    raise ConfigError("actor_rollout_ref.model.lora_rank > 0: platform cpu cannot serve LoRA rollouts")
                 if not started:
                     initialize_layerwise_reload(model)
                     started = True

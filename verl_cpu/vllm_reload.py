@@ -4,12 +4,13 @@ Use as ``LLM(..., worker_extension_cls="verl_cpu.vllm_reload.ReloadWorkerExtensi
 ``llm.collective_rpc("reload_weights_from_directory", args=(path,))`` followed by ``llm.reset_prefix_cache()``.
 """
 
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from common.errors import ConfigError
+from common.models import tensor_headers
 
 
 def repack_output_layers(model: torch.nn.Module) -> None:
@@ -26,22 +27,6 @@ def repack_output_layers(model: torch.nn.Module) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
-def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Name to shape of every tensor in the safetensors files of a Hugging Face ``directory`` (headers only).
-
-    Raises ``ValueError`` when there is none.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    if not shapes:
-        raise ValueError(f"{directory}: no *.safetensors file to reload weights from")
-    return shapes
-
-
 class ReloadWorkerExtension:
     """Worker extension (``worker_extension_cls``) that loads another checkpoint of the same model."""
 
@@ -51,14 +36,17 @@ class ReloadWorkerExtension:
     def reload_weights_from_directory(self, path: str) -> None:
         """Replace all weights by those of the Hugging Face directory ``path``.
 
-        Raises ``ValueError`` if its tensors are not exactly those (name and shape) of the loaded checkpoint: vLLM would
-        log a warning and keep old weights. The caller resets the prefix cache, which still holds old keys and values.
+        Raises ``ConfigError`` if its tensors are not exactly those (name and shape) of the loaded checkpoint: vLLM
+        would log a warning and keep old weights. The caller resets the prefix cache, which still holds old keys and
+        values.
         """
-        new = tensor_shapes(Path(path))
-        loaded = tensor_shapes(Path(self.model_runner.model_config.model))
+        directories = (Path(path), Path(self.model_runner.model_config.model))
+        new, loaded = (
+            {name: header.shape for name, header in tensor_headers(directory).items()} for directory in directories
+        )
         if new != loaded:
             different = sorted(name for name in new.keys() | loaded.keys() if new.get(name) != loaded.get(name))
-            raise ValueError(
+            raise ConfigError(
                 f"{path}: tensor {different[0]!r} (and {len(different) - 1} more) differs in name or shape from the "
                 f"loaded checkpoint {self.model_runner.model_config.model}; start a new engine for another architecture"
             )

@@ -1,23 +1,18 @@
-"""Answer graders: pure functions (`grade_answer`) and the same behind a subprocess pool (`grade`, `GradingPool`)."""
+"""Grading by a grader's name: in this process (`grade_answer`) and in a pool of subprocesses (`grade`, `GradingPool`)."""
 
-from importlib import import_module
+from common.lazy import attributes
 
-_HOMES = {
-    "Grade": "evaluation.grading.answers",
-    "extract_answer": "evaluation.grading.answers",
-    "extract_boxed": "evaluation.grading.answers",
-    "grade_answer": "evaluation.grading.answers",
-    "check_grader": "evaluation.grading.answers",
-    "GradingPool": "evaluation.grading.pool",
-    "Outcome": "evaluation.grading.pool",
-    "default_pool": "evaluation.grading.pool",
-    "grade": "evaluation.grading.pool",
-}
-
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'evaluation.grading' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__all__, __getattr__ = attributes(
+    __name__,
+    {
+        "Grade": "evaluation.graders.contract",
+        "extract_answer": "evaluation.graders.extraction",
+        "extract_boxed": "evaluation.graders.extraction",
+        "grade_answer": "evaluation.grading.answers",
+        "check_grader": "evaluation.grading.answers",
+        "GradingPool": "evaluation.grading.pool",
+        "Outcome": "evaluation.grading.pool",
+        "default_pool": "evaluation.grading.pool",
+        "grade": "evaluation.grading.pool",
+    },
+)

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from evaluation.grading.answers import Grade, check_grader, grade_answer
+from common.errors import ConfigError
+from evaluation.graders import Grade
+from evaluation.grading.answers import check_grader, grade_answer
 
 TIMEOUT_SECONDS = 3.0
-# The sandbox stops a program after 10 s; many of them at once start slowly.
-CODE_TIMEOUT_SECONDS = 60.0
 MEMORY_BYTES = 4 << 30
 MAX_PENDING = 4096
 
@@ -99,29 +99,36 @@ class GradingPool:
         return future
 
     def submit_grade(
-        self, response: str, answer: str, grader: str = "math", *, run_generated_code: bool = False
+        self,
+        response: str,
+        answer: str,
+        grader: str = "math",
+        *,
+        run_generated_code: bool = False,
+        timeout_seconds: float | None = None,
     ) -> "Future[Outcome]":
         """Start grading one response; turn the outcome into a `Grade` with `GradingPool.verdict`.
 
         run_generated_code: leave for the grader `code` to run the response in the sandbox, which has its own limits.
+        timeout_seconds: as in `submit`; a grader with a time of its own has at least that.
         """
-        check_grader(grader)
+        judge, _ = check_grader(grader)
         return self.submit(
             "evaluation.grading.pool:grade_as_json",
             response,
             answer,
             grader,
             run_generated_code,
-            timeout_seconds=CODE_TIMEOUT_SECONDS if grader == "code" else None,
+            timeout_seconds=max(judge.timeout or 0, timeout_seconds or 0) or None,
         )
 
     @staticmethod
     def verdict(outcome: Outcome) -> Grade:
-        """The grade of a finished `submit_grade`. Raises ValueError if the reference answer was unusable."""
+        """The grade of a finished `submit_grade`. Raises ConfigError if the reference answer was unusable."""
         if outcome.status != "ok":
             return Grade(False, outcome.status)  # type: ignore[arg-type]
         if "bad_reference" in outcome.value:
-            raise ValueError(outcome.value["bad_reference"])
+            raise ConfigError(outcome.value["bad_reference"])
         return Grade(**outcome.value)
 
     def grade(self, response: str, answer: str, grader: str = "math") -> Grade:

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from common.errors import ConfigError
+
 JAIL = pathlib.Path(__file__).with_name("jail.py")
 POLL_SECONDS = 0.1
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
@@ -54,11 +56,11 @@ def run_code(program: str, *, run_generated_code: bool, stdin: str = "", limits:
     """Run a Python program with the rights of `jail.py`, in a temporary folder that is deleted afterwards.
 
     run_generated_code: must be True; nobody runs a model's code by accident. The sandbox guards the machine, not the
-    score: a program that inspects its own process can still lie about its result. Raises ValueError without
+    score: a program that inspects its own process can still lie about its result. Raises ConfigError without
     run_generated_code and RuntimeError, with the reason, where the kernel cannot enforce the rules.
     """
     if not run_generated_code:
-        raise ValueError("run_code: set eval.run_generated_code=true to execute programs that a model wrote")
+        raise ConfigError("run_code: set eval.run_generated_code=true to execute programs that a model wrote")
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
         token = secrets.token_hex(16)

@@ -20,8 +20,8 @@ from evaluation.artifact import read_metrics
 from evaluation.benchmarks import read_benchmark
 from evaluation.grading import Grade, grade_answer
 from evaluation.registry import BENCHMARKS, needed, write_problems
-from launch.recipe.compose import RECIPES
 from launch.graph.builder import make_plan
+from launch.recipe.compose import RECIPES
 
 STDIN_TESTS = [{"input": "2\n", "output": "4\n", "testtype": "stdin"}]
 CALL_TESTS = [{"input": "[1, 2]\n3", "output": "6", "testtype": "functional"}]

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import toy
 
-from launch.execution.jobs import Job
 from launch.execution import placements
 from launch.execution.driver import Driver
+from launch.execution.jobs import Job
 from launch.store import Store
 
 SMALL = {"sft": {"tokens_per_micro_batch": 8, "micro_batch_size": 2}}

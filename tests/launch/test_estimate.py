@@ -3,11 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from data_prep.reference_cache import predict_bytes
+
 from launch.bench import fill
-from launch.graph.estimate import disk_forecast, estimate_plan, parameters
 from launch.graph.builder import make_plan
+from launch.graph.estimate import disk_forecast, estimate_plan, parameters
 from launch.graph.show import plan_json, print_plan
 from launch.store import Store
 from launch.store.leases import Heartbeat

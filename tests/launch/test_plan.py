@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from launch.recipe.compose import RecipeError
 from launch.graph.builder import make_plan
+from launch.recipe.compose import RecipeError
 
 RECIPE = """
 defaults:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.recipe.compose import RECIPES, recipe_names
 from launch.graph.builder import make_plan
+from launch.recipe.compose import RECIPES, recipe_names
 
 GROUPS = sorted(p for p in RECIPES.glob("*/*.yaml") if p.parent.name != "objective")
 BASE = yaml.safe_load((RECIPES / "base.yaml").read_text())

@@ -19,7 +19,6 @@ from common.files import read_json
 from common.processes import attempt_processes
 from common.settings import rebuild
 from launch.execution.jobs import FINISHED
-from launch.execution.jobs import halve
 from launch.execution.run import run, stop
 from launch.stages.cache import Cache
 from launch.stages.rl import Rl

@@ -8,12 +8,12 @@ import pytest
 import toy
 from measured import publish
 
-from launch.recipe.compose import RecipeError
-from launch.graph.plan import Branch
-from launch.graph.builder import make_plan
 from launch.execution.run import run
-from launch.recipe.run import Selection
+from launch.graph.builder import make_plan
+from launch.graph.plan import Branch
 from launch.graph.select import select
+from launch.recipe.compose import RecipeError
+from launch.recipe.run import Selection
 from launch.store import Store, StoreError
 
 LRS = "sft.lr=1e-4,3e-4"

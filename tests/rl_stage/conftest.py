@@ -2,8 +2,9 @@
 
 import json
 import pathlib
+import shutil
 import sys
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,13 +25,11 @@ TINY_RL = {
 }
 
 
-def _gpu_settings(group: str) -> SimpleNamespace:
-    """The `rl` stage's settings of a GPU recipe that takes everything about RL from `recipes/rl/<group>.yaml`."""
+def _gpu_settings(group: str) -> Any:
+    """Settings of a GPU recipe that takes everything about RL from `recipes/rl/<group>.yaml`."""
     import tempfile
 
     from launch.recipe.compose import branches
-    from launch.recipe.recipe import Recipe
-    from launch.stage import namespace
 
     with tempfile.TemporaryDirectory() as directory:
         recipe = pathlib.Path(directory) / "published.yaml"
@@ -40,20 +39,18 @@ def _gpu_settings(group: str) -> SimpleNamespace:
             "platform: {gpus_per_node: 8}\nrl: {processes: 8}\n"
         )
         (branch,) = branches(str(recipe), [])
-    tree = branch.recipe.model_dump()
-    return namespace({name: tree[name] for name in ("rl", "data", "model", "platform", "seed")}, Recipe)
+    return branch.recipe
 
 
-def _cpu_settings(**rl: object) -> SimpleNamespace:
+def _cpu_settings(*, model: Any = None, **rl: object) -> Any:
     """Settings of a tiny run on the CPU platform."""
     import yaml
 
     from launch.recipe.recipe import Recipe
-    from launch.stage import namespace
 
     platform = yaml.safe_load((ROOT / "recipes" / "platform" / "cpu.yaml").read_text())
-    tree = Recipe.model_validate({"model": {"path": "unused"}, "rl": TINY_RL | rl, "platform": platform}).model_dump()
-    return namespace({name: tree[name] for name in ("rl", "data", "model", "platform", "seed")}, Recipe)
+    model = {"path": "unused"} | (model or {})
+    return Recipe.model_validate({"model": model, "rl": TINY_RL | rl, "platform": platform})
 
 
 @pytest.fixture
@@ -63,7 +60,7 @@ def inputs(tmp_path) -> dict[str, pathlib.Path]:
 
 
 def _write_tiny_model(directory: pathlib.Path, tied: bool) -> pathlib.Path:
-    from rl_stage.bench import write_model
+    from rl_stage.bench_inputs import write_model
 
     return write_model(directory, hidden=64, layers=2, heads=2, initializer_range=0.1, tied=tied)
 
@@ -78,6 +75,34 @@ def tiny_model(tmp_path_factory) -> pathlib.Path:
 def untied_model(tmp_path_factory) -> pathlib.Path:
     """A random model with an output head of its own."""
     return _write_tiny_model(tmp_path_factory.mktemp("untied") / "model", tied=False)
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path) -> pathlib.Path:
+    """A copy of the tiny model that a test may break."""
+    return pathlib.Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def _edit_json(path: pathlib.Path, **changes: object) -> None:
+    """Change fields of a JSON file; `...` takes one out."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
+
+
+@pytest.fixture
+def recipe_template(tmp_path) -> pathlib.Path:
+    """A chat template of the recipe's that spends 16 tokens of the byte tokenizer more than the model's own."""
+    path = tmp_path / "recipe.jinja"
+    path.write_text(
+        "{{ '0123456789abcdef' }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}"
+        "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def edit():
+    return _edit_json
 
 
 def _write_prompts(directory: pathlib.Path, rows: int = 32) -> pathlib.Path:
@@ -106,36 +131,30 @@ def _write_prompts(directory: pathlib.Path, rows: int = 32) -> pathlib.Path:
 
 
 RUN = """
-import json, pathlib, sys
-from launch.recipe.recipe import Recipe
-from launch.stage import namespace
-import importlib
+import importlib, json, pathlib, sys
+from common.settings import rebuild
 request = json.loads(pathlib.Path(sys.argv[1]).read_text())
 run = importlib.import_module(request["stage"]).run
 paths = {name: pathlib.Path(path) for name, path in request["paths"].items()}
 def report(done, total, **metrics):
     print("REPORT", done, total, flush=True)
-run(namespace(request["settings"], Recipe), {"model": paths["model"], "data": paths["data"]}, paths["output"],
+run(rebuild(request["settings"]), {"model": paths["model"], "data": paths["data"]}, paths["output"],
     paths["scratch"], report)
 """
 
 
 def _stage_command(
-    directory: pathlib.Path, model: pathlib.Path, data: pathlib.Path, stage: str = "rl_stage.rl", **rl: object
+    directory: pathlib.Path, model: pathlib.Path, data: pathlib.Path, stage: str = "rl_stage.stage", **rl: object
 ) -> list[str]:
     """A command that runs a stage in a process of its own, as launch does, with output and scratch in `directory`."""
-    import yaml
+    from common.settings import describe
 
-    from launch.recipe.recipe import Recipe
-
-    platform = yaml.safe_load((ROOT / "recipes" / "platform" / "cpu.yaml").read_text())
-    tree = Recipe.model_validate({"model": {"path": "unused"}, "rl": TINY_RL | rl, "platform": platform}).model_dump()
     paths = {"model": model, "data": data, "output": directory / "output", "scratch": directory / "scratch"}
     for path in (paths["output"], paths["scratch"]):
         path.mkdir(parents=True, exist_ok=True)
     request = {
         "stage": stage,
-        "settings": {name: tree[name] for name in ("rl", "data", "model", "platform", "seed")},
+        "settings": describe(_cpu_settings(**rl)),
         "paths": {name: str(path) for name, path in paths.items()},
     }
     (directory / "request.json").write_text(json.dumps(request))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from evaluation.grading import Outcome
+from evaluation.grading import GradingPool, Outcome
 from rl_stage.config import verl_config
 
 
@@ -172,7 +172,7 @@ def test_reward_of_each_group_by_length(
             assert result["reward_extra_info"]["acc"] == correct
 
 
-class InstantPool:
+class InstantPool(GradingPool):
     """A grading pool that finds every other response right."""
 
     def __init__(self):

@@ -2,12 +2,13 @@
 
 import importlib.util
 import pathlib
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from rl_stage import bench
+from rl_stage import bench, bench_inputs, bench_stock
 from rl_stage.config import verl_config
 
 
@@ -17,20 +18,20 @@ def paths(inputs, tmp_path):
 
 
 def test_stock_verl_gets_our_keys(paths, tmp_path):
-    settings = bench.namespace(bench.stage_settings(prompts=4, samples=2, steps=5))
-    command = bench.stock_command(settings, paths)
+    settings = bench_inputs.stage_settings(prompts=4, samples=2, steps=5)
+    command = bench_stock.stock_command(settings, paths)
     assert command[1:3] == ["-m", "verl.trainer.main_ppo"]
     overrides = [argument for argument in command[3:] if not argument.startswith("hydra.")]
     verl = importlib.util.find_spec("verl")
     assert verl is not None and verl.submodule_search_locations
     directory = pathlib.Path(verl.submodule_search_locations[0]) / "trainer" / "config"
     with initialize_config_dir(str(directory), version_base=None):
-        stock = OmegaConf.to_container(compose("ppo_trainer", overrides))
-    ours = OmegaConf.to_container(verl_config(settings, paths, tmp_path))
-    different = {name for name, _ in bench.differences(ours, stock)} | {
-        name for name, _ in bench.differences(stock, ours)
+        stock: Any = OmegaConf.to_container(compose("ppo_trainer", overrides))
+    ours: Any = OmegaConf.to_container(verl_config(settings, paths, tmp_path))
+    different = {name for name, _ in bench_stock.differences(ours, stock)} | {
+        name for name, _ in bench_stock.differences(stock, ours)
     }
-    assert {name for name in different if not name.startswith((*bench.OURS_ALONE, "ray_kwargs"))} == set()
+    assert {name for name in different if not name.startswith((*bench_stock.OURS_ALONE, "ray_kwargs"))} == set()
 
 
 def test_ratios_are_of_medians():

@@ -3,6 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+from common.errors import ConfigError
 from rl_stage.config import verl_config
 
 GROUPS = ["grpo", "dapo", "sed_sft", "prift"]
@@ -116,12 +117,12 @@ def test_passthrough_wins_over_our_own_values(cpu_settings, inputs, tmp_path):
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_an_error_that_names_it(tree, said, cpu_settings, inputs, tmp_path):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ConfigError, match=said):
         verl_config(cpu_settings(verl=tree), inputs, tmp_path)
 
 
 def test_a_value_that_verl_refuses_is_our_error(cpu_settings, inputs, tmp_path):
-    with pytest.raises(ValueError, match="rl: verl refuses"):
+    with pytest.raises(ConfigError, match="rl: verl refuses"):
         verl_config(cpu_settings(verl={"actor_rollout_ref": {"actor": {"loss_agg_mode": "median"}}}), inputs, tmp_path)
 
 
@@ -130,3 +131,10 @@ def test_the_lengths_that_verl_uses_are_ours(cpu_settings, inputs, tmp_path):
     OmegaConf.resolve(config)
     rollout = config.actor_rollout_ref.rollout
     assert (rollout.prompt_length, rollout.response_length, rollout.max_model_len) == (40, 24, 64)
+
+
+def test_verl_reads_the_recipes_template(cpu_settings, inputs, recipe_template, tmp_path):
+    settings = cpu_settings(model={"chat_template": str(recipe_template)})
+    model = verl_config(settings, inputs, tmp_path).actor_rollout_ref.model
+    assert model.custom_chat_template == recipe_template.read_text()
+    assert verl_config(cpu_settings(), inputs, tmp_path).actor_rollout_ref.model.custom_chat_template is None

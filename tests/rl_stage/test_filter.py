@@ -2,11 +2,13 @@
 
 import json
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
 
+from common.errors import ConfigError
 from evaluation.generation import Sample
 from rl_stage import filter as difficulty
 
@@ -35,8 +37,10 @@ class Scripted:
 class Numbers:
     """A tokenizer to which the prompt "n" is the token n, and a long prompt a hundred of them."""
 
-    def __init__(self, *_, **__):
-        pass
+    made: ClassVar[list] = []
+
+    def __init__(self, model, chat_template=None, trust_remote_code=False):
+        self.made.append((chat_template, trust_remote_code))
 
     def prompt(self, messages):
         content = messages[0]["content"]
@@ -55,16 +59,16 @@ def stage(tmp_path, monkeypatch, cpu_settings):
         pq.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data" / f"{name}.parquet")
     monkeypatch.setattr("evaluation.generation.prompts.Prompter", Numbers)
 
-    def run(name, reward="boxed", **rl):
+    def run(name, reward="boxed", model=None, **rl):
         engine = Scripted()
         monkeypatch.setattr("evaluation.generation.engine.engine_for", lambda *_: engine)
         output = tmp_path / name
         output.mkdir()
-        settings = cpu_settings(reward={"name": reward}, **rl)
+        settings = cpu_settings(model=model, reward={"name": reward}, **rl)
         inputs = {"data": tmp_path / "data", "model": tmp_path / "model"}
         try:
             difficulty.run(settings, inputs, output, tmp_path / "scratch", lambda done, total: None)
-        except ValueError as error:
+        except ConfigError as error:
             return str(error), engine
         return output, engine
 
@@ -102,3 +106,14 @@ def test_a_reward_that_cannot_be_loaded_ends_the_stage_before_it_samples(stage):
     message, engine = stage("unknown", reward="nowhere.boxes", filter={"enabled": True, "samples": 4})
     assert message.startswith("rl.reward.name: cannot import 'nowhere.boxes'")
     assert engine.requests == 0
+
+
+def test_the_recipes_template_is_for_the_recipes_model(stage, recipe_template):
+    model = {"chat_template": str(recipe_template), "trust_remote_code": True}
+    stage("base", model=model, filter={"enabled": True, "samples": 4})
+    stage("another", model=model, filter={"enabled": True, "samples": 4, "model": "some/instruct"})
+    assert Numbers.made[-2:] == [(recipe_template, True), (None, True)]
+
+
+def test_histogram_of_pass_rates():
+    assert difficulty.histogram([0.0, 0.25, 1.0, 0.25, None], 4) == {"0/4": 1, "1/4": 2, "4/4": 1}

@@ -1,23 +1,12 @@
-"""The gate between SFT and RL, and what RL publishes."""
+"""The gate between SFT and RL."""
 
 import json
 import logging
-import shutil
 
 import pytest
 
+from common.errors import ConfigError
 from rl_stage import handoff
-
-
-@pytest.fixture
-def model(tiny_model, tmp_path):
-    """A copy of the tiny model that a test may break."""
-    return shutil.copytree(tiny_model, tmp_path / "model")
-
-
-def edit(path, **changes):
-    content = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
 
 
 def test_a_complete_model_passes(model, cpu_settings):
@@ -27,21 +16,21 @@ def test_a_complete_model_passes(model, cpu_settings):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json"])
 def test_a_missing_file_is_named(name, model, cpu_settings):
     (model / name).unlink()
-    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
         handoff.check_model(model, cpu_settings())
 
 
 def test_a_cut_weight_file_is_named(model, cpu_settings):
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors: cannot be read"):
         handoff.check_model(model, cpu_settings())
 
 
 def test_a_missing_shard_is_named(model, cpu_settings):
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="model-00001-of-00002"):
+    with pytest.raises(ConfigError, match="model-00001-of-00002"):
         handoff.check_model(model, cpu_settings())
 
 
@@ -53,52 +42,52 @@ def test_tensors_of_another_name_or_shape_are_an_error(model, cpu_settings):
     name = "model.layers.0.mlp.up_proj.weight"
     unmerged = {key.replace("up_proj", "up_proj.base_layer"): value for key, value in weights.items()}
     save_file(unmerged, path, {"format": "pt"})
-    with pytest.raises(ValueError, match=rf"2 missing tensors, {name} the first"):
+    with pytest.raises(ConfigError, match=rf"2 missing tensors, {name} the first"):
         handoff.check_model(model, cpu_settings())
     save_file(weights | {"lora_A.weight": weights[name].clone()}, path, {"format": "pt"})
-    with pytest.raises(ValueError, match="1 unexpected tensors, lora_A"):
+    with pytest.raises(ConfigError, match="1 unexpected tensors, lora_A"):
         handoff.check_model(model, cpu_settings())
     save_file(weights | {name: weights[name][:-1].contiguous()}, path, {"format": "pt"})
-    with pytest.raises(ValueError, match=rf"1 mismatched tensors, .*{name}"):
+    with pytest.raises(ConfigError, match=rf"1 mismatched tensors, .*{name}"):
         handoff.check_model(model, cpu_settings())
 
 
-def test_two_different_ends_are_an_error(model, cpu_settings):
+def test_two_different_ends_are_an_error(model, cpu_settings, edit):
     edit(model / "generation_config.json", eos_token_id=0)
-    with pytest.raises(ValueError, match="stop at different tokens"):
+    with pytest.raises(ConfigError, match="stop at different tokens"):
         handoff.check_model(model, cpu_settings())
 
 
 def test_no_chat_template_is_an_error(model, cpu_settings):
     (model / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(ConfigError, match="no chat template"):
         handoff.check_model(model, cpu_settings())
 
 
 @pytest.mark.parametrize("name", ["eos_token", "pad_token"])
-def test_a_tokenizer_without_eos_or_pad_is_an_error(name, model, cpu_settings):
+def test_a_tokenizer_without_eos_or_pad_is_an_error(name, model, cpu_settings, edit):
     edit(model / "tokenizer_config.json", **{name: None})
-    with pytest.raises(ValueError, match="must name an EOS and a PAD token"):
+    with pytest.raises(ConfigError, match="must name an EOS and a PAD token"):
         handoff.check_model(model, cpu_settings())
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_an_error(model, cpu_settings):
+def test_a_tokenizer_larger_than_the_embedding_is_an_error(model, cpu_settings, edit):
     edit(model / "config.json", vocab_size=5)
-    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, the embedding 5 rows"):
+    with pytest.raises(ConfigError, match=r"the tokenizer has \d+ tokens, the embedding 5 rows"):
         handoff.check_model(model, cpu_settings())
 
 
-def test_the_ends_are_those_of_config_where_no_generation_settings_are(model, cpu_settings):
+def test_the_ends_are_those_of_config_where_no_generation_settings_are(model, cpu_settings, edit):
     (model / "generation_config.json").unlink()
     handoff.check_model(model, cpu_settings())
     edit(model / "config.json", eos_token_id=0)
-    with pytest.raises(ValueError, match="stop at different tokens"):
+    with pytest.raises(ConfigError, match="stop at different tokens"):
         handoff.check_model(model, cpu_settings())
 
 
-def test_no_dtype_is_an_error(model, cpu_settings):
+def test_no_dtype_is_an_error(model, cpu_settings, edit):
     edit(model / "config.json", dtype=..., torch_dtype=...)
-    with pytest.raises(ValueError, match="has no dtype"):
+    with pytest.raises(ConfigError, match="has no dtype"):
         handoff.check_model(model, cpu_settings())
 
 
@@ -119,7 +108,7 @@ def test_long_prompts_are_dropped_and_counted(model, cpu_settings, write_prompts
 
 def test_too_few_prompts_and_missing_answers_are_errors(model, cpu_settings, write_prompts, tmp_path):
     data = write_prompts(tmp_path / "data", rows=7)
-    with pytest.raises(ValueError, match=r"rl\.prompts: a step takes 8 prompts"):
+    with pytest.raises(ConfigError, match=r"rl\.prompts: a step takes 8 prompts"):
         handoff.check_prompts({"model": model, "data": data}, cpu_settings(), tmp_path)
     import pyarrow
     import pyarrow.parquet as pq
@@ -127,7 +116,7 @@ def test_too_few_prompts_and_missing_answers_are_errors(model, cpu_settings, wri
     rows = pq.read_table(data / "rl_train.parquet").to_pylist()
     rows[2]["reward_model"]["ground_truth"] = ""
     pq.write_table(pyarrow.Table.from_pylist(rows), data / "rl_train.parquet")
-    with pytest.raises(ValueError, match=r"row 2 has no prompt or no reward_model\.ground_truth"):
+    with pytest.raises(ConfigError, match=r"row 2 has no prompt or no reward_model\.ground_truth"):
         handoff.check_prompts({"model": model, "data": data}, cpu_settings(), tmp_path)
 
 
@@ -136,7 +125,7 @@ def test_an_unreachable_or_solved_task_is_said(rates, word, cpu_settings, caplog
     with caplog.at_level(logging.WARNING):
         handoff.judge_probe(rates, cpu_settings(on_unreachable="warn"))
     assert word in caplog.text
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(ConfigError, match=word):
         handoff.judge_probe(rates, cpu_settings(on_unreachable="stop"))
 
 
@@ -145,54 +134,17 @@ def test_a_reachable_task_is_silent(cpu_settings, caplog):
     assert not caplog.text
 
 
-def test_an_export_has_the_tokenizer_of_its_start_and_the_dtype_of_its_weights(model, tmp_path):
-    exported = shutil.copytree(model, tmp_path / "verl")
-    edit(exported / "config.json", dtype="bfloat16")  # as verl writes it, beside fp32 weights
-    edit(exported / "generation_config.json", temperature=0.3)
-    target = tmp_path / "published"
-    handoff.finish_export(exported, model, target)
-    assert json.loads((target / "config.json").read_text())["dtype"] == "float32"
-    for name in ("generation_config.json", "tokenizer.json", "chat_template.jinja"):
-        assert (target / name).read_bytes() == (model / name).read_bytes()
-    from rl_stage.handoff import check_weights
-
-    check_weights(target)
-
-
-@pytest.mark.parametrize("fixture", ["tiny_model", "untied_model"])
-def test_a_low_rank_update_is_merged_into_the_export(fixture, request, tmp_path):
-    """verl saves the wrapped module's state dict through the bare architecture, names and all."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    start = request.getfixturevalue(fixture)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(start), lora)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in wrapped.named_parameters():
-        if "lora_" in name:
-            parameter.data.normal_(generator=generator)
-    exported = tmp_path / "verl"
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(start)).save_pretrained(
-        exported, state_dict=wrapped.state_dict()
-    )
-    (exported / "lora_train_meta.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}))
-    target = tmp_path / "published"
-    handoff.finish_export(exported, start, target)
-    published = AutoModelForCausalLM.from_pretrained(target)
-    ids = torch.arange(20)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(published(ids).logits, wrapped(ids).logits, rtol=1e-4, atol=1e-4)
-    assert not (target / "lora_train_meta.json").exists()
-
-
-def test_an_export_with_other_tensors_is_refused(model, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    exported = shutil.copytree(model, tmp_path / "verl")
-    weights = load_file(exported / "model.safetensors")
-    weights["wrapped.norm.weight"] = weights.pop("model.norm.weight")
-    save_file(weights, exported / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match=r"2 tensors differ .* first model\.norm\.weight"):
-        handoff.finish_export(exported, model, tmp_path / "published")
+def test_the_recipes_template_stands_for_the_models(model, cpu_settings, recipe_template, write_prompts, tmp_path):
+    (model / "chat_template.jinja").unlink()
+    settings = cpu_settings(model={"chat_template": str(recipe_template)})
+    handoff.check_model(model, settings)
+    data = write_prompts(tmp_path / "data")
+    length = len("0123456789abcdef") + len("user\n0+0\nassistant\n") + 3
+    for limit, fits in ((length, True), (length - 1, False)):
+        settings = cpu_settings(model={"chat_template": str(recipe_template)}, max_prompt_length=limit)
+        if fits:
+            handoff.check_prompts({"model": model, "data": data}, settings, tmp_path)
+            assert json.loads((tmp_path / "prompts.json").read_text())["dropped"] == 0
+        else:
+            with pytest.raises(ConfigError, match=r"has 0 of at most rl\.max_prompt_length"):
+                handoff.check_prompts({"model": model, "data": data}, settings, tmp_path)

@@ -17,18 +17,18 @@ import json, pathlib, sys
 from verl_cpu import plugin
 plugin.require_active()
 import torch, torch.distributed, verl_cpu.engine
-from launch.recipe.recipe import Recipe
-from launch.stage import namespace
+from common.settings import rebuild
 from omegaconf import OmegaConf
+from rl_stage.checkpoints import Exports
 from rl_stage.config import verl_config
-from rl_stage.handoff import finish_export
-from rl_stage.trainer import Curve, Exports
+from rl_stage.curve import Curve
+from rl_stage.export import finish_export
 from safetensors.torch import save_file
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.engine import EngineRegistry
 
 request = json.loads(pathlib.Path(sys.argv[1]).read_text())
-settings = namespace(request["settings"], Recipe)
+settings = rebuild(request["settings"])
 paths = {name: pathlib.Path(path) for name, path in request["paths"].items()}
 torch.distributed.init_process_group("cpu:gloo")
 config = verl_config(settings, paths, paths["scratch"])

@@ -1,87 +1,120 @@
 """Rewards: right and wrong answers, and what becomes of a reward that raises, hangs or answers nonsense."""
 
 import asyncio
+import json
 import os
+import pathlib
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from common.errors import ConfigError
 from rl_stage import rewards
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("function", "response", "answer", "right"),
+    ("name", "response", "answer", "right"),
     [
-        (rewards.grade_math, r"so \boxed{\frac{1}{2}}", "0.5", True),
-        (rewards.grade_math, "the answer is 12", "12", True),
-        (rewards.grade_math, r"\boxed{13}", "12", False),
-        (rewards.grade_boxed, r"\boxed{12}", "12", True),
-        (rewards.grade_boxed, "the answer is 12", "12", False),
-        (rewards.grade_exact, r"\boxed{High Risk}", "high risk", True),
-        (rewards.grade_numeric, "The answer is 101", "100", False),
-        (rewards.grade_date, r"\boxed{March 5, 2021}", "2021-03-05", True),
-        (rewards.grade_range, r"\boxed{20.5}", "[19.5, 21.5]", True),
-        (rewards.grade_range, r"\boxed{22}", "[19.5, 21.5]", False),
-        (rewards.grade_medcalc, '<answer>{"answer": "20.5"}</answer>', "[19.5, 21.5]", True),
-        (rewards.grade_medcalc, '<answer>{"answer": "22"}</answer>', "[19.5, 21.5]", False),
-        (rewards.grade_medcalc, '<answer>{"answer": "05/08/2021"}</answer>', "2021-05-08", True),
-        (rewards.grade_medcalc, '<answer>{"answer": "3 weeks, 2 days"}</answer>', "3 weeks, 2 days", True),
-        (rewards.grade_choice, "The answer is (C)", "C", True),
-        (rewards.has_boxed_answer, r"\boxed{ }", "12", False),
-        (rewards.has_boxed_answer, r"text \boxed{1}", "12", True),
+        ("math", r"so \boxed{\frac{1}{2}}", "0.5", True),
+        ("math", "the answer is 12", "12", True),
+        ("math", r"\boxed{13}", "12", False),
+        ("boxed", r"\boxed{12}", "12", True),
+        ("boxed", "the answer is 12", "12", False),
+        ("exact", r"\boxed{High Risk}", "high risk", True),
+        ("numeric", "The answer is 101", "100", False),
+        ("date", r"\boxed{March 5, 2021}", "2021-03-05", True),
+        ("range", r"\boxed{20.5}", "[19.5, 21.5]", True),
+        ("range", r"\boxed{22}", "[19.5, 21.5]", False),
+        ("medcalc", '<answer>{"answer": "20.5"}</answer>', "[19.5, 21.5]", True),
+        ("medcalc", '<answer>{"answer": "22"}</answer>', "[19.5, 21.5]", False),
+        ("medcalc", '<answer>{"answer": "05/08/2021"}</answer>', "2021-05-08", True),
+        ("medcalc", '<answer>{"answer": "3 weeks, 2 days"}</answer>', "3 weeks, 2 days", True),
+        ("choice", "The answer is (C)", "C", True),
+        ("has_boxed_answer", r"\boxed{ }", "12", False),
+        ("has_boxed_answer", r"text \boxed{1}", "12", True),
     ],
 )
-def test_graders(function, response, answer, right):
-    assert function(response, answer) is right
+def test_graders(name, response, answer, right):
+    assert rewards.load_reward(name, {})(response, answer) is right
+
+
+def test_mathematical_equality_has_a_function_of_its_own():
+    assert rewards.grade_math("the answer is 12", "12") is True
+    assert rewards.grade_math(r"\boxed{13}", "12") is False
+
+
+def test_the_names_are_the_graders_and_cost_no_imports():
+    program = (
+        "import json, sys; from rl_stage import rewards; names = rewards.names();"
+        "print(json.dumps([names, sorted({'torch', 'verl', 'vllm', 'ray', 'sympy', 'numpy'} & set(sys.modules))]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    names, heavy = json.loads(done.stdout)
+    assert {"math", "boxed", "medcalc", "code", "has_boxed_answer", "format"} <= set(names)
+    assert heavy == []
 
 
 def test_numeric_tolerance_is_relative():
-    assert rewards.grade_numeric("The answer is 101", "100", tolerance=0.05)
+    settings = {"tolerance": 0.05}
+    assert rewards.load_reward("numeric", settings)("The answer is 101", "100", **settings)
 
 
 def test_format_is_the_whole_response():
-    pattern = r"<think>.*</think>\s*<answer>.*</answer>"
-    assert rewards.matches_format("<think>a\nb</think> <answer>1</answer>", "1", pattern)
-    assert not rewards.matches_format("so <think>a</think><answer>1</answer>", "1", pattern)
+    settings: dict[str, Any] = {"pattern": r"<think>.*</think>\s*<answer>.*</answer>"}
+    reward = rewards.load_reward("format", settings)
+    assert reward("<think>a\nb</think> <answer>1</answer>", "1", **settings)
+    assert not reward("so <think>a</think><answer>1</answer>", "1", **settings)
+    assert score("format", "<think>a</think> <answer>:</answer>", **settings)["acc"] == 1.0
 
 
 def test_unknown_rewards_and_settings_are_named():
-    with pytest.raises(ValueError, match=r"rl\.reward\.name: 'mth' is not one of .*math"):
+    with pytest.raises(ConfigError, match=r"rl\.reward\.name: 'mth' is not one of .*math"):
         rewards.load_reward("mth", {})
-    with pytest.raises(ValueError, match=r"rl\.reward\.name: cannot import 'rl_stage.rewards.nothing'"):
+    with pytest.raises(ConfigError, match=r"rl\.reward\.name: cannot import 'rl_stage.rewards.nothing'"):
         rewards.load_reward("rl_stage.rewards.nothing", {})
-    with pytest.raises(ValueError, match=r"rl\.reward\.settings: .*slack"):
+    with pytest.raises(ConfigError, match=r"rl\.reward\.settings: .*slack"):
         rewards.load_reward("numeric", {"slack": 1})
+    with pytest.raises(ConfigError, match=r"rl\.reward\.settings\.pattern: format: needs a regular expression"):
+        rewards.load_reward("format", {})
+    with pytest.raises(ConfigError, match=r"rl\.reward\.settings: tolerance does not fit math"):
+        rewards.load_reward("math", {"tolerance": 0.1})
 
 
 def test_a_name_that_cannot_be_called_or_imported_is_named(tmp_path, monkeypatch):
     (tmp_path / "half_written.py").write_text("def reward(response, answer:\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"rl\.reward\.name: cannot import 'half_written.reward'"):
+    with pytest.raises(ConfigError, match=r"rl\.reward\.name: cannot import 'half_written.reward'"):
         rewards.load_reward("half_written.reward", {})
-    with pytest.raises(ValueError, match=r"rl\.reward\.name: 'rl_stage.rewards.REWARDS' is a dict; name a function"):
-        rewards.load_reward("rl_stage.rewards.REWARDS", {})
+    with pytest.raises(ConfigError, match=r"rl\.reward\.name: 'rl_stage.rewards.ARGUMENTS' is a dict; name a function"):
+        rewards.load_reward("rl_stage.rewards.ARGUMENTS", {})
 
 
 def test_a_program_reaches_the_sandboxs_limit_before_the_rewards(monkeypatch):
     """One that never ends is wrong; killed from outside it would count as a failed reward."""
     from concurrent.futures import Future
 
-    from evaluation.grading import Outcome
+    from evaluation.grading import GradingPool, Outcome
     from evaluation.sandbox import Limits
 
     allowed = []
 
-    def submit(*_, timeout_seconds):
-        allowed.append(timeout_seconds)
-        done: Future[Outcome] = Future()
-        done.set_result(Outcome("ok", {"correct": False, "status": "ok"}))
-        return done
+    class Instant(GradingPool):
+        def __init__(self):
+            self._pid, self._closed = os.getpid(), False
 
-    monkeypatch.setattr(
-        "evaluation.grading.pool._default", SimpleNamespace(_pid=os.getpid(), _closed=False, submit=submit)
-    )
+        def submit(self, *_, timeout_seconds):
+            allowed.append(timeout_seconds)
+            done: Future[Outcome] = Future()
+            done.set_result(Outcome("ok", {"correct": False, "status": "ok"}))
+            return done
+
+    monkeypatch.setattr("evaluation.grading.pool._default", Instant())
     assert score("code", timeout=10.0, run_generated_code=True)["acc"] == 0.0
     reward = SimpleNamespace(name="code", settings={"run_generated_code": True}, correct=1.0, wrong=0.0, timeout=10.0)
     rewards.score_many(reward, [("x", "y")], lambda done: None)
@@ -93,7 +126,7 @@ def test_a_program_reaches_the_sandboxs_limit_before_the_rewards(monkeypatch):
 def test_code_runs_only_when_allowed():
     answer = '{"prefix": "", "entry_point": "double", "test": "assert double(2) == 4"}'
     allowed = {"run_generated_code": True}
-    with pytest.raises(ValueError, match="run_generated_code=true"):
+    with pytest.raises(ConfigError, match="run_generated_code=true"):
         rewards.load_reward("code", {})
     assert rewards.load_reward("code", allowed)("def double(x): return 2 * x", answer, **allowed) is True
     reward = SimpleNamespace(name="code", settings=allowed, correct=1.0, wrong=0.0, timeout=30.0)
@@ -120,14 +153,18 @@ def not_a_number(response, answer):
 def of_numpy(response, answer):
     import numpy
     return numpy.array([response == answer])[0]
+from evaluation.graders import Grade, Grader
+def judge(response, answer, argument):
+    if not response:
+        return Grade(False, "no_answer")
+    return Grade(len(response) > int(argument or 0), "ok")
+longer = Grader("longer", judge, check=lambda argument: int(argument or 0))
 """
 
 
 @pytest.fixture(scope="module")
 def own_rewards(tmp_path_factory):
     """Puts the module `own_rewards` on the path of this process and of its grading pool."""
-    import sys
-
     from evaluation.grading import default_pool
 
     directory = tmp_path_factory.mktemp("own")
@@ -187,6 +224,18 @@ def test_a_hanging_reward_ends_at_its_time_limit_and_blocks_nobody(own_rewards):
 def test_a_float_is_the_score_itself(own_rewards):
     assert score(f"{own_rewards}.share_of_digits", "a1") == {"score": 0.5, "acc": 0.0, "no_answer": 0.0, "failed": 0.0}
     assert score(f"{own_rewards}.share_of_digits", "a1", weight=2.0)["acc"] == 1.0
+
+
+def test_a_grader_of_ones_own_is_a_reward(own_rewards):
+    name = f"{own_rewards}.longer"
+    assert rewards.load_reward(name, {"argument": 2})("abc", "", argument=2) is True
+    assert score(name, "12") == {"score": 1.0, "acc": 1.0, "no_answer": 0.0, "failed": 0.0}
+    assert score(f"{own_rewards}:longer", "12", argument=2)["score"] == -1.0
+    assert score(name, "")["no_answer"] == 1.0
+    with pytest.raises(ConfigError, match=r"rl\.reward\.settings: weight does not fit longer; allowed: argument"):
+        rewards.load_reward(name, {"weight": 2})
+    with pytest.raises(ConfigError, match=r"rl\.reward\.settings\.argument: longer: invalid literal"):
+        rewards.load_reward(name, {"argument": "many"})
 
 
 def test_a_bool_of_numpy_is_a_bool(own_rewards):

@@ -2,6 +2,8 @@
 
 import pytest
 
+from common.errors import ConfigError
+
 
 @pytest.fixture(params=["sync", "colocate_async"])
 def buffer(request):
@@ -59,4 +61,4 @@ def test_a_saturated_task_ends_in_one_line_that_counts(buffer, monkeypatch):
     assert "step 7 dropped 5 groups (limit 4)" in message
     assert "all right (4) or all wrong (1)" in message
     assert "\n" not in message
-    assert isinstance(caught.value, ValueError)  # launch never retries it
+    assert isinstance(caught.value, ConfigError)  # launch never retries it

@@ -42,6 +42,8 @@ class Scripted:
 @pytest.fixture
 def trainer(tmp_path, monkeypatch, cpu_settings):
     from rl_stage import trainer as module
+    from rl_stage.checkpoints import Exports
+    from rl_stage.curve import Curve
 
     monkeypatch.setattr(module, "get_trainer_cls", lambda mode: Scripted)
     scratch = tmp_path / "scratch"
@@ -49,8 +51,8 @@ def trainer(tmp_path, monkeypatch, cpu_settings):
 
     def make(**rl):
         settings = cpu_settings(**rl)
-        curve = module.Curve(scratch / "curve.jsonl")
-        exports = module.Exports(scratch, settings, curve)
+        curve = Curve(scratch / "curve.jsonl")
+        exports = Exports(scratch, settings, curve)
         return module.make_trainer(
             None, settings, curve, exports, lambda *_, **__: None, lambda phase: None, lambda: None
         )

@@ -122,11 +122,11 @@ def test_active_process(cpu_environment):
     assert result["ranks"] == [0, 0, 1]
     assert result["engine"] == "CPUEngineWithLMHead"
     assert [message.split(" is ")[0] for message in result["refused"]] == [
-        "ValueError: engine.strategy",
-        "ValueError: engine.mixed_precision",
-        "ValueError: engine.mixed_precision",
-        "ValueError: engine.mixed_precision",
-        "ValueError: model.override_config.attn_implementation",
+        "ConfigError: engine.strategy",
+        "ConfigError: engine.mixed_precision",
+        "ConfigError: engine.mixed_precision",
+        "ConfigError: engine.mixed_precision",
+        "ConfigError: model.override_config.attn_implementation",
     ]
     assert result["sender"] == "PrivateSocketServerAdapter"
     assert result["trl"] is False

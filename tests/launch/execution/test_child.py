@@ -11,9 +11,9 @@ from toy_settings import TypedSettings
 from common.registry import check_origin
 from common.settings import describe
 from launch.execution.child import input_paths, settings_of
-from launch.stages.generate import Benchmark, Eval
 from launch.recipe.model import Model, Pretrain
 from launch.recipe.recipe import Recipe
+from launch.stages.generate import Benchmark, Eval
 
 
 def test_settings_become_a_tree_and_what_the_schema_calls_a_mapping_stays_one():

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from measured import curve, experiment, publish, publish_measure
 
-from launch.report.write import write_report
-from launch.recipe.run import Selection
 from launch.graph.select import select
+from launch.recipe.run import Selection
+from launch.report.write import write_report
 from launch.store import Store
 
 BETTER = {"target": [3, 4, 2, 3, 4, 4, 3, 1, 4, 3, 2, 4]}

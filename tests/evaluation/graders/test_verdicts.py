@@ -5,7 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evaluation.grading import Grade, answers, extract_answer, extract_boxed, grade_answer
+from evaluation.graders import mathematics
+from evaluation.grading import Grade, extract_answer, extract_boxed, grade_answer
 
 PAIRS = pathlib.Path(__file__).parents[2] / "rl_stage" / "grader_pairs.jsonl"
 
@@ -114,7 +115,7 @@ def test_a_failed_comparison_is_counted_and_not_called_wrong(monkeypatch):
     monkeypatch.setattr(math_verify, "verify", broken)
     verdict = grade_answer(r"\boxed{\frac{1}{3}}", r"\frac{1}{4}", "boxed")
     assert verdict == Grade(False, "error") and verdict.failed
-    answers._compare_math.cache_clear()
+    mathematics._compare_math.cache_clear()
 
 
 def numbers():
@@ -137,7 +138,7 @@ def numbers():
 def without_text(found, answer):
     """The verdict on a boxed answer where text decides nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answers, "_compare_text", lambda *_: None)
+        patch.setattr(mathematics, "_compare_text", lambda *_: None)
         return grade_answer(rf"\boxed{{{found}}}", answer, "boxed")
 
 
@@ -145,7 +146,7 @@ def without_text(found, answer):
 @given(found=numbers(), answer=numbers(), same=st.booleans())
 def test_numbers_that_text_decides_get_math_verifys_verdict(found, answer, same):
     answer = found if same else answer
-    verdict = answers._compare_text(found, answer)
+    verdict = mathematics._compare_text(found, answer)
     if verdict is not None:
         assert without_text(found, answer) == Grade(verdict, "ok")
 
@@ -153,8 +154,8 @@ def test_numbers_that_text_decides_get_math_verifys_verdict(found, answer, same)
 def test_public_pairs_that_text_decides_get_math_verifys_verdict():
     decided = 0
     for pair in map(json.loads, PAIRS.read_text().splitlines()):
-        boxed = [answers._bare(content) for content in extract_boxed(pair["response"])]
-        verdict = answers._compare_text(boxed[0], pair["answer"]) if len(boxed) == 1 else None
+        boxed = [mathematics._bare(content) for content in extract_boxed(pair["response"])]
+        verdict = mathematics._compare_text(boxed[0], pair["answer"]) if len(boxed) == 1 else None
         if verdict is not None:
             decided += 1
             assert without_text(boxed[0], pair["answer"]) == Grade(verdict, "ok"), pair

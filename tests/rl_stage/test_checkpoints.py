@@ -1,12 +1,11 @@
-"""What surrounds verl's trainer: the curve, published steps, repair after a kill, time limits."""
+"""Repair after a kill, and which steps are published."""
 
-import json
-import time
 import zipfile
 
 import pytest
 
-from rl_stage.rl import repair_checkpoints
+from rl_stage.checkpoints import Exports, repair_checkpoints
+from rl_stage.curve import Curve
 
 
 def checkpoint(directory, step, complete=True):
@@ -36,27 +35,10 @@ def test_without_a_complete_checkpoint_training_starts_over(tmp_path):
 
 @pytest.fixture
 def curve(tmp_path):
-    from rl_stage.trainer import Curve
-
     return Curve(tmp_path / "curve.jsonl")
 
 
-def test_the_curve_goes_on_after_a_kill(curve):
-    from rl_stage.trainer import Curve
-
-    for step in range(4):
-        curve.add(step, {"reward": step / 4, "kl": float("nan")})
-    curve.path.write_text(curve.path.read_text() + '{"step": 4, "rew')
-    again = Curve(curve.path)
-    again.forget_after(2)
-    again.add(3, {"reward": 1.0})
-    rows = [json.loads(line) for line in curve.path.read_text().splitlines()]
-    assert rows == [{"step": n, "reward": r} for n, r in ((0, 0.0), (1, 0.25), (2, 0.5), (3, 1.0))]
-
-
 def exports_of(tmp_path, curve, settings):
-    from rl_stage.trainer import Exports
-
     return Exports(tmp_path, settings, curve)
 
 
@@ -89,31 +71,3 @@ def test_a_step_that_turns_out_best_after_its_checkpoint_is_kept(tmp_path, curve
     curve.add(4, {"validation_pass_rate": 0.7})
     exports.keep(4)
     assert exports.path(4).exists()
-
-
-def test_a_phase_that_hangs_ends_and_is_named():
-    from rl_stage.trainer import time_limit
-
-    began = time.monotonic()
-    with (
-        pytest.raises(TimeoutError, match=r"rl\.step_timeout: weight sync of step 3 took longer"),
-        time_limit(0.2) as begin,
-    ):
-        begin("weight sync of step 3")
-        time.sleep(30)
-    assert time.monotonic() - began < 10
-
-
-def test_each_phase_has_its_own_time():
-    from rl_stage.trainer import time_limit
-
-    with time_limit(2.0) as begin:
-        for step in range(4):
-            begin(f"step {step}")
-            time.sleep(0.7)
-
-
-def test_histogram_of_pass_rates():
-    from rl_stage.filter import histogram
-
-    assert histogram([0.0, 0.25, 1.0, 0.25, None], 4) == {"0/4": 1, "1/4": 2, "4/4": 1}

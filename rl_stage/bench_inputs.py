@@ -1,0 +1,104 @@
+"""What `rl_stage.bench` runs on where it is given nothing: settings, a random model, prompts."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from common.registry import ROOT
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def stage_settings(prompts: int, samples: int, steps: int) -> DictConfig:
+    """The stage's settings: the recipe's defaults, the CPU platform, and the micro-world's lengths."""
+    base, cpu = (OmegaConf.load(ROOT / "recipes" / f"{name}.yaml") for name in ("base", "platform/cpu"))
+    rl = {
+        "steps": steps,
+        "prompts": prompts,
+        "samples": samples,
+        "mini_batch": prompts,
+        "max_prompt_length": 64,
+        "max_response_length": 48,
+        "gradient_checkpointing": False,
+        "save_every": 0,
+        "probe": {"prompts": 0},
+        "reward": {"name": "boxed"},
+        "verl": {"trainer": {"logger": ["file"]}},
+    }
+    settings: Any = OmegaConf.merge(base, {"platform": cpu, "rl": rl})
+    return OmegaConf.masked_copy(settings, ["rl", "model", "platform", "seed"])
+
+
+def write_model(
+    directory: pathlib.Path,
+    hidden: int = 192,
+    layers: int = 4,
+    heads: int = 6,
+    initializer_range: float = 0.02,
+    tied: bool = True,
+) -> pathlib.Path:
+    """A random fp32 byte-level Qwen2 model with a ChatML tokenizer, as a Hugging Face directory."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=special[2],
+        pad_token=special[0],
+        additional_special_tokens=[special[1]],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    ends: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        initializer_range=initializer_range,
+        bos_token_id=None,
+        **ends,
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config.update(**ends)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_prompts(directory: pathlib.Path) -> pathlib.Path:
+    """rl_train.parquet and rl_val.parquet of sums, in verl's columns."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    directory.mkdir()
+    for name, count in (("train", 512), ("val", 16)):
+        rows = [
+            {
+                "data_source": "sums",
+                "prompt": [{"role": "user", "content": f"{number} + {7 * number} = "}],
+                "ability": "math",
+                "reward_model": {"style": "rule", "ground_truth": str(8 * number)},
+                "extra_info": {"index": number, "split": name, "id": f"{name}-{number}"},
+            }
+            for number in range(count)
+        ]
+        pq.write_table(pyarrow.Table.from_pylist(rows), directory / f"rl_{name}.parquet")
+    return directory

@@ -1,0 +1,58 @@
+"""The stage `rl`: one run of verl's PPO trainer (GRPO, DAPO) from one SFT checkpoint, published as a model artifact."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rl_stage import handoff
+from rl_stage.checkpoints import Exports, publish, repair_checkpoints
+from rl_stage.config import verl_config
+from rl_stage.curve import Curve
+from rl_stage.rewards import load_reward
+from rl_stage.session import prepare_environment, verl_session
+from rl_stage.time_limit import time_limit
+
+
+def run(
+    settings: Any,
+    inputs: Mapping[str, pathlib.Path],
+    output: pathlib.Path,
+    scratch: pathlib.Path,
+    report: Callable[..., None],
+) -> None:
+    """Train the policy `inputs["model"]` on `inputs["data"]` and publish checkpoints, curve and metrics in `output`.
+
+    settings: with sections rl, model and platform, and seed; inputs: `model` (Hugging Face directory) and `data` (with
+    rl_train.parquet and rl_val.parquet). Resumes from the last complete checkpoint in `scratch`. A resumed run
+    is a continuation of the same optimization, equal bit for bit only under `rl.full_determinism` without dynamic
+    sampling. Raises ConfigError for configuration or data that cannot work and for a task that dynamic sampling finds
+    saturated, RuntimeError for a failed weight sync, TimeoutError past `rl.step_timeout`.
+    """
+    began = time.monotonic()
+    prepare_environment(settings)
+    report(0, settings.rl.steps)
+    rl = settings.rl
+    scratch.mkdir(parents=True, exist_ok=True)
+    load_reward(rl.reward.name, rl.reward.settings)
+    handoff.check_model(inputs["model"], settings)
+    data = handoff.check_prompts(inputs, settings, scratch)
+    config = verl_config(settings, {**inputs, "data": data}, scratch)
+    resumed = repair_checkpoints(scratch / "checkpoints", rl.keep_checkpoints)
+    curve = Curve(scratch / "curve.jsonl")
+    curve.forget_after(resumed)
+    exports = Exports(scratch, settings, curve)
+    exports.keep(resumed)
+    # A kill between the last checkpoint and its validation leaves only the validation to do.
+    validated = "validation_pass_rate" in curve.rows.get(rl.steps, {})
+    if resumed < rl.steps or not exports.path(rl.steps).exists() or not validated:
+        config.trainer.val_before_train = 0 not in curve.rows or resumed == rl.steps
+        from rl_stage.trainer import train  # verl and vLLM, which read the environment set above
+
+        with verl_session(settings), time_limit(rl.step_timeout) as begin_phase:
+            exports.timing(step=resumed, start_seconds=time.monotonic() - began)
+            train(config, settings, curve, exports, report, begin_phase)
+    publish(settings, inputs, output, scratch, curve, exports)
+    report(rl.steps, rl.steps)
