@@ -55,7 +55,8 @@ def start_private_ray(
             return
         except Exception as error:
             ray.shutdown()
-            end_processes(set(psutil.Process().children(recursive=True)) - before)  # ray.init leaves what it had started
+            # ray.init leaves what it had started
+            end_processes(set(psutil.Process().children(recursive=True)) - before)
             if isinstance(error, TimeoutError):  # the caller's own limit, raised out of whatever it waited for
                 raise
             if attempt == START_TRIES:

@@ -52,7 +52,7 @@ def test_a_live_base_and_a_measured_cache_go_together(recipe):
 def test_the_sample_of_a_cache_is_as_wide_as_data_prep_makes_it(recipe):
     from data_prep.reference.layout import SAMPLE_TOP_K
 
-    message = rf"takes its threshold from the {SAMPLE_TOP_K + 1} most probable ids, the cache's sample keeps {SAMPLE_TOP_K}"
+    message = rf"from the {SAMPLE_TOP_K + 1} most probable ids, the cache's sample keeps {SAMPLE_TOP_K}"
     with pytest.raises(RecipeError, match=message):
         make_plan(recipe, ["objective=sed_sft", f"objective.threshold_top_k={SAMPLE_TOP_K + 1}"])
 

@@ -18,11 +18,9 @@ import toy
 from common.files import read_json
 from common.processes import attempt_processes
 from common.settings import rebuild
-from launch.execution.jobs import FINISHED
+from launch import stages
+from launch.execution.jobs import FINISHED, halve
 from launch.execution.run import run, stop
-from launch.stages.cache import Cache
-from launch.stages.rl import Rl
-from launch.stages.sft import Sft
 from launch.store import Store
 from launch.store.leases import Heartbeat
 
@@ -191,16 +189,16 @@ def test_nothing_to_do_starts_no_ray_and_is_quick(tmp_path):
 
 
 def test_halving_touches_runtime_fields_only():
-    sections = {"sft": Sft(), "rl": Rl(), "cache": Cache()}
-    for name, section in sections.items():
+    for kind in map(stages.load, ("sft", "rl", "cache")):
+        name, section = kind.name, kind.section()
         before = {name: section.model_dump(mode="json")}
-        after = halve_micro_batch(before)
+        after = halve(before, kind.halves)
         assert after is not None
         changed = [field for field in before[name] if before[name][field] != after[name][field]]
         assert changed
         for field in changed:
             assert type(section).model_fields[field].json_schema_extra == {"identity": False}
-    assert halve_micro_batch({"eval": {}}) is None
+    assert halve({"eval": {}}, stages.load("sft").halves) is None
     assert "running" not in FINISHED
 
 
