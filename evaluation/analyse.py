@@ -71,9 +71,7 @@ def check_settings(name: str, values: Any) -> Any:
 def _given(analysis: Analysis, described: Any, inputs: dict[str, Path]) -> list[Given]:
     found = []
     for one in described:
-        fields = (
-            dict(one) if isinstance(one, dict) else dict(one.model_dump() if hasattr(one, "model_dump") else vars(one))
-        )
+        fields = dict(one) if isinstance(one, dict) else described(one)
         name = fields.pop("input")
         if name not in inputs:
             raise ConfigError(f"analysis {analysis.name!r}: no input {name!r}; there are {', '.join(inputs) or 'none'}")

@@ -23,6 +23,11 @@ class Line:
     measured: tuple[dict[str, Any], ...]
 
     @property
+    def title(self) -> str:
+        """As a table names it, beside the model."""
+        return self.name or "base model"
+
+    @property
     def label(self) -> str:
         """As a legend names it."""
         return "base model" if self.model == BASE else f"{self.name} {self.model.upper()}"

@@ -44,7 +44,7 @@ class EntropyHistogram(Analysis):
         found = [(line, _bins(line)) for line in there]
         rows = [
             [
-                line.name or "base model",
+                line.title,
                 line.model,
                 low,
                 high,

@@ -46,7 +46,7 @@ class PassAtK(Analysis):
                     raise ConfigError(f"pass_at_k: no benchmark {benchmark!r} among what was measured")
                 continue
             rows = [
-                [line.name or "base model", line.model, k, one["value"], one["low"], one["high"], len(line.measured)]
+                [line.title, line.model, k, one["value"], one["low"], one["high"], len(line.measured)]
                 for line, found in curves
                 for k, one in found.items()
             ]
