@@ -191,7 +191,7 @@ def read_measured(directory: Path) -> dict[str, Any]:
     return _checked(path, measured)
 
 
-def write_measured(directory: Path, measured: dict[str, Any]) -> None:
+def write_metrics(directory: Path, measured: dict[str, Any]) -> None:
     """Write metrics.json, keys sorted. Raises ConfigError as `read_measured` does: no metric goes without its interval.
 
     measured: as `Benchmark`, `Task` or `HeldOut`, without the version.

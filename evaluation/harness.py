@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_co
     except ModuleNotFoundError as error:
         raise ConfigError(_not_installed(error)) from None
 
-    manager, unsafe = TaskManager(include_path=task_files), set()
+    manager, unsafe = _manager(TaskManager, task_files, _files(task_files)), set()
     for task in tasks:
         if task.name not in manager.all_tasks:
             raise ConfigError(
@@ -66,6 +67,17 @@ def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_co
     return LoadedTasks(manager, frozenset(unsafe))
 
 
+@lru_cache(maxsize=1)
+def _manager(kind: type, task_files: str | None, _: tuple) -> Any:
+    # The harness reads its ten thousand task files to make one, which takes many seconds.
+    return kind(include_path=task_files)
+
+
+def _files(directory: str | None) -> tuple[tuple[str, int], ...]:
+    found = Path(directory).rglob("*.y*ml") if directory is not None else ()
+    return tuple(sorted((str(path), path.stat().st_mtime_ns) for path in found))
+
+
 def run_task(
     task: Any,
     loaded: LoadedTasks,
@@ -80,10 +92,9 @@ def run_task(
     """Run one task or group; returns {"versions": {task: version}, "rows": one a problem and filter, as in
     `artifact.TASK_ROWS`, in the harness' order}.
 
-    loaded: of `load_tasks`, with this task. What the engine answers is kept in
-    `directory`, where a run that starts over finds it. Metrics are named as in the harness, metric and filter; a
-    group's metric is the mean over all problems of its tasks. Metrics that are no mean over problems (a corpus'
-    perplexity) are left out. Raises ConfigError for a text longer than `max_length` that is scored as a whole.
+    loaded: of `load_tasks`, with this task. What the engine answers is kept in `directory`, where a run that starts
+    over finds it. Scores that are no mean over problems (a corpus' perplexity) are left out. Raises ConfigError for a
+    text longer than `max_length` that is scored as a whole.
     """
     from lm_eval.evaluator import simple_evaluate
 

@@ -46,7 +46,7 @@ def encode(prompter: Prompter, messages: Sequence[dict], max_length: int) -> tup
     if not messages or messages[-1]["role"] != "assistant":
         raise ConfigError("held-out chat: the last message is not the assistant's")
     prompt = prompter.prompt(messages[:-1])
-    whole = prompter.tokenizer.apply_chat_template(list(messages), tokenize=False)
+    whole = cast(str, prompter.tokenizer.apply_chat_template(list(messages), tokenize=False))
     if not whole.startswith(prompt.text):
         raise ConfigError("held-out chat: the chat template does not extend the prompt by the response")
     response = prompter.tokenizer(whole[len(prompt.text) :], add_special_tokens=False)["input_ids"]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from common.errors import ConfigError
 from common.files import read_json, write_json_lines
-from evaluation.artifact import OUTCOMES, SCORES, write_measured
+from evaluation.artifact import OUTCOMES, SCORES, write_metrics
 from evaluation.generation.contract import Sample
 from evaluation.grading.pool import GradingPool, default_pool
 from evaluation.metrics import of_benchmark, of_held_out, of_task
@@ -42,7 +42,7 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
     pq.write_table(outcomes, output / "outcomes.parquet")
     name = "held_out" if kind == "held_out" else what.name
     facts = {"engine": engine, "base_minimum": settings.eval.base_minimum, "kind": kind, "name": name}
-    write_measured(output, {**facts, **measured})
+    write_metrics(output, {**facts, **measured})
     write_json_lines(output / "timings.jsonl", [{"what": name, "measure": time.monotonic() - started}])
     report(outcomes.num_rows, outcomes.num_rows, **headline)
 

@@ -195,7 +195,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment: reject those <= alpha and the family-wise error stays <= alpha. Order is kept."""
     from statsmodels.stats.multitest import multipletests
 
-    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+    return np.asarray(multipletests(p_values, method="holm")[1]).tolist() if len(p_values) else []
 
 
 def _check(values: np.ndarray, resamples: int, confidence: float) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from common.errors import ConfigError
 from common.models import load_tokenizer
@@ -37,5 +38,5 @@ class Prompter:
             raise ConfigError(f"prompting: {style!r} is not one of chat, plain")
         if not self.tokenizer.chat_template:
             raise ConfigError(f"{self.model}: the tokenizer has no chat template; set model.chat_template or use plain")
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = cast(str, self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
         return Prompt(text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.artifact import Benchmark, HeldOut, Task, read_measured, read_metrics, write_measured
+from evaluation.artifact import Benchmark, HeldOut, Task, read_measured, read_metrics, write_metrics
 from evaluation.compare import NOT_REPRODUCIBLE
 from evaluation.generation import Sample
 from evaluation.grading import Grade
@@ -98,7 +98,7 @@ def bare_numbers(node, path=()):
 def test_every_number_of_an_evaluation_is_a_metric_with_its_interval_or_a_count(tmp_path, measurements):
     for kind, one in measurements.items():
         (tmp_path / kind).mkdir()
-        write_measured(tmp_path / kind, one)
+        write_metrics(tmp_path / kind, one)
         written = json.loads((tmp_path / kind / "metrics.json").read_text())
         assert bare_numbers(written) == [] and read_measured(tmp_path / kind) == written
     merged = read_metrics([tmp_path / kind for kind in measurements])
@@ -133,7 +133,7 @@ def test_a_number_that_is_out_of_place_is_refused_with_its_file_and_field(
         node = node[key]
     node[place[-1]] = value
     with pytest.raises(ValueError, match=rf"metrics\.json: .*{message}") as caught:
-        write_measured(tmp_path, changed[place[0]])
+        write_metrics(tmp_path, changed[place[0]])
     assert "\n" not in str(caught.value) and not (tmp_path / "metrics.json").exists()
 
 
@@ -146,7 +146,7 @@ def test_what_was_measured_of_one_model_is_read_together_and_once(tmp_path, meas
     for kind, one in measurements.items():
         (tmp_path / kind).mkdir()
         facts = {"vllm": None, "dtype": "float32", "max_length": 64, "reproducible": kind != "task"}
-        write_measured(tmp_path / kind, one | ({} if kind == "benchmark" else {"engine": facts}))
+        write_metrics(tmp_path / kind, one | ({} if kind == "benchmark" else {"engine": facts}))
     merged = read_metrics([tmp_path / kind for kind in measurements])
     assert merged.keys() == {"engine", "held_out", "benchmarks", "tasks", "base_minimum"}
     assert merged["engine"] == measurements["benchmark"]["engine"] | {"reproducible": False}

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.artifact import OUTCOMES, SCORES, read_metrics, write_measured
+from evaluation.artifact import OUTCOMES, SCORES, read_metrics, write_metrics
 from evaluation.compare import NOT_REPRODUCIBLE, average, compare, headlines
 
 PROTOCOL = {"name": "sums", "num_samples": 2, "temperature": 1.0, "seed": 0}
@@ -43,7 +43,7 @@ def artifact(directory, correct, protocol=PROTOCOL, name="sums", answers=None, t
 def write(directory, kind, name, measured, *, reproducible=True, minimum=None):
     directory.mkdir(parents=True)
     engine = {"vllm": "0", "dtype": "float32", "max_length": 64, "reproducible": reproducible}
-    write_measured(directory, {"engine": engine, "base_minimum": minimum, "kind": kind, "name": name, **measured})
+    write_metrics(directory, {"engine": engine, "base_minimum": minimum, "kind": kind, "name": name, **measured})
     return directory
 
 

@@ -11,7 +11,7 @@ import pytest
 from common.errors import ConfigError
 from evaluation import analyse, analyses
 from evaluation.analyses import Given
-from evaluation.artifact import write_measured
+from evaluation.artifact import write_metrics
 
 ENGINE = {"vllm": "0", "dtype": "float32", "max_length": 64, "reproducible": True}
 OWN = """
@@ -46,7 +46,7 @@ def measured(directory, kind, name, **fields):
         "held_out": {"chats": 10, "chats_too_long": 0, "tokens": 100},
     }
     facts = {"engine": ENGINE, "base_minimum": None, "kind": kind, "name": name, "protocol": {}}
-    write_measured(directory, {**facts, "counts": counts[kind], **fields})
+    write_metrics(directory, {**facts, "counts": counts[kind], **fields})
     return directory
 
 
