@@ -1,21 +1,17 @@
-"""Evaluation of checkpoints: generation, grading, statistics, diversity."""
+"""Evaluation of checkpoints: generation, grading, statistics, diversity, analyses."""
 
-from importlib import import_module
+from common.lazy import attributes
 
-_HOMES = {
-    "pass_at_k": "evaluation.statistics",
-    "bootstrap": "evaluation.statistics",
-    "paired_comparison": "evaluation.statistics",
-    "holm": "evaluation.statistics",
-    "grade": "evaluation.grading",
-    "grade_answer": "evaluation.grading",
-    "Grade": "evaluation.grading",
-}
-
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'evaluation' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__all__, __getattr__ = attributes(
+    __name__,
+    {
+        "pass_at_k": "evaluation.statistics",
+        "bootstrap": "evaluation.statistics",
+        "paired": "evaluation.statistics",
+        "paired_comparison": "evaluation.statistics",
+        "holm": "evaluation.statistics",
+        "grade": "evaluation.grading",
+        "grade_answer": "evaluation.grading",
+        "Grade": "evaluation.graders",
+    },
+)

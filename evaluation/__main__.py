@@ -10,20 +10,20 @@ def main() -> int:
     """Parse the arguments and run; prints one line and returns 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m evaluation", description="Evaluation results at the command line.")
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("compare", help="paired comparison of two evaluate artifacts, b minus a")
-    command.add_argument("a", type=pathlib.Path)
-    command.add_argument("b", type=pathlib.Path)
+    command = commands.add_parser("compare", help="paired comparison of two models, b minus a")
+    command.add_argument("a", type=_artifacts, help="measure artifacts of one model, joined by commas")
+    command.add_argument("b", type=_artifacts, help="of the other")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--resamples", type=int, default=10_000)
     command.add_argument("--json", action="store_true", help="rows as JSON")
     command.set_defaults(function=_compare)
-    command = commands.add_parser("average", help="mean over the benchmarks and tasks of an evaluate artifact")
-    command.add_argument("artifact", type=pathlib.Path)
-    command.add_argument("--base", type=pathlib.Path, help="the artifact of the model before fine-tuning")
+    command = commands.add_parser("average", help="mean over the benchmarks and tasks of a model")
+    command.add_argument("artifact", type=_artifacts, help="its measure artifacts, joined by commas")
+    command.add_argument("--base", type=_artifacts, help="those of the model before fine-tuning")
     command.add_argument("--minimum", type=float, help="leave out where the base is below; default: eval.base_minimum")
     command.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out, e.g. the target")
     command.set_defaults(function=_average)
-    command = commands.add_parser("problems", help="turn a published benchmark into a file for data.files.benchmarks")
+    command = commands.add_parser("problems", help="turn a published benchmark into a Parquet file")
     command.add_argument("name", nargs="?", help="the benchmark; without a name all are listed with the file they need")
     command.add_argument("--file", type=pathlib.Path, help="a local copy of the published file; default: the hub's")
     command.add_argument("--output", type=pathlib.Path, help="default: problems/<name>.parquet")
@@ -37,6 +37,10 @@ def main() -> int:
     return 0
 
 
+def _artifacts(text: str) -> list[pathlib.Path]:
+    return [pathlib.Path(part) for part in text.split(",")]
+
+
 def _average(arguments: argparse.Namespace) -> None:
     from evaluation.compare import NOT_REPRODUCIBLE, average
 
@@ -47,10 +51,11 @@ def _average(arguments: argparse.Namespace) -> None:
 
 
 def _problems(arguments: argparse.Namespace) -> None:
-    from evaluation.registry import BENCHMARKS, needed, write_problems
+    from evaluation import benchmarks
+    from evaluation.problems import write_problems
 
     if arguments.name is None:
-        print("\n".join(needed(name) for name in BENCHMARKS))
+        print("\n".join(benchmarks.load(name).needed() for name in benchmarks.names()))
         return
     output = arguments.output or pathlib.Path("problems") / f"{arguments.name}.parquet"
     count = write_problems(arguments.name, arguments.file, output)

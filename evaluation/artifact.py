@@ -1,21 +1,30 @@
-"""The `evaluate` artifact: metrics.json, generations/<benchmark>.parquet and tasks/<task>.parquet.
+"""The artifacts of `generate` and `measure`; other packages read them through here.
 
-Other rooms read it through here.
+generate: generations.parquet (`GENERATIONS`), task.parquet (`TASK_ROWS`) with task.json, or held_out.parquet
+(`evaluation.held_out`); engine.json. measure: metrics.json, one measured thing (`Measured`), and outcomes.parquet
+(`OUTCOMES` of a benchmark, `SCORES` of a task).
 """
 
+from __future__ import annotations
+
 import json
-import pathlib
-from typing import Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-VERSION = 2
+from common.errors import ConfigError
+from common.files import write_json
+
+VERSION = 3
 
 GENERATIONS = pa.schema(
     [
         ("id", pa.string()),
+        ("key", pa.string()),  # of `common.problems`, in hex
         ("mode", pa.string()),  # sampled or greedy
         ("sample", pa.int32()),
         ("prompt", pa.string()),
@@ -25,23 +34,40 @@ GENERATIONS = pa.schema(
         ("seed", pa.int64()),
         ("answer", pa.string()),
         ("grader", pa.string()),
+    ]
+)
+
+OUTCOMES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("mode", pa.string()),
+        ("sample", pa.int32()),
+        ("answer", pa.string()),
         ("correct", pa.bool_()),
         ("status", pa.string()),
     ]
 )
 
 # Of a task of lm-evaluation-harness; `scores` is {metric: (sum, count)} as JSON.
-TASK_ROWS = pa.schema(
+SCORES = pa.schema(
     [
         ("task", pa.string()),  # the group's part it belongs to
         ("problem", pa.int64()),
         ("filter", pa.string()),
-        ("requests", pa.string()),  # what the model was asked, as JSON
-        ("responses", pa.string()),  # texts, or log-likelihoods and whether greedy, as JSON
-        ("target", pa.string()),
         ("scores", pa.string()),
     ]
 )
+
+TASK_ROWS = pa.schema(
+    [
+        *SCORES,
+        ("requests", pa.string()),  # what the model was asked, as JSON
+        ("responses", pa.string()),  # texts, or log-likelihoods and whether greedy, as JSON
+        ("target", pa.string()),
+    ]
+)
+
+Directories = Path | Sequence[Path]
 
 
 class _Strict(BaseModel):
@@ -57,16 +83,17 @@ class Interval(_Strict):
     n: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Interval":
+    def _ordered(self) -> Interval:
         if self.low > self.high:
             raise ValueError(f"low={self.low} is above high={self.high}")
         return self
 
 
 class Engine(_Strict):
-    """What drew the responses; `reproducible`: whether a second run of the same seed would draw the same ones."""
+    """What drew the responses; `reproducible`: whether a second run of the same seed would draw the same ones. `vllm`
+    is null where none were drawn."""
 
-    vllm: str
+    vllm: str | None
     dtype: str
     max_length: int
     reproducible: bool
@@ -87,18 +114,10 @@ class Histogram(_Strict):
     shares: list[Interval]
 
     @model_validator(mode="after")
-    def _same_length(self) -> "Histogram":
+    def _same_length(self) -> Histogram:
         if len(self.edges) != len(self.shares):
             raise ValueError(f"{len(self.edges)} edges for {len(self.shares)} shares; each bin has its lower edge")
         return self
-
-
-class HeldOut(_Strict):
-    """Per token, in nats: entropy, loss, kl_from_base; and the token entropies as a histogram."""
-
-    counts: HeldOutCounts
-    metrics: dict[str, Interval]
-    entropy_histogram: Histogram
 
 
 class BenchmarkCounts(_Strict):
@@ -109,100 +128,156 @@ class BenchmarkCounts(_Strict):
     grading: dict[str, int]
 
 
-class Benchmark(_Strict):
-    """`protocol`: the settings it was run with."""
-
-    protocol: dict[str, Any]
-    counts: BenchmarkCounts
-    metrics: dict[str, Interval]
-
-
 class TaskCounts(_Strict):
     """Problems over all parts of a group."""
 
     problems: int
 
 
-class Task(_Strict):
-    """A task of lm-evaluation-harness; metrics by "metric,filter", versions by part of the group."""
+class _Measured(_Strict):
+    """What was measured is an `Interval`; every other number is a plain count, and stands under `counts`, or a
+    setting: those of `protocol` and `engine`, the histogram's edges, `base_minimum`."""
 
+    version: Literal[3]
+    engine: Engine
+    base_minimum: float | None
+    name: str
     protocol: dict[str, Any]
-    counts: TaskCounts
-    versions: dict[str, str]
     metrics: dict[str, Interval]
 
 
-class Metrics(_Strict):
-    """metrics.json. What was measured is an `Interval`; every other number is a plain count, and stands under a
-    `counts`, or a setting: those of `protocol` and `engine`, the histogram's edges, `base_minimum`."""
+class Benchmark(_Measured):
+    """`protocol`: the settings it was run with."""
 
-    version: Literal[2]
-    engine: Engine
-    held_out: HeldOut | None
-    benchmarks: dict[str, Benchmark]
-    tasks: dict[str, Task]
-    base_minimum: float | None
+    kind: Literal["benchmark"]
+    counts: BenchmarkCounts
 
 
-def read_metrics(directory: pathlib.Path) -> dict[str, Any]:
-    """metrics.json of an `evaluate` artifact, laid out as `Metrics`.
+class Task(_Measured):
+    """A task of lm-evaluation-harness; metrics by "metric,filter", versions by part of the group."""
 
-    Raises ValueError, naming the file, where there is none, for another version of the format, and for a field that is
-    not as it should be.
+    kind: Literal["task"]
+    counts: TaskCounts
+    versions: dict[str, str]
+
+
+class HeldOut(_Measured):
+    """Per token, in nats: entropy, loss, kl_from_base; and the token entropies as a histogram."""
+
+    kind: Literal["held_out"]
+    counts: HeldOutCounts
+    entropy_histogram: Histogram
+
+
+Measured = Annotated[Benchmark | Task | HeldOut, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Measured)
+
+
+def read_measured(directory: Path) -> dict[str, Any]:
+    """metrics.json of one `measure` artifact, laid out as `Benchmark`, `Task` or `HeldOut`.
+
+    Raises ConfigError, naming the file, where there is none, for another version of the format, and for a field that
+    is not as it should be.
     """
-    path = pathlib.Path(directory) / "metrics.json"
+    path = Path(directory) / "metrics.json"
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; name the directory of an evaluate artifact, <root>/evaluate/<name>")
+        raise ConfigError(f"{path}: no such file; name the directory of a measure artifact, <root>/measure/<name>")
     try:
-        metrics = json.loads(path.read_text())
+        measured = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); evaluate again") from None
-    if metrics.get("version") != VERSION:
-        raise ValueError(f"{path}: version {metrics.get('version')!r}, this code reads {VERSION}; evaluate again")
-    return _checked(path, metrics)
+        raise ConfigError(f"{path}: not JSON ({error}); measure again") from None
+    if measured.get("version") != VERSION:
+        raise ConfigError(f"{path}: version {measured.get('version')!r}, this code reads {VERSION}; measure again")
+    return _checked(path, measured)
 
 
-def write_metrics(directory: pathlib.Path, metrics: dict[str, Any]) -> None:
-    """Write metrics.json, keys sorted. Raises ValueError as `read_metrics` does: no metric goes without its interval.
+def write_metrics(directory: Path, measured: dict[str, Any]) -> None:
+    """Write metrics.json, keys sorted. Raises ConfigError as `read_measured` does: no metric goes without its interval.
 
-    metrics: as `Metrics`, without the version.
+    measured: as `Benchmark`, `Task` or `HeldOut`, without the version.
     """
     path = directory / "metrics.json"
-    checked = _checked(path, {"version": VERSION, **metrics})
-    path.write_text(json.dumps(checked, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_json(path, _checked(path, {"version": VERSION, **measured}))
 
 
-def _checked(path: pathlib.Path, metrics: dict[str, Any]) -> dict[str, Any]:
+def read_metrics(directories: Directories) -> dict[str, Any]:
+    """All that was measured of one model: {"engine", "held_out", "benchmarks", "tasks", "base_minimum"}.
+
+    directories: its `measure` artifacts. benchmarks and tasks map a name to what was measured, in the order given;
+    held_out is one such or None. engine: of the first that drew responses; `reproducible` where all are. Raises
+    ConfigError as `read_measured` does, and where two artifacts measure the same.
+    """
+    found = [(directory, read_measured(directory)) for directory in _several(directories)]
+    if not found:
+        raise ConfigError("no measure artifact; name at least one")
+    merged: dict[str, Any] = {"held_out": None, "benchmarks": {}, "tasks": {}}
+    for directory, one in found:
+        shown = {key: value for key, value in one.items() if key not in _SHARED}
+        if one["kind"] == "held_out":
+            known, merged["held_out"] = merged["held_out"], {k: v for k, v in shown.items() if k != "protocol"}
+        else:
+            group = merged[f"{one['kind']}s"]
+            known, group[one["name"]] = group.get(one["name"]), shown
+        if known is not None:
+            raise ConfigError(f"{directory}: {one['name']!r} was measured twice; name one artifact for each")
+    engines = sorted((one["engine"] for _, one in found), key=lambda engine: engine["vllm"] is None)
+    reproducible = all(engine["reproducible"] for engine in engines)
+    merged["engine"] = {**engines[0], "reproducible": reproducible}
+    merged["base_minimum"] = next((one["base_minimum"] for _, one in found if one["base_minimum"] is not None), None)
+    return merged
+
+
+_SHARED = ("version", "engine", "base_minimum", "name", "kind")
+
+
+def shown(directories: Directories) -> str:
+    """The artifacts as a message names them."""
+    return ",".join(map(str, _several(directories)))
+
+
+def _several(directories: Directories) -> list[Path]:
+    return [Path(directories)] if isinstance(directories, str | Path) else [Path(one) for one in directories]
+
+
+def _checked(path: Path, measured: dict[str, Any]) -> dict[str, Any]:
     try:
-        Metrics.model_validate(metrics)
+        _ADAPTER.validate_python(measured)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field, found = ".".join(map(str, first["loc"])), repr(first["input"])
-        raise ValueError(f"{path}: {field}: {first['msg']}, found {found:.80}; evaluate again") from None
-    return metrics
+        raise ConfigError(f"{path}: {field}: {first['msg']}, found {found:.80}; measure again") from None
+    return measured
 
 
-def read_outcomes(directory: pathlib.Path, benchmark: str) -> dict[str, dict[str, list[bool]]]:
+def _outcomes(directories: Directories, kind: str, name: str) -> Path:
+    """The outcomes.parquet of what is called `name`."""
+    for directory in _several(directories):
+        measured = read_measured(directory)
+        if (measured["kind"], measured["name"]) == (kind, name):
+            return directory / "outcomes.parquet"
+    raise ConfigError(f"{shown(directories)}: no {kind} {name!r} was measured here")
+
+
+def read_outcomes(directories: Directories, benchmark: str) -> dict[str, dict[str, list[bool]]]:
     """Correctness of every response to a benchmark: {mode: {problem id: [by sample]}}."""
     columns = ["id", "mode", "sample", "correct"]
-    rows = pq.read_table(pathlib.Path(directory) / "generations" / f"{benchmark}.parquet", columns=columns).to_pylist()
+    rows = pq.read_table(_outcomes(directories, "benchmark", benchmark), columns=columns).to_pylist()
     outcomes: dict[str, dict[str, list[bool]]] = {}
     for row in sorted(rows, key=lambda row: row["sample"]):
         outcomes.setdefault(row["mode"], {}).setdefault(row["id"], []).append(row["correct"])
     return outcomes
 
 
-def read_answers(directory: pathlib.Path, benchmark: str) -> dict[str, str]:
+def read_answers(directories: Directories, benchmark: str) -> dict[str, str]:
     """The reference answer of each problem of a benchmark, by problem id."""
-    path = pathlib.Path(directory) / "generations" / f"{benchmark}.parquet"
+    path = _outcomes(directories, "benchmark", benchmark)
     return {row["id"]: row["answer"] for row in pq.read_table(path, columns=["id", "answer"]).to_pylist()}
 
 
-def read_task_scores(directory: pathlib.Path, task: str) -> dict[str, dict[tuple[str, int], tuple[float, float]]]:
+def read_task_scores(directories: Directories, task: str) -> dict[str, dict[tuple[str, int], tuple[float, float]]]:
     """Of each metric ("acc,none") of a harness task, (sum, count) by part of the group and problem."""
-    rows = pq.read_table(pathlib.Path(directory) / "tasks" / f"{task}.parquet").to_pylist()
     found: dict[str, dict[tuple[str, int], tuple[float, float]]] = {}
-    for row in rows:
+    for row in pq.read_table(_outcomes(directories, "task", task)).to_pylist():
         for metric, (total, count) in json.loads(row["scores"]).items():
             found.setdefault(f"{metric},{row['filter']}", {})[row["task"], row["problem"]] = (total, count)
     return found

@@ -1,4 +1,4 @@
-"""Figures of this room: `python -m evaluation.bench [--json]`.
+"""How fast generation and grading are: `python -m evaluation.bench [--json]`.
 
 throughput_vs_vllm: tokens a second of `generation.sample`, which seeds, shards, saves and hands every response to the
 grading pool, over those of a bare `vllm.LLM.generate` with the same requests on the same engine; the median of paired

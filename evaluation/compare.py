@@ -1,6 +1,7 @@
-"""Paired comparison of two `evaluate` artifacts: same problems, two models."""
+"""Paired comparison of what was measured of two models: same problems."""
 
-import pathlib
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -8,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.artifact import read_answers, read_metrics, read_outcomes, read_task_scores
+from common.errors import ConfigError
+from evaluation.artifact import Directories, read_answers, read_metrics, read_outcomes, read_task_scores, shown
 from evaluation.statistics import balanced_accuracy, holm, paired_comparison, pass_at_k, ratio_of_sums
 
 NOT_REPRODUCIBLE = (
@@ -18,15 +20,15 @@ NOT_REPRODUCIBLE = (
 
 
 def compare(
-    a: pathlib.Path, b: pathlib.Path, *, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
+    a: Directories, b: Directories, *, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
 ) -> list[dict[str, Any]]:
     """Differences b - a of every shared benchmark and metric: greedy, balanced accuracy, pass@1, and each pass@k that
     both hold; of every shared harness task its first of `HEADLINES`, or else of its metrics.
 
-    One row each: benchmark, metric, a and b with the 95% interval of each (a_low, a_high, b_low, b_high, as in their
-    metrics.json), difference, low, high (at `confidence`), p_value, p_holm (adjusted over all rows), n, reproducible
-    (whether a second evaluation of both would draw the same responses). Raises ValueError if nothing is shared or
-    something shared differs in its problems or protocol.
+    a, b: `measure` artifacts of one model each. One row each: benchmark, metric, a and b with the 95% interval of each
+    (a_low, a_high, b_low, b_high, as in their metrics.json), difference, low, high (at `confidence`), p_value, p_holm
+    (adjusted over all rows), n, reproducible (whether a second evaluation of both would draw the same responses).
+    Raises ConfigError if nothing is shared or something shared differs in its problems or protocol.
     """
     metrics_a, metrics_b = read_metrics(a), read_metrics(b)
     rows: list[dict[str, Any]] = []
@@ -64,7 +66,7 @@ def compare(
         add(name, metric, "tasks", scores, ratio_of_sums)
     if not rows:
         names = [sorted({**metrics["benchmarks"], **metrics["tasks"]}) for metrics in (metrics_a, metrics_b)]
-        raise ValueError(f"compare: no shared benchmark; {a} has {names[0]}, {b} has {names[1]}")
+        raise ConfigError(f"compare: no shared benchmark; {shown(a)} has {names[0]}, {shown(b)} has {names[1]}")
     for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
     return rows
@@ -76,40 +78,41 @@ def _shared(a: Mapping[str, Any], b: Mapping[str, Any], kind: str) -> list[str]:
         protocols = a[kind][name]["protocol"], b[kind][name]["protocol"]
         different = sorted(key for key in protocols[0].keys() | protocols[1].keys() if _differs(*protocols, key))
         if different:
-            raise ValueError(f"compare: the protocols of {name!r} differ in {', '.join(different)}; evaluate alike")
+            raise ConfigError(f"compare: the protocols of {name!r} differ in {', '.join(different)}; evaluate alike")
     return shared
 
 
 def _same_problems(name: str, a: Collection, b: Collection) -> None:
     if a != b:
-        raise ValueError(f"compare: {name!r} was evaluated on different problems; use one prepared data set")
+        raise ConfigError(f"compare: {name!r} was evaluated on different problems; use one prepared data set")
 
 
 def average(
-    artifact: pathlib.Path,
-    base: pathlib.Path | None = None,
+    artifact: Directories,
+    base: Directories | None = None,
     minimum: float | None = None,
     without: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Mean score over an artifact's benchmarks (pass@1) and tasks (their first accuracy), with what was left out.
+    """Mean score over a model's benchmarks (pass@1) and tasks (their first accuracy), with what was left out.
 
-    without: names that do not count, such as the target when general ability is asked for.
+    artifact: `measure` artifacts of one model. without: names that do not count, such as the target when general
+    ability is asked for.
 
-    minimum: leave out every benchmark and task on which the artifact `base`, the model before fine-tuning, scores below
-    it (TALR, appendix C.3: 0.5); None takes the artifact's own `eval.base_minimum`. Returns {"value",
+    minimum: leave out every benchmark and task on which `base`, the artifacts of the model before fine-tuning, is below
+    it (TALR, appendix C.3: 0.5); None takes the artifacts' own `eval.base_minimum`. Returns {"value",
     "low", "high", "included": [names], "excluded": [names], "reproducible": whether a second evaluation would draw the
-    same responses}; the interval treats benchmarks as independent. Raises ValueError if a minimum is asked for without
+    same responses}; the interval treats benchmarks as independent. Raises ConfigError if a minimum is asked for without
     `base`, or nothing is left.
     """
     metrics = read_metrics(artifact)
     minimum = metrics["base_minimum"] if minimum is None else minimum
     if minimum is not None and base is None:
-        raise ValueError(f"average: the minimum {minimum} is the base model's; give its artifact with --base")
+        raise ConfigError(f"average: the minimum {minimum} is the base model's; give its artifact with --base")
     before = None if base is None else read_metrics(base)
     unknown = sorted(set(without) - {*metrics["benchmarks"], *metrics["tasks"]})
     if unknown:
         present = ", ".join([*metrics["benchmarks"], *metrics["tasks"]])
-        raise ValueError(f"average: --without {', '.join(unknown)} is not in {artifact}; present: {present}")
+        raise ConfigError(f"average: --without {', '.join(unknown)} is not in {shown(artifact)}; present: {present}")
     return {**average_of(metrics, before, minimum, without), "reproducible": metrics["engine"]["reproducible"]}
 
 
@@ -123,18 +126,18 @@ def average_of(
     scores = {name: score for name, score in headlines(metrics).items() if name not in without}
     nameless = sorted(set(metrics["tasks"]) - set(scores) - set(without))
     if nameless:
-        raise ValueError(
+        raise ConfigError(
             f"average: task {nameless[0]!r} has none of {', '.join(HEADLINES)}; leave it out: --without {nameless[0]}"
         )
     bases = headlines(before) if minimum is not None and before is not None else {}
     lacking = sorted(set(scores) - set(bases)) if minimum is not None else []
     if lacking:
-        raise ValueError(f"average: the base model has no {', '.join(lacking)}; evaluate it alike")
+        raise ConfigError(f"average: the base model has no {', '.join(lacking)}; evaluate it alike")
     excluded = [name for name in scores if minimum is not None and bases[name]["value"] < minimum]
     included = [name for name in scores if name not in excluded]
     if not included:
         low = f"the base model is below {minimum} on {', '.join(scores)}" if scores else "every name is left out"
-        raise ValueError(f"average: nothing to average; {low}")
+        raise ConfigError(f"average: nothing to average; {low}")
     kept = [scores[name] for name in included]
     value = sum(one["value"] for one in kept) / len(kept)
     below = sum((one["value"] - one["low"]) ** 2 for one in kept) ** 0.5 / len(kept)

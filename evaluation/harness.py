@@ -2,19 +2,19 @@
 
 import json
 import os
-import pathlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evaluation.generation.engine import Completion
+from common.errors import ConfigError
+from evaluation.generation.contract import Completion, Engine
 from evaluation.generation.kept import KeptEngine
 from evaluation.generation.sampling import sample_seed
-from evaluation.statistics import Estimate, bootstrap, ratio_of_sums
 
 
 @dataclass(frozen=True)
@@ -25,40 +25,38 @@ class LoadedTasks:
     unsafe: frozenset[str]
 
 
-def load_tasks(
-    tasks: Sequence[SimpleNamespace], *, task_files: str | None, run_generated_code: bool = False
-) -> LoadedTasks:
+def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_code: bool = False) -> LoadedTasks:
     """Load the tasks and groups with their data, so that what is missing is known before anything is generated.
 
-    Raises ValueError for an unknown task, one whose data is out of reach, one that runs code without leave, and where
+    Raises ConfigError for an unknown task, one whose data is out of reach, one that runs code without leave, and where
     lm-evaluation-harness, or a package that a task needs, is not installed.
     """
     try:
         import lm_eval.evaluator  # noqa: F401
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
-        raise ValueError(_not_installed(error)) from None
+        raise ConfigError(_not_installed(error)) from None
 
-    manager, unsafe = TaskManager(include_path=task_files), set()
+    manager, unsafe = _manager(TaskManager, task_files, _files(task_files)), set()
     for task in tasks:
         if task.name not in manager.all_tasks:
-            raise ValueError(
+            raise ConfigError(
                 f"eval.tasks: {task.name!r} is no task of lm-evaluation-harness {_version()} or of {task_files}; "
                 f"`lm-eval ls tasks` lists its own"
             )
         try:
             loaded = manager.load([task.name])["tasks"]
         except ModuleNotFoundError as error:
-            raise ValueError(_not_installed(error)) from None
+            raise ConfigError(_not_installed(error)) from None
         except (OSError, ConnectionError, ValueError) as error:
-            raise ValueError(_no_data(task.name, error)) from None
+            raise ConfigError(_no_data(task.name, error)) from None
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("datasets", "huggingface_hub", "requests", "httpx"):
                 raise
-            raise ValueError(_no_data(task.name, error)) from None
+            raise ConfigError(_no_data(task.name, error)) from None
         programs = [name for name, one in loaded.items() if getattr(one.config, "unsafe_code", False)]
         if programs and not run_generated_code:
-            raise ValueError(
+            raise ConfigError(
                 f"eval.tasks: {programs[0]!r} runs programs that the model wrote, and outside our sandbox; use the "
                 f"benchmark of this name (docs/evaluation.md), or set eval.run_generated_code=true"
             )
@@ -69,25 +67,34 @@ def load_tasks(
     return LoadedTasks(manager, frozenset(unsafe))
 
 
+@lru_cache(maxsize=1)
+def _manager(kind: type, task_files: str | None, _: tuple) -> Any:
+    # The harness reads its ten thousand task files to make one, which takes many seconds.
+    return kind(include_path=task_files)
+
+
+def _files(directory: str | None) -> tuple[tuple[str, int], ...]:
+    found = Path(directory).rglob("*.y*ml") if directory is not None else ()
+    return tuple(sorted((str(path), path.stat().st_mtime_ns) for path in found))
+
+
 def run_task(
-    task: SimpleNamespace,
+    task: Any,
     loaded: LoadedTasks,
-    engine,
+    engine: Engine,
     tokenizer,
     *,
     max_length: int,
     seed: int,
-    resamples: int,
     heartbeat: Callable[[], None],
-    directory: pathlib.Path,
+    directory: Path,
 ) -> dict[str, Any]:
-    """Run one task or group; returns {"metrics": {"acc,none": Estimate}, "problems", "versions": {task: version},
-    "rows": one a problem and filter, as in `artifact.TASK_ROWS`}.
+    """Run one task or group; returns {"versions": {task: version}, "rows": one a problem and filter, as in
+    `artifact.TASK_ROWS`, in the harness' order}.
 
-    loaded: of `load_tasks`, with this task. engine: a `VllmEngine` or `Replicas`; what it answers is kept in
-    `directory`, where a run that starts over finds it. Metrics are named as in the harness, metric and filter; a
-    group's metric is the mean over all problems of its tasks. Metrics that are no mean over problems (a corpus'
-    perplexity) are left out. Raises ValueError for a text longer than `max_length` that is scored as a whole.
+    loaded: of `load_tasks`, with this task. What the engine answers is kept in `directory`, where a run that starts
+    over finds it. Scores that are no mean over problems (a corpus' perplexity) are left out. Raises ConfigError for a
+    text longer than `max_length` that is scored as a whole.
     """
     from lm_eval.evaluator import simple_evaluate
 
@@ -110,8 +117,6 @@ def run_task(
         confirm_run_unsafe_code=unsafe,
     )
     return {
-        "metrics": _estimates(found["samples"], seed, resamples),
-        "problems": sum(len({row["doc_id"] for row in rows}) for rows in found["samples"].values()),
         "versions": {name: str(version) for name, version in sorted(found["versions"].items())},
         "rows": _rows(found["samples"]),
     }
@@ -119,8 +124,8 @@ def run_task(
 
 def _rows(samples: dict[str, list[dict]]) -> list[dict[str, Any]]:
     rows = []
-    for task, found in sorted(samples.items()):
-        for row in sorted(found, key=lambda row: (row["doc_id"], row["filter"])):
+    for task, found in samples.items():
+        for row in found:
             pairs = {metric: _sum_and_count(row[metric]) for metric in row["metrics"]}
             rows.append(
                 {
@@ -134,26 +139,6 @@ def _rows(samples: dict[str, list[dict]]) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def _estimates(samples: dict[str, list[dict]], seed: int, resamples: int) -> dict[str, Estimate]:
-    values: dict[str, list[tuple[float, float]]] = {}
-    for rows in samples.values():
-        for row in rows:
-            for metric in row["metrics"]:
-                pair = _sum_and_count(row[metric])
-                if pair is not None:
-                    values.setdefault(f"{metric},{row['filter']}", []).append(pair)
-
-    found = {}
-    for name, pairs in sorted(values.items()):
-        both = np.array(pairs, dtype=np.float64)
-        if (both[:, 1] == 1).all():
-            proportion = bool(((both[:, 0] >= 0) & (both[:, 0] <= 1)).all())
-            found[name] = bootstrap(both[:, 0], seed=seed, resamples=resamples, proportion=proportion)
-        else:
-            found[name] = bootstrap(both, seed=seed, resamples=resamples, statistic=ratio_of_sums)
-    return found
 
 
 def _sum_and_count(value: Any) -> tuple[float, float] | None:
@@ -176,7 +161,7 @@ def _check_sentences(name: str) -> None:
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
-        raise ValueError(
+        raise ConfigError(
             f"eval.tasks: {name!r} counts sentences with NLTK's punkt_tab, which is not here; on a connected machine "
             f"run `python -m nltk.downloader punkt_tab`, and copy its nltk_data here (NLTK_DATA names the place)"
         ) from None
@@ -240,7 +225,7 @@ def _language_model(engine: KeptEngine, tokenizer, max_length: int, heartbeat: C
             for request in requests:
                 ids = [self.prefix_token_id, *self.tok_encode(request.args[0])]
                 if len(ids) > max_length - 1:
-                    raise ValueError(
+                    raise ConfigError(
                         f"eval.max_length={max_length}: a text of {len(ids)} tokens is scored as a whole; raise it"
                     )
                 rows.append((ids, 1))

@@ -4,14 +4,19 @@ The text is fixed, so checkpoints are compared on equal terms, and a forward pas
 log-probabilities that a sampler returns would truncate both figures.
 """
 
-import pathlib
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from evaluation.generation.prompts import Prompter
+from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evaluation.generation.prompts import Prompter
 
 POSITIONS_PER_CHUNK = 1024
 ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, float("inf"))
@@ -36,22 +41,22 @@ class HeldOut:
 def encode(prompter: Prompter, messages: Sequence[dict], max_length: int) -> tuple[list[int], int] | None:
     """Token ids of a chat and the place where its last message, the response, begins; None if over `max_length`.
 
-    Raises ValueError if the last message is not the assistant's or the template rewrites what came before it.
+    Raises ConfigError if the last message is not the assistant's or the template rewrites what came before it.
     """
     if not messages or messages[-1]["role"] != "assistant":
-        raise ValueError("held-out chat: the last message is not the assistant's")
+        raise ConfigError("held-out chat: the last message is not the assistant's")
     prompt = prompter.prompt(messages[:-1])
-    whole = prompter.tokenizer.apply_chat_template(list(messages), tokenize=False)
+    whole = cast(str, prompter.tokenizer.apply_chat_template(list(messages), tokenize=False))
     if not whole.startswith(prompt.text):
-        raise ValueError("held-out chat: the chat template does not extend the prompt by the response")
+        raise ConfigError("held-out chat: the chat template does not extend the prompt by the response")
     response = prompter.tokenizer(whole[len(prompt.text) :], add_special_tokens=False)["input_ids"]
     ids = [*prompt.ids, *response]
     return (ids, len(prompt.ids)) if len(ids) <= max_length else None
 
 
-def measure(
-    model: pathlib.Path,
-    base: pathlib.Path | None,
+def forward(
+    model: Path,
+    base: Path | None,
     chats: Sequence[tuple[list[int], int]],
     *,
     dtype: str,
@@ -62,24 +67,24 @@ def measure(
     """Forward passes of `model`, and of `base` if given, over encoded chats, one at a time.
 
     dtype: of the weights (`float32`, `bfloat16`); distributions are always reduced in float32. device: `cpu` or `cuda`.
-    progress(done) is called after each chat. Raises ValueError if the two vocabularies differ in size.
+    progress(done) is called after each chat. Raises ConfigError if the two vocabularies differ in size.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    def load(path: pathlib.Path):
+    def load(path: Path):
         loaded = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust_remote_code
         )
         if getattr(loaded.config, "final_logit_softcapping", None) or getattr(loaded.config, "logit_scale", None):
-            raise ValueError(f"{path}: models that transform their logits are not supported; set eval.held_out_chats=0")
+            raise ConfigError(f"{path}: no support for models that transform their logits; set eval.held_out_chats=0")
         loaded.eval().to(torch.device(device))  # type: ignore[arg-type]
         return loaded.base_model, cast(torch.nn.Module, loaded.get_output_embeddings()), loaded.config.vocab_size
 
     student_body, student_head, vocabulary = load(model)
     reference_body, reference_head, reference_vocabulary = load(base) if base is not None else (None, None, vocabulary)
     if reference_vocabulary != vocabulary:
-        raise ValueError(
+        raise ConfigError(
             f"{base}: vocabulary of {reference_vocabulary}, the student's has {vocabulary}; KL from base needs the same"
         )
     edges = torch.tensor(ENTROPY_EDGES[1:-1], dtype=torch.float32, device=device)
@@ -110,3 +115,41 @@ def measure(
             rows["tokens"][row] = len(labels)
             progress(row + 1)
     return HeldOut(rows["entropy"], rows["loss"], rows["kl"] if base is not None else None, rows["tokens"], histogram)
+
+
+def write(path: Path, found: HeldOut, fits: Sequence[bool]) -> None:
+    """Write the sums as Parquet, a row for each chat; `fits`: which chats are measured, the others get nulls."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = iter(range(len(found.tokens)))
+    at = [next(place) if fit else None for fit in fits]
+
+    def column(values: np.ndarray | None, kind: pa.DataType) -> pa.Array:
+        return pa.array([None if one is None or values is None else values[one].item() for one in at], kind)
+
+    columns = {
+        "chat": pa.array(range(len(at)), pa.int32()),
+        "tokens": column(found.tokens.astype(np.int64), pa.int64()),
+        **{name: column(getattr(found, name), pa.float64()) for name in ("entropy", "loss", "kl")},
+    }
+    for bin in range(found.histogram.shape[1]):
+        columns[f"entropy_{bin}"] = column(found.histogram[:, bin], pa.int64())
+    pq.write_table(pa.table(columns), path)
+
+
+def read(path: Path) -> tuple[HeldOut, int]:
+    """The sums of the measured chats, and how many were left out for their length."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    rows = table.filter(table["tokens"].is_valid()).to_pydict()
+    entropies = [rows[f"entropy_{bin}"] for bin in range(len(ENTROPY_EDGES) - 1)]
+    found = HeldOut(
+        entropy=np.array(rows["entropy"], dtype=np.float64),
+        loss=np.array(rows["loss"], dtype=np.float64),
+        kl=None if None in rows["kl"] else np.array(rows["kl"], dtype=np.float64),
+        tokens=np.array(rows["tokens"], dtype=np.float64),
+        histogram=np.array(entropies, dtype=np.int64).T,
+    )
+    return found, table.num_rows - len(found.tokens)

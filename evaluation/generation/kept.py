@@ -1,17 +1,13 @@
 """An engine whose answers are kept on disk, so that a killed run of a harness task goes on."""
 
-import hashlib
 import json
-import os
-import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from evaluation.generation.engine import GENERATE_AT_ONCE, Completion, VllmEngine
-
-if TYPE_CHECKING:
-    from evaluation.generation.replicas import Replicas
+from common.files import text_digest, write_text
+from evaluation.generation.contract import GENERATE_AT_ONCE, Completion, Engine
 
 
 class KeptEngine:
@@ -20,7 +16,7 @@ class KeptEngine:
     A kill loses the batches in flight: one for each replica.
     """
 
-    def __init__(self, engine: "VllmEngine | Replicas", directory: pathlib.Path):
+    def __init__(self, engine: Engine, directory: Path):
         self.engine = engine
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -28,12 +24,12 @@ class KeptEngine:
     def score(
         self, rows: Sequence[tuple[Sequence[int], int]], heartbeat: Callable[[], None] = lambda: None
     ) -> list[tuple[float, bool]]:
-        """See `VllmEngine.score`."""
+        """See `contract.Engine.score`."""
         keys = [(list(ids), start) for ids, start in rows]
         return [(score, greedy) for score, greedy in self._kept("score", rows, keys, heartbeat)]
 
     def complete(self, completions: Sequence[Completion], heartbeat: Callable[[], None] = lambda: None) -> list[str]:
-        """See `VllmEngine.complete`."""
+        """See `contract.Engine.complete`."""
         return self._kept("complete", completions, [astuple(completion) for completion in completions], heartbeat)
 
     def _kept(self, method: str, items: Sequence, keys: Sequence, heartbeat: Callable[[], None]) -> list[Any]:
@@ -42,7 +38,7 @@ class KeptEngine:
             part = slice(start, start + GENERATE_AT_ONCE)
             content = json.dumps([method, self.engine.description, keys[part]], sort_keys=True)
             batches.append(items[part])
-            paths.append(self.directory / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json")
+            paths.append(self.directory / f"{text_digest(content)[:32]}.json")
         pending = [place for place, path in enumerate(paths) if not path.exists()]
         for first in range(0, len(pending), self.engine.count):
             wave = pending[first : first + self.engine.count]
@@ -50,12 +46,5 @@ class KeptEngine:
             found = getattr(self.engine, method)([item for place in wave for item in batches[place]], heartbeat)
             for number, place in enumerate(wave):
                 start = number * GENERATE_AT_ONCE
-                _write(paths[place], found[start : start + len(batches[place])])
+                write_text(paths[place], json.dumps(found[start : start + len(batches[place])]))
         return [value for path in paths for value in json.loads(path.read_text())]
-
-
-def _write(path: pathlib.Path, values: list) -> None:
-    """Either whole or absent under its name."""
-    partial = path.with_suffix(f".partial-{os.getpid()}")
-    partial.write_text(json.dumps(values))
-    partial.replace(path)

@@ -2,22 +2,24 @@
 
 import contextlib
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
-from evaluation.generation.engine import (
+from common.errors import ConfigError
+from common.ray_session import ray_session
+from evaluation.generation.contract import (
     GENERATE_AT_ONCE,
     HEARTBEAT_SECONDS,
     Completion,
     EngineOptions,
-    VllmEngine,
-    model_files_digest,
+    Request,
+    Sample,
+    Sampling,
 )
-from evaluation.generation.sampling import Request, Sample, Sampling
+from evaluation.generation.vllm_engine import VllmEngine, model_files_digest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What a replica must share with the process that asks: threads and kernels decide the last bit of a sum.
 ENVIRONMENT = ("OMP_NUM_THREADS", "TORCHDYNAMO_DISABLE", "TOKENIZERS_PARALLELISM")
 ENVIRONMENT_PREFIXES = ("VLLM_", "HF_")
@@ -25,7 +27,7 @@ CLOSE_SECONDS = 30.0
 
 
 class Replicas:
-    """`count` engines in Ray actors; a `sampling.Backend` like one `VllmEngine`.
+    """`count` engines in Ray actors; a `contract.Engine` like one `VllmEngine`.
 
     Ray is the cluster of RAY_ADDRESS, whose nodes must read the model under the same path, or a private one on
     loopback. Replicas spread over its nodes; each takes `tensor_parallel` devices, on the CPU platform one core and, of
@@ -33,16 +35,16 @@ class Replicas:
     responses are those of a single engine.
     """
 
-    def __init__(self, model: pathlib.Path, options: EngineOptions, count: int):
+    def __init__(self, model: Path, options: EngineOptions, count: int):
         import ray
 
-        self.model = pathlib.Path(model).resolve()
+        self.model = Path(model).resolve()
         self.options = options
         self.count = count
         self.files = model_files_digest(self.model)
         self.usable = True
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_ray_session(count))
+            stack.enter_context(ray_session(count, _environment()))
             devices = options.tensor_parallel
             if options.platform == "cpu":
                 devices = int(ray.cluster_resources().get("GPU", 0) >= count)
@@ -55,13 +57,13 @@ class Replicas:
             self.description, self.reproducible = facts[0]
             self._stack = stack.pop_all()
 
-    def load(self, model: pathlib.Path) -> None:
-        """Exchange the weights of every replica; see `VllmEngine.load`."""
+    def load(self, model: Path) -> None:
+        """Exchange the weights of every replica; see `contract.Engine.load`."""
         import ray
 
-        model = pathlib.Path(model).resolve()
+        model = Path(model).resolve()
         if model_files_digest(model) != self.files:
-            raise ValueError(f"{model}: its configuration or tokenizer differs from that of {self.model}")
+            raise ConfigError(f"{model}: its configuration or tokenizer differs from that of {self.model}")
         ray.get([replica.load.remote(str(model)) for replica in self._actors])
         self.model = model
         self.description["model"] = str(model)
@@ -69,7 +71,7 @@ class Replicas:
     def run(
         self, shards: Sequence[tuple[int, Sequence[Request]]], heartbeat: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[int, list[Sample]]]:
-        """Yield (number, samples in request order) of each shard as it completes; see `sampling.Backend`.
+        """Yield (number, samples in request order) of each shard as it completes; see `contract.Backend`.
 
         Raises what a replica raised. A run that is left early leaves replicas at work: they are replaced, not reused.
         """
@@ -99,11 +101,11 @@ class Replicas:
     def score(
         self, rows: Sequence[tuple[Sequence[int], int]], heartbeat: Callable[[], None] = lambda: None
     ) -> list[tuple[float, bool]]:
-        """See `VllmEngine.score`; batches of rows are dealt out to the replicas."""
+        """See `contract.Engine.score`; batches of rows are dealt out to the replicas."""
         return self._dealt("score", [(list(ids), start) for ids, start in rows], heartbeat)
 
     def complete(self, completions: Sequence[Completion], heartbeat: Callable[[], None] = lambda: None) -> list[str]:
-        """See `VllmEngine.complete`; batches are dealt out to the replicas."""
+        """See `contract.Engine.complete`; batches are dealt out to the replicas."""
         return self._dealt("complete", list(completions), heartbeat)
 
     def _dealt(self, method: str, items: list, heartbeat: Callable[[], None]) -> list:
@@ -141,13 +143,13 @@ class _Replica:
     """The actor. Plain lists, tuples and dicts cross the wire."""
 
     def __init__(self, model: str, options: dict):
-        self.engine = VllmEngine(pathlib.Path(model), EngineOptions(**options))
+        self.engine = VllmEngine(Path(model), EngineOptions(**options))
 
     def facts(self) -> tuple[dict, bool]:
         return self.engine.description, self.engine.reproducible
 
     def load(self, model: str) -> None:
-        self.engine.load(pathlib.Path(model))
+        self.engine.load(Path(model))
 
     def run(self, shards: list[tuple[int, list[tuple]]]) -> Iterator[tuple[int, list[tuple]]]:
         requests = [
@@ -167,42 +169,13 @@ class _Replica:
         self.engine.close()
 
 
-@contextlib.contextmanager
-def _ray_session(count: int) -> Iterator[None]:
-    """The cluster of RAY_ADDRESS, or a private Ray on loopback that ends with the replicas."""
-    import ray
+def _environment() -> dict[str, str]:
+    import torch
 
-    if ray.is_initialized():
-        yield
-        return
-    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    environment = {
+    shared = {
         name: value
         for name, value in os.environ.items()
         if name in ENVIRONMENT or name.startswith(ENVIRONMENT_PREFIXES)
     }
-    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     # Without it Ray would give every actor as many threads as it has cores.
-    environment.setdefault("OMP_NUM_THREADS", str(_threads()))
-    runtime = {"env_vars": environment}
-    if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, runtime_env=runtime, log_to_driver=False)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=count,
-            runtime_env=runtime,
-            include_dashboard=False,
-            log_to_driver=False,
-            _node_ip_address="127.0.0.1",
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
+    return {"OMP_NUM_THREADS": str(torch.get_num_threads()), **shared}

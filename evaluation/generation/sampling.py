@@ -3,61 +3,13 @@
 import hashlib
 import json
 import os
-import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How responses are drawn. temperature 0 is greedy decoding, of which more than one sample makes no sense."""
-
-    num_samples: int
-    temperature: float
-    top_p: float
-    max_tokens: int
-
-    def __post_init__(self):
-        if self.num_samples < 1 or self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"sampling: {self} needs num_samples, max_tokens >= 1, temperature >= 0, top_p in (0, 1]")
-        if self.temperature == 0 and self.num_samples > 1:
-            raise ValueError(f"sampling: {self.num_samples} greedy samples are all equal; set num_samples to 1")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One response to draw: token ids of the prompt, the sample's seed and how to draw it."""
-
-    prompt: tuple[int, ...]
-    seed: int
-    sampling: Sampling
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One response. finish_reason: `stop` or `length`; tokens: its length with the end-of-turn token; seed: its own."""
-
-    text: str
-    finish_reason: str
-    tokens: int
-    seed: int
-
-
-class Backend(Protocol):
-    """What draws responses: a `VllmEngine` or `Replicas`."""
-
-    description: dict
-
-    def run(
-        self, shards: Sequence[tuple[int, Sequence[Request]]], heartbeat: Callable[[], None]
-    ) -> Iterator[tuple[int, list[Sample]]]:
-        """Yield (number, samples in request order) of each numbered shard, in any order."""
-        ...
-
+from evaluation.generation.contract import Backend, Request, Sample, Sampling
 
 SCHEMA = pa.schema(
     [("text", pa.string()), ("finish_reason", pa.string()), ("tokens", pa.int32()), ("seed", pa.int64())]
@@ -76,7 +28,7 @@ def sample(
     sampling: Sampling,
     *,
     seed: int,
-    directory: pathlib.Path,
+    directory: Path,
     batch_size: int,
     progress: Callable[[int, int], None],
     on_sample: Callable[[int, int, Sample], None] | None = None,
@@ -128,7 +80,7 @@ def sample(
     return results  # type: ignore[return-value]  # every place is filled once all shards are accepted
 
 
-def write_table(table: pa.Table, path: pathlib.Path) -> None:
+def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file that is either whole or absent under its name."""
     partial = path.with_suffix(f".partial-{os.getpid()}")
     pq.write_table(table, partial)

@@ -1,4 +1,4 @@
-"""What a grader is. They may be slow or hang on a response: `evaluation.grading` runs them in a pool that bounds them."""
+"""What a grader is. It may be slow or hang on a response: the pool of `evaluation.grading` bounds it."""
 
 from __future__ import annotations
 

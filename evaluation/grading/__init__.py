@@ -1,4 +1,4 @@
-"""Grading by a grader's name: in this process (`grade_answer`) and in a pool of subprocesses (`grade`, `GradingPool`)."""
+"""Grading by a grader's name: in this process (`grade_answer`), or in a pool of others (`grade`, `GradingPool`)."""
 
 from common.lazy import attributes
 

@@ -75,12 +75,12 @@ def model_directory(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def prepared_data(tmp_path_factory):
-    """A `prepare` artifact with benchmarks `digits` (12 problems, two of them asked alike), `letters`, and chats."""
+    """`prepare` artifacts, each in a directory of its name: the benchmarks `digits` (12 problems, two of them asked
+    alike) and `letters`, and SFT chats, `sft`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     root = tmp_path_factory.mktemp("data")
-    (root / "benchmarks").mkdir()
     for name, count, grader in (("digits", 12, "math"), ("letters", 4, "exact")):
         rows = [
             {
@@ -91,7 +91,8 @@ def prepared_data(tmp_path_factory):
             }
             for i in range(count)
         ]
-        pq.write_table(pa.Table.from_pylist(rows), root / "benchmarks" / f"{name}.parquet")
+        (root / name).mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), root / name / "problems.parquet")
     chats = [
         {
             "id": str(i),
@@ -102,5 +103,40 @@ def prepared_data(tmp_path_factory):
         }
         for i in range(10)
     ]
-    pq.write_table(pa.Table.from_pylist(chats), root / "sft_val.parquet")
+    (root / "sft").mkdir()
+    pq.write_table(pa.Table.from_pylist(chats), root / "sft" / "sft_val.parquet")
     return root
+
+
+@pytest.fixture(scope="session")
+def evaluate_all():
+    """Factory evaluate_all(settings, inputs, data, directory, ...) of everything that `settings.eval` asks for."""
+
+    def evaluate(settings, inputs, data, directory, report=lambda *_, **__: None, seen=None):
+        """Generate and measure each benchmark, task and, where eval.held_out_chats is positive, the held-out chats.
+
+        data: prepared data as of `prepared_data`. Returns the measure artifacts, in that order; what a thing was
+        generated to is in `directory`/generated/<name>. seen: maps an input's name to a path for measuring.
+        """
+        from types import SimpleNamespace
+
+        from evaluation import checks, generate, measure
+
+        evaluation = settings.eval
+        checks.check(evaluation)
+        things = [("benchmark", one, one.name) for one in evaluation.benchmarks]
+        things += [("task", one, one.name) for one in evaluation.tasks]
+        things += [("held_out", True, "held_out")] if evaluation.held_out_chats else []
+        measured = []
+        for kind, what, name in things:
+            folders = [directory / stage / name for stage in ("generated", "measured", "scratch")]
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            own = SimpleNamespace(**vars(settings), **{kind: what})
+            given = {**inputs, "data": data / "sft", "problems": data / name}
+            generate.run(own, given, folders[0], folders[2], report)
+            measure.run(own, {"generations": folders[0], **(seen or {})}, folders[1], folders[2], report)
+            measured.append(folders[1])
+        return measured
+
+    return evaluate

@@ -10,35 +10,30 @@ import numpy as np
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.artifact import Metrics, read_metrics, write_metrics
+from evaluation.artifact import Benchmark, HeldOut, Task, read_measured, read_metrics, write_metrics
 from evaluation.compare import NOT_REPRODUCIBLE
-from evaluation.evaluate import _held_out_metrics, _metrics, run
-from evaluation.generation.sampling import Sample
+from evaluation.generation import Sample
 from evaluation.grading import Grade
 from evaluation.grading.pool import GradingPool
-from evaluation.held_out import ENTROPY_EDGES, HeldOut
+from evaluation.held_out import ENTROPY_EDGES
+from evaluation.held_out import HeldOut as Sums
+from evaluation.metrics import of_benchmark, of_held_out
 from evaluation.statistics import bootstrap, ratio_of_sums
 
 SETTINGS = SimpleNamespace(k=[1, 2, 4], seed=0, resamples=100)
 BENCHMARK = SimpleNamespace(name="sums", num_samples=2, balanced=True)
-PROBLEMS = [SimpleNamespace(id=str(i), answer=str(i % 2)) for i in range(4)]
+ANSWERS = [str(i % 2) for i in range(4)]
 STATUSES = [("ok", "ok"), ("no_answer", "timeout"), ("ok", "crash"), ("ok", "error")]
 
 
 def measured():
-    """`_metrics` of eight sampled and four greedy responses, three of which no grader judged."""
+    """`of_benchmark` of eight sampled and four greedy responses, three of which no grader judged."""
     texts = [["one two three", "one two four"], ["a b", "a b"], ["c d e", "f"], ["g h i", "g h j"]]
     drawn = [[Sample(text, "stop", len(text), 0) for text in pair] for pair in texts]
     grades = [[Grade(status == "ok", status) for status in pair] for pair in STATUSES]
-    both = (
-        {"sampled": drawn, "greedy": [pair[:1] for pair in drawn]},
-        {
-            "sampled": grades,
-            "greedy": [pair[:1] for pair in grades],
-        },
-    )
+    both = {"sampled": grades, "greedy": [pair[:1] for pair in grades]}
     with GradingPool(workers=1) as pool:
-        return _metrics(BENCHMARK, PROBLEMS, *both, SETTINGS, pool, lambda: None)
+        return of_benchmark(BENCHMARK, ANSWERS, drawn, both, SETTINGS, pool, lambda: None)
 
 
 def held_out(chats=5):
@@ -46,27 +41,43 @@ def held_out(chats=5):
     histogram = rng.integers(0, 9, size=(chats, len(ENTROPY_EDGES) - 1))
     histogram[:, 0] = 0
     tokens = histogram.sum(axis=1).astype(np.float64)
-    return HeldOut(tokens * rng.random(chats), tokens * 2.0, tokens * rng.random(chats), tokens, histogram)
+    return Sums(tokens * rng.random(chats), tokens * 2.0, tokens * rng.random(chats), tokens, histogram)
 
 
 @pytest.fixture(scope="module")
-def metrics():
+def measurements():
+    """One of each kind, by kind."""
     found = held_out()
     counts = {"chats": 5, "chats_too_long": 1, "tokens": int(found.tokens.sum())}
-    task = {"protocol": {"name": "gsm8k", "num_fewshot": 5}, "counts": {"problems": 3}, "versions": {"gsm8k": "3.0"}}
     shown = {"exact_match,none": vars(bootstrap([0.0, 1.0, 1.0], seed=0, resamples=50))}
+    engine = {"vllm": "0.28.0", "dtype": "float32", "max_length": 64, "reproducible": True}
+    facts = {"engine": engine, "base_minimum": 0.5}
     return {
-        "engine": {"vllm": "0.28.0", "dtype": "float32", "max_length": 64, "reproducible": True},
-        "held_out": {"counts": counts, **_held_out_metrics(found, 0, 100)},
-        "benchmarks": {
-            "sums": {
-                "protocol": {"num_samples": 2},
-                "counts": {"problems": 4, "responses": 12, "grading": {"ok": 7, "no_answer": 2, "timeout": 3}},
-                "metrics": measured(),
-            }
+        "held_out": {
+            **facts,
+            "kind": "held_out",
+            "name": "held_out",
+            "protocol": {"held_out_chats": 6},
+            "counts": counts,
+            **of_held_out(found, 0, 100),
         },
-        "tasks": {"gsm8k": {**task, "metrics": shown}},
-        "base_minimum": 0.5,
+        "benchmark": {
+            **facts,
+            "kind": "benchmark",
+            "name": "sums",
+            "protocol": {"num_samples": 2},
+            "counts": {"problems": 4, "responses": 12, "grading": {"ok": 7, "no_answer": 2, "timeout": 3}},
+            "metrics": measured(),
+        },
+        "task": {
+            **facts,
+            "kind": "task",
+            "name": "gsm8k",
+            "protocol": {"name": "gsm8k", "num_fewshot": 5},
+            "counts": {"problems": 3},
+            "versions": {"gsm8k": "3.0"},
+            "metrics": shown,
+        },
     }
 
 
@@ -84,44 +95,69 @@ def bare_numbers(node, path=()):
     return [place for key, value in parts for place in bare_numbers(value, (*path, key))]
 
 
-def test_every_number_of_an_evaluation_is_a_metric_with_its_interval_or_a_count(tmp_path, metrics):
-    write_metrics(tmp_path, metrics)
-    written = json.loads((tmp_path / "metrics.json").read_text())
-    assert bare_numbers(written) == [] and read_metrics(tmp_path) == written
-    assert len(written["held_out"]["entropy_histogram"]["shares"]) == len(ENTROPY_EDGES) - 1
+def test_every_number_of_an_evaluation_is_a_metric_with_its_interval_or_a_count(tmp_path, measurements):
+    for kind, one in measurements.items():
+        (tmp_path / kind).mkdir()
+        write_metrics(tmp_path / kind, one)
+        written = json.loads((tmp_path / kind / "metrics.json").read_text())
+        assert bare_numbers(written) == [] and read_measured(tmp_path / kind) == written
+    merged = read_metrics([tmp_path / kind for kind in measurements])
+    assert bare_numbers(merged) == []
+    assert len(merged["held_out"]["entropy_histogram"]["shares"]) == len(ENTROPY_EDGES) - 1
     # The walk itself sees a number that has none.
-    written["benchmarks"]["sums"]["metrics"]["greedy"] = 0.5
-    assert bare_numbers(written) == [("benchmarks", "sums", "metrics", "greedy")]
+    merged["benchmarks"]["sums"]["metrics"]["greedy"] = 0.5
+    assert bare_numbers(merged) == [("benchmarks", "sums", "metrics", "greedy")]
 
 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("benchmarks", "sums", "metrics", "pass@1"), 0.5, r"benchmarks\.sums\.metrics\.pass@1: .* found 0\.5"),
-        (("benchmarks", "sums", "metrics", "pass@1", "low"), 2.0, r"low=2\.0 is above high"),
-        (("benchmarks", "sums", "grading"), {"ok": 8}, r"benchmarks\.sums\.grading: Extra inputs are not permitted"),
-        (("benchmarks", "sums", "counts", "responses"), 0.5, r"counts\.responses"),
+        (("benchmark", "metrics", "pass@1"), 0.5, r"benchmark\.metrics\.pass@1: .* found 0\.5"),
+        (("benchmark", "metrics", "pass@1", "low"), 2.0, r"low=2\.0 is above high"),
+        (("benchmark", "grading"), {"ok": 8}, r"benchmark\.grading: Extra inputs are not permitted"),
+        (("benchmark", "counts", "responses"), 0.5, r"counts\.responses"),
         (("held_out", "chats"), 5, r"held_out\.chats: Extra"),
         (("held_out", "metrics", "entropy", "n"), 0, r"entropy\.n"),
         (("held_out", "entropy_histogram", "shares"), [], "edges for 0 shares"),
-        (("tasks", "gsm8k", "metrics", "exact_match,none"), {"value": 0.5}, r"low: Field required"),
-        (("base_minimum",), float("nan"), "base_minimum"),
-        (("accuracy",), 0.5, "accuracy: Extra"),
+        (("task", "metrics", "exact_match,none"), {"value": 0.5}, r"low: Field required"),
+        (("task", "base_minimum"), float("nan"), "base_minimum"),
+        (("task", "accuracy"), 0.5, "accuracy: Extra"),
     ],
 )
-def test_a_number_that_is_out_of_place_is_refused_with_its_file_and_field(tmp_path, metrics, place, value, message):
-    changed = copy.deepcopy(metrics)
+def test_a_number_that_is_out_of_place_is_refused_with_its_file_and_field(
+    tmp_path, measurements, place, value, message
+):
+    changed = copy.deepcopy(measurements)
     node = changed
     for key in place[:-1]:
         node = node[key]
     node[place[-1]] = value
     with pytest.raises(ValueError, match=rf"metrics\.json: .*{message}") as caught:
-        write_metrics(tmp_path, changed)
+        write_metrics(tmp_path, changed[place[0]])
     assert "\n" not in str(caught.value) and not (tmp_path / "metrics.json").exists()
 
 
 def test_the_versions_agree():
-    assert Metrics.model_json_schema()["properties"]["version"]["const"] == 2
+    for kind in (Benchmark, Task, HeldOut):
+        assert kind.model_json_schema()["properties"]["version"]["const"] == 3
+
+
+def test_what_was_measured_of_one_model_is_read_together_and_once(tmp_path, measurements):
+    for kind, one in measurements.items():
+        (tmp_path / kind).mkdir()
+        facts = {"vllm": None, "dtype": "float32", "max_length": 64, "reproducible": kind != "task"}
+        write_metrics(tmp_path / kind, one | ({} if kind == "benchmark" else {"engine": facts}))
+    merged = read_metrics([tmp_path / kind for kind in measurements])
+    assert merged.keys() == {"engine", "held_out", "benchmarks", "tasks", "base_minimum"}
+    assert merged["engine"] == measurements["benchmark"]["engine"] | {"reproducible": False}
+    assert merged["held_out"].keys() == {"counts", "metrics", "entropy_histogram"}
+    assert merged["benchmarks"]["sums"].keys() == {"protocol", "counts", "metrics"}
+    assert merged["tasks"]["gsm8k"].keys() == {"protocol", "counts", "versions", "metrics"}
+    assert read_metrics(tmp_path / "task")["benchmarks"] == {} and merged["base_minimum"] == 0.5
+    with pytest.raises(ValueError, match="'sums' was measured twice"):
+        read_metrics([tmp_path / "benchmark", tmp_path / "benchmark"])
+    with pytest.raises(ValueError, match="at least one"):
+        read_metrics([])
 
 
 def test_responses_that_were_not_graded_are_a_share_with_an_interval():
@@ -134,7 +170,7 @@ def test_responses_that_were_not_graded_are_a_share_with_an_interval():
 
 def test_the_shares_of_the_histogram_are_token_weighted_and_an_empty_bin_is_not_certain():
     found = held_out()
-    shares = _held_out_metrics(found, 0, 100)["entropy_histogram"]["shares"]
+    shares = of_held_out(found, 0, 100)["entropy_histogram"]["shares"]
     assert sum(share["value"] for share in shares) == pytest.approx(1.0)
     for place, share in enumerate(shares):
         tokens = found.histogram[:, place]
@@ -176,7 +212,7 @@ TASK = {
 
 
 def test_a_whole_evaluation_prints_no_metric_without_an_interval(
-    tmp_path, model_directory, prepared_data, monkeypatch, capsys
+    tmp_path, model_directory, prepared_data, evaluate_all, monkeypatch, capsys
 ):
     import lm_eval.tasks
 
@@ -204,21 +240,24 @@ def test_a_whole_evaluation_prints_no_metric_without_an_interval(
         "run_generated_code": False,
     }
     model = SimpleNamespace(chat_template=None, trust_remote_code=False)
-    inputs = {"data": prepared_data, "model": model_directory(tied=True, seed=1)}
-    inputs["base"] = model_directory(tied=True, seed=0)
+    inputs = {"model": model_directory(tied=True, seed=1), "base": model_directory(tied=True, seed=0)}
     outputs = []
     for seed, reproducible in ((0, True), (1, False)):
         monkeypatch.setattr("evaluation.generation.engine.engine_for", lambda *_, r=reproducible: Echo(r))
-        output, scratch = tmp_path / f"output-{seed}", tmp_path / f"scratch-{seed}"
-        output.mkdir()
-        scratch.mkdir()
         settings = SimpleNamespace(
             eval=SimpleNamespace(**evaluation, seed=seed), model=model, platform=SimpleNamespace(name="cpu")
         )
         shown = []
-        run(settings, inputs, output, scratch, lambda done, total, shown=shown, **metrics: shown.append(metrics))
-        assert shown[-1].keys() == {"digits/pass@1", "low", "high"}
-        outputs.append(output)
+        outputs.append(
+            evaluate_all(
+                settings,
+                inputs,
+                prepared_data,
+                tmp_path / f"output-{seed}",
+                lambda done, total, shown=shown, **metrics: shown.append(metrics),
+            )
+        )
+        assert [one for one in shown if one][-1].keys() == {"digits/pass@1", "low", "high"}
     found = read_metrics(outputs[0])
     assert bare_numbers(found) == []
     counts = found["benchmarks"]["digits"]["counts"]
@@ -226,7 +265,9 @@ def test_a_whole_evaluation_prints_no_metric_without_an_interval(
     assert found["tasks"]["local_pick"]["counts"] == {"problems": 4}
     assert found["held_out"]["counts"]["chats"] == 8 and "kl_from_base" in found["held_out"]["metrics"]
 
-    monkeypatch.setattr("sys.argv", ["evaluation", "compare", *map(str, outputs), "--resamples", "50"])
+    monkeypatch.setattr(
+        "sys.argv", ["evaluation", "compare", *(",".join(map(str, one)) for one in outputs), "--resamples", "50"]
+    )
     assert main() == 0
     _, *lines, holm, note = capsys.readouterr().out.splitlines()
     assert {line.split()[1] for line in lines} == {

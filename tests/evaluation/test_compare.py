@@ -5,46 +5,51 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.artifact import GENERATIONS, TASK_ROWS, read_metrics, write_metrics
+from evaluation.artifact import OUTCOMES, SCORES, read_metrics, write_metrics
 from evaluation.compare import NOT_REPRODUCIBLE, average, compare, headlines
 
 PROTOCOL = {"name": "sums", "num_samples": 2, "temperature": 1.0, "seed": 0}
 
 
 def artifact(directory, correct, protocol=PROTOCOL, name="sums", answers=None, task=None, reproducible=True):
-    (directory / "generations").mkdir(parents=True)
+    """The `measure` artifacts of one model: a benchmark's and, with `task`, a harness task's."""
     rows = [
-        dict.fromkeys(GENERATIONS.names)
+        dict.fromkeys(OUTCOMES.names)
         | {"id": problem, "mode": "sampled", "sample": index, "correct": flag, "answer": (answers or {}).get(problem)}
         for problem, flags in correct.items()
         for index, flag in enumerate(flags)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, GENERATIONS), directory / "generations" / f"{name}.parquet")
     mean = sum(sum(flags) / len(flags) for flags in correct.values()) / len(correct)
     estimate = {"value": mean, "low": 0.0, "high": 1.0, "n": len(correct)}
     metrics = {"pass@1": estimate} | ({"balanced_accuracy": estimate} if answers else {})
-    tasks = {}
+    counts = {"problems": len(correct), "responses": len(rows), "grading": {"ok": len(rows)}}
+    measured = {"protocol": protocol, "counts": counts, "metrics": metrics}
+    found = [write(directory / name, "benchmark", name, measured, reproducible=reproducible)]
+    pq.write_table(pa.Table.from_pylist(rows, OUTCOMES), directory / name / "outcomes.parquet")
     if task is not None:
-        (directory / "tasks").mkdir()
         lines = [
-            dict.fromkeys(TASK_ROWS.names)
+            dict.fromkeys(SCORES.names)
             | {"task": "ifeval", "problem": i, "filter": "none", "scores": json.dumps({"inst_level_strict_acc": pair})}
             for i, pair in enumerate(task)
         ]
-        pq.write_table(pa.Table.from_pylist(lines, TASK_ROWS), directory / "tasks" / "ifeval.parquet")
         shown = {"inst_level_strict_acc,none": estimate}
         counts = {"problems": len(task)}
-        tasks = {"ifeval": {"protocol": {"name": "ifeval"}, "counts": counts, "versions": {}, "metrics": shown}}
-    counts = {"problems": len(correct), "responses": len(rows), "grading": {"ok": len(rows)}}
-    benchmarks = {name: {"protocol": protocol, "counts": counts, "metrics": metrics}}
-    write(directory, benchmarks, tasks, reproducible=reproducible)
+        measured = {"protocol": {"name": "ifeval"}, "counts": counts, "versions": {}, "metrics": shown}
+        found.append(write(directory / "ifeval", "task", "ifeval", measured, reproducible=reproducible))
+        pq.write_table(pa.Table.from_pylist(lines, SCORES), directory / "ifeval" / "outcomes.parquet")
+    return found
+
+
+def write(directory, kind, name, measured, *, reproducible=True, minimum=None):
+    directory.mkdir(parents=True)
+    engine = {"vllm": "0", "dtype": "float32", "max_length": 64, "reproducible": reproducible}
+    write_metrics(directory, {"engine": engine, "base_minimum": minimum, "kind": kind, "name": name, **measured})
     return directory
 
 
-def write(directory, benchmarks, tasks, *, reproducible=True, minimum=None):
-    engine = {"vllm": "0", "dtype": "float32", "max_length": 64, "reproducible": reproducible}
-    facts = {"engine": engine, "held_out": None, "base_minimum": minimum}
-    write_metrics(directory, {**facts, "benchmarks": benchmarks, "tasks": tasks})
+def joined(artifacts):
+    """As the command line takes them."""
+    return ",".join(map(str, artifacts))
 
 
 def test_difference_is_paired_by_problem(tmp_path):
@@ -61,7 +66,7 @@ def test_the_table_gives_every_number_an_interval_and_says_what_does_not_repeat(
     a = artifact(tmp_path / "a", {"x": [True, False], "y": [False, False]})
     for name, reproducible in (("b", True), ("c", False)):
         b = artifact(tmp_path / name, {"x": [True, True], "y": [False, True]}, reproducible=reproducible)
-        monkeypatch.setattr("sys.argv", ["evaluation", "compare", str(a), str(b), "--resamples", "50"])
+        monkeypatch.setattr("sys.argv", ["evaluation", "compare", joined(a), joined(b), "--resamples", "50"])
         assert main() == 0
         _, line, note, *more = capsys.readouterr().out.splitlines()
         assert "0.2500 [0.000, 1.000]" in line and "0.7500 [0.000, 1.000]" in line and line.count("[") == 3
@@ -96,7 +101,7 @@ def test_incomparable_artifacts_are_refused(tmp_path):
 
 
 def test_another_format_version_is_refused(tmp_path):
-    directory = artifact(tmp_path / "a", {"x": [True]})
+    (directory,) = artifact(tmp_path / "a", {"x": [True]})
     (directory / "metrics.json").write_text('{"version": 0}')
     with pytest.raises(ValueError, match="version 0"):
         read_metrics(directory)
@@ -109,13 +114,15 @@ def test_another_format_version_is_refused(tmp_path):
 
 def scored(directory, target, ifeval, minimum=0.5, reproducible=True, metric="inst_level_strict_acc,none"):
     estimate = {"low": 0.0, "high": 1.0, "n": 10}
-    directory.mkdir()
     shown = [{"pass@1": {"value": target, **estimate}}, {metric: {"value": ifeval, **estimate}}]
     counts = {"problems": 10, "responses": 10, "grading": {"ok": 10}}
-    benchmarks = {"sums": {"protocol": {}, "counts": counts, "metrics": shown[0]}}
-    tasks = {"ifeval": {"protocol": {}, "counts": {"problems": 10}, "versions": {}, "metrics": shown[1]}}
-    write(directory, benchmarks, tasks, reproducible=reproducible, minimum=minimum)
-    return directory
+    benchmark = {"protocol": {}, "counts": counts, "metrics": shown[0]}
+    task = {"protocol": {}, "counts": {"problems": 10}, "versions": {}, "metrics": shown[1]}
+    facts = {"reproducible": reproducible, "minimum": minimum}
+    return [
+        write(directory / "sums", "benchmark", "sums", benchmark, **facts),
+        write(directory / "ifeval", "task", "ifeval", task, **facts),
+    ]
 
 
 def test_the_average_leaves_out_what_the_base_cannot_do(tmp_path):
@@ -143,7 +150,7 @@ def test_the_average_leaves_out_what_the_base_cannot_do(tmp_path):
 @pytest.mark.parametrize("reproducible", [True, False])
 def test_the_average_has_an_interval_and_says_what_does_not_repeat(tmp_path, capsys, monkeypatch, reproducible):
     tuned = scored(tmp_path / "tuned", 0.8, 0.5, None, reproducible)
-    monkeypatch.setattr("sys.argv", ["evaluation", "average", str(tuned)])
+    monkeypatch.setattr("sys.argv", ["evaluation", "average", joined(tuned)])
     assert main() == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)

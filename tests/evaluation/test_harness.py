@@ -12,6 +12,8 @@ import pytest
 from evaluation.compare import HEADLINES
 from evaluation.generation import EngineOptions, Prompter, close_engine, engine_for
 from evaluation.harness import load_tasks, run_task
+from evaluation.metrics import of_task
+from evaluation.statistics import Estimate
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -54,18 +56,21 @@ def only_local_tasks(monkeypatch):
 
 
 def run(name, engine, model, task_files, *, num_fewshot=None, max_length=64, **options):
+    """What a task generates, with the metrics that are measured of it."""
     task = SimpleNamespace(name=name, num_fewshot=num_fewshot, limit=None, chat=False)
-    return run_task(
+    found = run_task(
         task,
         load_tasks([task], task_files=str(task_files)),
         engine,
         Prompter(model).tokenizer,
         max_length=max_length,
         seed=0,
-        resamples=50,
         heartbeat=lambda: None,
         **{"directory": task_files / "kept", **options},
     )
+    metrics = {metric: Estimate(**one) for metric, one in of_task(found["rows"], seed=0, resamples=50).items()}
+    problems = len({(row["task"], row["problem"]) for row in found["rows"]})
+    return {**found, "metrics": metrics, "problems": problems}
 
 
 def reference_choices(model, count):

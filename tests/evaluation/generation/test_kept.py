@@ -1,6 +1,6 @@
 import pytest
 
-from evaluation.generation.engine import Completion
+from evaluation.generation.contract import Completion
 from evaluation.generation.kept import KeptEngine
 
 ROWS = [((i, i + 1, i + 2), 1) for i in range(10)]

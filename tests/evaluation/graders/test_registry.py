@@ -31,21 +31,8 @@ def own_grader(tmp_path, monkeypatch):
 
 
 def test_every_grader_is_there_by_its_name():
-    assert graders.names() == sorted(
-        [
-            "boxed",
-            "choice",
-            "code",
-            "date",
-            "exact",
-            "format",
-            "has_boxed_answer",
-            "math",
-            "medcalc",
-            "numeric",
-            "range",
-        ]
-    )
+    ours = "boxed choice code date exact format has_boxed_answer math medcalc numeric range"
+    assert graders.names() == ours.split()
     for name in graders.names():
         assert graders.load(name).name == name
     assert graders.load("code").timeout == TIMEOUT_SECONDS and graders.load("math").timeout is None
@@ -92,7 +79,7 @@ def test_a_grader_of_ones_own_is_named_by_dotted_path_alone_and_in_the_pool(own_
     with GradingPool(workers=1) as pool:
         assert pool.grade("banana", "3", f"{own_grader}:counted") == Grade(True, "ok")
         assert pool.submit_grade("x", "0", own_grader).result().value == {"correct": True, "status": "ok"}
-    with pytest.raises(ConfigError, match="'own.grader:counted:few': invalid literal"):
+    with pytest.raises(ConfigError, match=r"'own\.grader:counted:few': invalid literal"):
         check_grader(f"{own_grader}:counted:few")
     with pytest.raises(ConfigError, match="AttributeError"):
         check_grader(f"{own_grader}:counting")

