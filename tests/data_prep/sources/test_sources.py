@@ -118,6 +118,19 @@ def test_rough_sizes_come_from_sizes_and_files(tmp_path):
     assert world.rough_tokens(Microworld(sft_examples=10)) == (10, 320, 160)
 
 
+def test_rough_sizes_of_several_feeds_add_up(tmp_path):
+    (tmp_path / "a.jsonl").write_text("x" * 5000)
+    pair = [
+        Feed(source="microworld", rows=100, weight=2.0, settings={"sft_examples": 200}),
+        Feed(source="files", settings={"sft_train": str(tmp_path / "a.jsonl")}),
+    ]
+    assert feeds.rough_rows(pair, "sft") == 210
+    assert feeds.rough_tokens(pair, 500) == (205.0, 6400.0 + 1250.0, 3200.0 + 875.0)
+    pair.append(Feed(source="files"))
+    assert feeds.rough_rows(pair, "sft") is None
+    assert feeds.rough_tokens(pair, 500) is None
+
+
 def test_several_feeds_ask_for_files_of_their_own():
     pair = [Feed(source="files", settings={"sft_train": name}) for name in ("a.jsonl", "b.jsonl")]
     assert feeds.inputs(pair, "sft") == {"sft_train": "a.jsonl", "sft_train_2": "b.jsonl"}
