@@ -66,7 +66,8 @@ def compute(
 ) -> Iterator[dict[str, Any]]:
     """Records of the jobs as they finish, computed by replicas of `cache.processes` ranks each.
 
-    `arguments` are those of Worker. Raises ConfigError that a rank raised, RuntimeError (one line) as soon as a rank fails or is lost; none outlives it.
+    `arguments` are those of Worker. Raises ConfigError that a rank raised, RuntimeError (one line) as soon as a rank
+    fails or is lost; none outlives it.
     """
     import ray
 
