@@ -59,21 +59,19 @@ class Rank(Worker):
 
 
 def compute(
-    settings: Any,
-    model: Path,
-    scratch: Path,
-    layout: Layout,
-    allowed: np.ndarray | None,
+    arguments: tuple[Any, Path, Path, Layout, np.ndarray | None],
     jobs: Sequence[Job],
     replicas: int,
     heartbeat: Heartbeat,
 ) -> Iterator[dict[str, Any]]:
     """Records of the jobs as they finish, computed by replicas of `cache.processes` ranks each.
 
-    Raises ConfigError that a rank raised, RuntimeError (one line) as soon as a rank fails or is lost; none outlives it.
+    `arguments` are those of Worker. Raises ConfigError that a rank raised, RuntimeError (one line) as soon as a rank
+    fails or is lost; none outlives it.
     """
     import ray
 
+    settings, _, scratch, layout, _ = arguments
     processes, cpu = settings.cache.processes, settings.platform.name == "cpu"
     # verl chooses its platform when it is imported, which is before a Rank exists
     platform = {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "verl_cpu.plugin"} if cpu else {}
@@ -81,7 +79,7 @@ def compute(
         actor: Any = ray.remote(num_cpus=1, num_gpus=0 if cpu else 1, runtime_env={"env_vars": platform})(Rank)
         groups = [[actor.remote(settings.platform.env) for _ in range(processes)] for _ in range(replicas)]
         try:
-            _join(groups, (settings, model, scratch, layout, allowed), heartbeat)
+            _join(groups, arguments, heartbeat)
             for job, arrays in _deal(groups, jobs, heartbeat):
                 record = writer.write_shard(scratch, job.file, job.layout(layout), arrays)
                 heartbeat(record["tokens"])

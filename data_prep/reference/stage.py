@@ -29,6 +29,7 @@ from data_prep.reference.tokens import Job, Tokens, split_shards
 from data_prep.reference.workers import Worker, compute_on_ray
 
 EXAMPLES_SHOWN = 3
+WorkerArguments = tuple[Any, Path, Path, Layout, np.ndarray | None]
 
 
 def run(settings, inputs, output, scratch, report) -> None:
@@ -110,14 +111,14 @@ def _layout(settings: Any, model: Path) -> Layout:
     return Layout(cache.encoding, cache.top_k, bits, vocab_size, PRODUCER_FIELDS[cache.producer])
 
 
-def _compute(arguments: tuple[Any, ...], jobs: Sequence[Job], heartbeat: Heartbeat) -> Iterator[dict[str, Any]]:
+def _compute(arguments: WorkerArguments, jobs: Sequence[Job], heartbeat: Heartbeat) -> Iterator[dict[str, Any]]:
     """Records of the jobs as they finish; `arguments` are those of Worker."""
     cache = arguments[0].cache
     workers = min(cache.workers, len(jobs))
     if workers and cache.processes > 1:
         from data_prep.reference import ranks
 
-        yield from ranks.compute(*arguments, jobs, workers, heartbeat)
+        yield from ranks.compute(arguments, jobs, workers, heartbeat)
     elif workers == 1:
         worker = Worker(*arguments)
         for job in jobs:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from common.errors import ConfigError
 
@@ -40,6 +40,12 @@ class Row:
     position: int = 0
 
 
+class NoSettings(BaseModel):
+    """The section of a source without settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 class Source(ABC):
     """One data set, or a way to read one's own.
 
@@ -49,12 +55,12 @@ class Source(ABC):
 
     name: str
     version: int = 1
-    section: type[BaseModel]
+    section: type[BaseModel] = NoSettings
     reference: str = ""
 
-    @abstractmethod
     def inputs(self, section: Any, part: str) -> dict[str, str]:
         """Name -> path or hub name of the outside files that `part` needs. Raises ConfigError naming a missing one."""
+        return {}
 
     @abstractmethod
     def parts(self, section: Any, inputs: Mapping[str, Path], seed: int) -> dict[str, Iterator[Row]]:

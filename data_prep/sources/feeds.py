@@ -68,6 +68,30 @@ def identity(feeds: Sequence[Any], part: str) -> list[dict[str, Any]]:
     return found
 
 
+def rough_rows(feeds: Sequence[Any], part: str) -> float | None:
+    """About how many rows `part` will have for training or measuring; None where a source cannot tell."""
+    total = 0.0
+    for feed in feeds:
+        rows = load(feed.source).rough_rows(section_of(feed), part)
+        rows = feed.rows if feed.rows is not None else rows
+        if rows is None:
+            return None
+        total += rows * feed.weight
+    return total
+
+
+def rough_tokens(feeds: Sequence[Any], max_length: int) -> tuple[float, float, float] | None:
+    """About how many chats, tokens and response tokens `sft` will have; None where a source cannot tell."""
+    total = (0.0, 0.0, 0.0)
+    for feed in feeds:
+        counts = load(feed.source).rough_tokens(section_of(feed), max_length)
+        if counts is None:
+            return None
+        share = feed.weight * (1.0 if feed.rows is None else min(1.0, feed.rows / counts[0]))
+        total = (total[0] + share * counts[0], total[1] + share * counts[1], total[2] + share * counts[2])
+    return total
+
+
 @dataclass(frozen=True)
 class OpenFeed:
     """A feed with its files: `label` is the source's name, made unique among the feeds."""

@@ -479,3 +479,119 @@ def test_files_need_a_model(tmp_path):
     feeds = [Feed(source="files", settings={"sft_train": str(file)})]
     with pytest.raises(ConfigError, match=r"needs model\.path"):
         build("sft", feeds, data_section(), tmp_path / "out", {"sft_train": file}, pretrain=None)
+
+
+# several sources
+
+
+def two_files(own, **fields):
+    """A feed of 100 chats without validation rows, and one of 10 with 3 of them, whose ids overlap."""
+    paths = {
+        "large": write_jsonl(own.folder / "large.jsonl", [exchange(n) for n in range(100)]),
+        "small": write_jsonl(own.folder / "small.jsonl", [exchange(n + 500, id=f"c{n}") for n in range(10)]),
+        "val": write_jsonl(own.folder / "val.jsonl", [exchange(n) for n in range(900, 903)]),
+    }
+    feeds = [
+        Feed(source="files", settings={"sft_train": str(paths["large"])}, **fields),
+        Feed(source="files", settings={"sft_train": str(paths["small"]), "sft_val": str(paths["val"])}, weight=2.0),
+    ]
+    inputs = {"sft_train": paths["large"], "sft_train_2": paths["small"], "sft_val_2": paths["val"]}
+    return feeds, {"model": own.model, **inputs}
+
+
+def test_several_sources_are_drawn_weighted_and_counted(own):
+    feeds, inputs = two_files(own, rows=60, weight=0.5)
+    reports = []
+    summary = build("sft", feeds, data_section(), own.folder / "a", inputs, reports, pretrain=None)
+    assert reports[-1][0] == reports[-1][1]
+    found = rows(own.folder / "a" / "sft" / "sft_train.parquet")
+    held_out = rows(own.folder / "a" / "sft" / "sft_val.parquet")
+    moved = len(held_out) - 3
+    assert moved >= 1  # the first feed gives no validation rows, so some of its training rows are
+    first, second = {"sft_train": 30 - moved, "sft_val": moved}, {"sft_train": 20, "sft_val": 3}
+    assert summary["sources"] == {"files": first, "files_2": second}
+    assert summary["counts"] == {"sft_train": 50 - moved, "sft_val": 3 + moved}
+    names = [row["id"] for row in found]
+    assert len(set(names)) == len(names)
+    assert names[-4:] == ["files_2/c8", "files_2/c8#2", "files_2/c9", "files_2/c9#2"]
+    numbers = [int(name.removeprefix("files/c")) for name in names[: 30 - moved]]
+    assert numbers == sorted(numbers)
+    build("sft", feeds, data_section(), own.folder / "b", inputs, pretrain=None)
+    assert digests(own.folder / "b") == digests(own.folder / "a")
+    build("sft", feeds, data_section(seed=1), own.folder / "c", inputs, pretrain=None)
+    assert digests(own.folder / "c") != digests(own.folder / "a")
+
+
+def test_a_problem_is_never_in_both_splits_of_several_sources(own):
+    feeds, inputs = two_files(own)
+    same = write_jsonl(own.folder / "small.jsonl", [exchange(n) for n in range(100)])
+    build("sft", feeds, data_section(), own.folder / "a", inputs | {"sft_train_2": same}, pretrain=None)
+    train, val = (
+        {problem_key(row["messages"]) for row in rows(own.folder / "a" / "sft" / f"sft_{split}.parquet")}
+        for split in ("train", "val")
+    )
+    assert len(train | val) == 103
+    assert not train & val
+
+
+def test_a_source_of_ones_own_feeds_the_stage(own, tmp_path, monkeypatch):
+    (tmp_path / "riddles.py").write_text(
+        """
+from data_prep.sources import Row, Source
+
+class Riddles(Source):
+    name = "riddles"
+    def parts(self, section, inputs, seed):
+        return {"rl_train": (Row(f"riddles row {n}", {"prompt": f"Riddle {n}", "answer": n}) for n in range(1, 9))}
+
+SOURCE = Riddles()
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    files = {"rl_train": write_jsonl(own.folder / "rl.jsonl", own.parts["rl_train"])}
+    feeds = [Feed(source="files", settings={"rl_train": str(files["rl_train"])}, rows=5), Feed(source="riddles:SOURCE")]
+    summary = build("rl", feeds, data_section(), own.folder, {"model": own.model, **files}, pretrain=None)
+    assert {name: sum(counts.values()) for name, counts in summary["sources"].items()} == {"files": 5, "riddles": 8}
+    found = rows(own.folder / "rl" / "rl_train.parquet") + rows(own.folder / "rl" / "rl_val.parquet")
+    assert {row["data_source"] for row in found} == {"files", "riddles"}
+    assert {row["extra_info"]["id"] for row in found} >= {f"riddles/{n}" for n in range(1, 9)}
+    with pytest.raises(ConfigError, match="data source riddles has no sft_train"):
+        build("sft", feeds[1:], data_section(), own.folder, {"model": own.model}, pretrain=None)
+
+
+def test_prompts_may_be_demonstrations_where_that_is_allowed(own):
+    own.parts["rl_train"].append(problem(99, prompt="Question 3?"))
+    assert own.prepare(allow_shared_prompts=True)["counts"]["rl_train"] == 21
+    own.parts["rl_train"].append(problem(98, prompt="problem 33?"))
+    with pytest.raises(ConfigError, match="the same problem is in benchmark_target"):
+        own.prepare(allow_shared_prompts=True, on_bad_row="drop")
+    with pytest.raises(ConfigError, match="needs the prepared chats"):
+        build_world(own.folder / "other", ["rl"], allow_shared_prompts=False)
+
+
+def test_a_published_benchmark_is_read_from_a_file_or_fetched(own, monkeypatch):
+    from evaluation import benchmarks
+
+    path = own.folder / "published.json"
+    path.write_text("[]")
+    prompt = [{"role": "user", "content": "One and one?"}]
+    read = [{"id": "x", "prompt": prompt, "answer": "2", "grader": "math"}]
+    entry = SimpleNamespace(name="sums", read=lambda file: iter(read) if file == path else None, fetch=lambda: path)
+    monkeypatch.setattr(benchmarks, "load", lambda name: {"sums": entry}[name], raising=False)
+    for inputs in ({}, {"file": path}):
+        summary = build("benchmark/sums", [], data_section(), own.folder, inputs)
+        assert summary["counts"] == {"problems": 1}
+        assert rows(own.folder / "sums" / "problems.parquet") == read
+    build("benchmark/sums", [], data_section(system_prompt="Be brief."), own.folder)
+    assert rows(own.folder / "sums" / "problems.parquet")[0]["prompt"][0]["role"] == "system"
+
+
+def test_a_part_without_a_source_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.sft: no source"):
+        build("sft", [], data_section(), tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"files has no benchmark/other; its benchmarks: mine|benchmarks\.other is missing"
+    ):
+        build(
+            "benchmark/other", [Feed(source="files", settings={"benchmarks": {"mine": "a"}})], data_section(), tmp_path
+        )

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from data_prep.reference_cache import decode
 from transformers import AutoTokenizer, GenerationConfig
 
 from data_prep import prepare, smollm2
 from data_prep.bench import CHATS
+from data_prep.reference.codec import decode
+from data_prep.sources.feeds import Feed
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -40,9 +41,18 @@ def test_cache_of_a_real_model(world, model, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     settings = world.settings(top_k=64, tokens_per_batch=512)
-    section = vars(settings.data) | {"source": "files", "on_bad_row": "error"}
     prepare.run(
-        SimpleNamespace(data=SimpleNamespace(**section)), {"model": model, **files}, data, tmp_path, lambda *a: None
+        SimpleNamespace(
+            part="sft",
+            name="",
+            sources=[Feed(source="files", settings={name: str(path) for name, path in files.items()})],
+            data=SimpleNamespace(**vars(settings.data), on_bad_row="error"),
+            model=SimpleNamespace(pretrain=None, trust_remote_code=False),
+        ),
+        {"model": model, **files},
+        data,
+        tmp_path,
+        lambda *a: None,
     )
 
     found = world.produce(tmp_path, inputs={"model": model, "data": data}, top_k=64, tokens_per_batch=512)
@@ -54,7 +64,7 @@ def test_cache_of_a_real_model(world, model, tmp_path):
     assert tokenizer.eos_token == smollm2.END_OF_TURN
     assert GenerationConfig.from_pretrained(model).eos_token_id == tokenizer.eos_token_id
     rows = found.read(0)
-    ids, logprobs = decode(torch.from_numpy(rows["words"].copy()).flatten(), 64)
+    ids, logprobs = decode(torch.from_numpy(rows["packed"].copy()).flatten(), 64)
     assert "Paris" in {tokenizer.decode(row[0]).strip() for row in ids}  # the model knows the capital of France
     ends = (ids[:, 0] == tokenizer.eos_token_id).nonzero().flatten()
     assert len(ids) - 2 in ends  # and ends the turn after the last word
