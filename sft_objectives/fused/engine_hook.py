@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from .reference import Reference
+from ..reference import Reference
 
 Read = Callable[[Tensor], dict[str, Tensor]]
 HeadValues = Callable[[Tensor, Tensor, Tensor | None, Tensor], dict[str, Tensor]]
