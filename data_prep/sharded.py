@@ -20,11 +20,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.ports import free_port, node_address
+from common.ray_session import LOOPBACK
 from data_prep import reference_cache
 from data_prep.cache import POLL_SECONDS, SCALED, ForwardProducer, Heartbeat, Job, Worker, length_batches, ray_session
 from data_prep.reference_cache import Layout
-from sft_objectives.fused_engine import FusedHead, obstacle
-from sft_objectives.ranks import LOOPBACK, NodeRanks
+from sft_objectives.fused.engine_hook import FusedHead, obstacle
 
 REASON_LENGTH = 300  # characters of another process's error that are shown
 
@@ -132,8 +133,7 @@ class Rank(Worker):
 
     def meeting_point(self) -> tuple[str, int]:
         """This node's address, and a port that is free there."""
-        node = NodeRanks()
-        return node.address(), node.free_port()
+        return node_address(), free_port()
 
     def join(self, rank: int, address: str, port: int, arguments: tuple[Any, ...]) -> None:
         """Meet the other ranks and build the producer; arguments are Worker's."""

@@ -10,7 +10,7 @@ from launch.plan import Plan
 from launch.stage import namespace
 
 # The stages that end in a trainer of verl, and who writes its configuration.
-TRANSLATORS = {"sft": "sft_objectives.sft", "rl": "rl_stage.config"}
+TRANSLATORS = {"sft": "sft_objectives.trainer.config", "rl": "rl_stage.config"}
 
 
 def check_stage_configs(plan: Plan) -> dict[str, int]:

@@ -22,7 +22,7 @@ STAGES: dict[str, tuple[str, int]] = {
     "pretrain": ("data_prep.pretrain:run", 1),
     "cache": ("data_prep.cache:run", 1),
     "filter": ("rl_stage.filter:run", 1),
-    "sft": ("sft_objectives.sft:run", 1),
+    "sft": ("sft_objectives.trainer.stage:run", 1),
     "average": ("sft_objectives.average:run", 1),
     "rl": ("rl_stage.rl:run", 1),
     "evaluate": ("evaluation.evaluate:run", 2),
@@ -218,18 +218,19 @@ class _Graph:
         inputs: dict[str, tuple[Input, str | None]] = {"model": base}
         if objective.needs.dataset:
             sources.add("base")
-            self.check_sample(objective.needs)
+            self.check_sample(objective.needs.dataset.top_k)
         for role in ("base", "teacher", "checkpoint"):
             if role in sources:
                 model = base if role == "base" else self.model(role, getattr(recipe.model, role))
-                needed = objective.needs.references.get(role, frozenset())
+                needs = objective.needs.references.get(role)
+                needed = frozenset[str]() if needs is None else needs.fields
                 if "logits" in needed:
                     inputs[role] = model
                 if "logits" not in needed or (
                     role == "base" and (objective.needs.dataset or recipe.sft.metrics.kl_from_base)
                 ):
                     cached = frozenset[str]() if "logits" in needed else needed
-                    self.check_cache(role, cached, objective.needs.support.get(role, 0))
+                    self.check_cache(role, cached, 0 if needs is None else needs.top_k)
                     inputs[f"{role}_cache"] = self.cache(role, model)
         if recipe.sft.regularizer.name == "l2_to_init":
             inputs["base"] = base
@@ -338,20 +339,20 @@ class _Graph:
                 f"ids, cache.top_k={recipe.cache.top_k} keeps fewer; set cache.top_k={top_k} or more"
             )
 
-    def check_sample(self, needs: Any) -> None:
+    def check_sample(self, top_k: int) -> None:
         """Refuses an objective whose constants of the training set the cache's sample of chats could not serve."""
         recipe, stored = self.recipe, min(self.recipe.cache.top_k, SAMPLE_TOP_K)
-        if not needs.dataset_top_k:
+        if not top_k:
             return
         if not recipe.cache.sample_sequences:
             raise RecipeError(
                 f"recipe {recipe.name}: objective {recipe.objective['name']} takes its threshold from a sample of "
                 "chats; set cache.sample_sequences above 0, or objective.threshold"
             )
-        if needs.dataset_top_k > stored:
+        if top_k > stored:
             raise RecipeError(
                 f"recipe {recipe.name}: objective {recipe.objective['name']} takes its threshold from the "
-                f"{needs.dataset_top_k} most probable ids, the cache's sample keeps {stored}; lower objective.top_k or "
+                f"{top_k} most probable ids, the cache's sample keeps {stored}; lower objective.top_k or "
                 "objective.threshold_top_k, or set objective.threshold"
             )
 

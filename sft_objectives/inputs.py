@@ -61,8 +61,8 @@ def resolve_references(
 ) -> dict[str, Reference]:
     """The references that `objective.needs` asks for, by source, for the rows of `labels` (n,).
 
-    Absent fields are computed where the reference holds the whole distribution (logits or live). Raises ConfigError if a
-    source, a field or cached ids are missing.
+    Absent fields are computed where the reference holds the whole distribution (logits or live). Raises ConfigError if
+    a source, a field or cached ids are missing.
     """
     resolved = {}
     for source, wanted in objective.needs.references.items():
@@ -87,9 +87,10 @@ def resolve_references(
             )
             present = ", ".join(sorted(found.fields)) or "none"
             raise objective.error(f"needs {', '.join(missing)} of reference {source!r}; present: {present}; {remedy}")
-        if found.support_ids is not None and wanted.top_k > found.support_ids.shape[-1] < vocab_size:
+        present = vocab_size if found.support_ids is None else found.support_ids.shape[-1]
+        if wanted.top_k > present < vocab_size:
             raise objective.error(
-                f"needs {wanted.top_k} ids per position of reference {source!r}; present: {found.support_ids.shape[-1]}; "
+                f"needs {wanted.top_k} ids per position of reference {source!r}; present: {present}; "
                 "make the cache with a larger top_k, or lower objective.top_k"
             )
         resolved[source] = found

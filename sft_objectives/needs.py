@@ -85,6 +85,11 @@ class Needs:
         return Needs(references, state=Ema(momentum) if source == "ema" else None)
 
     @property
+    def student_first(self) -> bool:
+        """Whether a pass of the student over the whole batch precedes the one that is trained."""
+        return self.batch is not None and self.batch.student
+
+    @property
     def live(self) -> list[str]:
         """Sources that must give their whole distribution, as no cache does."""
         return [source for source, wanted in self.references.items() if "logits" in wanted.fields]
@@ -93,8 +98,8 @@ class Needs:
         """Raises ConfigError if the two keep different states."""
         if self.state and other.state and self.state != other.state:
             raise ConfigError(
-                f"one objective cannot keep two states ({self.state}; {other.state}); allowed: one; give both parts the "
-                "same source and momentum"
+                f"one objective cannot keep two states ({self.state}; {other.state}); allowed: one; give both parts "
+                "the same source and momentum"
             )
         sources = [*self.references, *(source for source in other.references if source not in self.references)]
         return Needs(

@@ -1,4 +1,4 @@
-"""Rows of one call of the output head, chunk by chunk: logits, the objective's losses, and the gradients of the inputs."""
+"""Rows of one call of the output head, chunk by chunk: logits, the objective's losses, gradients of the inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def statistics_dtype(hidden: Tensor) -> torch.dtype:
 class ConstantsOfNoRows(BatchConstants):
     """Constants of no rows, for which every number does."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     def get(self, name: str) -> Tensor:
         return torch.ones(0, device=self.device)
@@ -63,7 +63,7 @@ class ChunkedRows:
         parts = []
         for chunk, references, columns in self._chunks():
             student = None
-            if self.objective.needs.batch and self.objective.needs.batch.student:
+            if self.objective.needs.student_first:
                 student, _ = self._student(chunk, references, buffer, differentiable=False)
             parts.append(self.objective.token_scalars(Step(student, references, columns)))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -16,11 +16,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from common.ports import free_port
 from data_prep import sharded
 from data_prep.cache import ForwardProducer, Job, Tokens, fill_shard, length_batches, split_shards
 from data_prep.reference_cache import Layout, decode
 from data_prep.sharded import ShardedProducer
-from sft_objectives.ranks import NodeRanks
 
 ROOT = Path(sharded.__file__).parents[1]
 
@@ -172,7 +172,7 @@ def test_a_rank_holds_its_share_and_one_layer(world, tmp_path):
     model = save_qwen2(tmp_path / "model", world.tokenizer, tied=False)
     Tokens.write(world.dataset(), tmp_path, lambda *_, **metrics: None)
     settings = json.dumps(world.settings(processes=2, tokens_per_batch=1), default=vars)
-    port = NodeRanks().free_port()
+    port = free_port()
     environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(
