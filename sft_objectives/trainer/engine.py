@@ -164,8 +164,8 @@ def refuse_dropout(objective: Objective, hf_config: Any) -> None:
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0
     ]
     if active:
-        raise objective.error(
-            f"makes a first pass over the batch, which dropout would change; set "
+        raise ConfigError(
+            f"objective {objective.name!r} makes a first pass over the batch, which dropout would change; set "
             f"model.override_config.{active[0]}=0 in sft.verl"
         )
 

@@ -86,7 +86,7 @@ class Pass:
         live: whole distributions by source, N rows each. read_head: reads the values that a fused head returned in
         place of logits.
         """
-        return MicroBatchLoss(self, live or {}, read_head)
+        return MicroBatchLoss(self, MappingProxyType(dict(live or {})), read_head)
 
     def collected(self) -> dict[str, Tensor]:
         """The (M,) token scalars of the micro-batches so far, by name."""

@@ -183,7 +183,7 @@ def test_6_an_improbable_label_keeps_its_gradient():
 
 
 def test_7_metrics_are_sums_that_add_up_over_micro_batches_and_ranks():
-    """Token means of unequal parts; the mistake averages the parts' means. Two real ranks: tests/sft_objectives/trainer/test_engine.py."""
+    """Token means of unequal parts; the mistake averages the parts' means. Two real ranks: trainer/test_engine.py."""
     parts = [
         {"tokens": 1.0, "loss": 2.0, "entropy": 3.0, "diagnostic_weight": 0.5, "weight_squared": 0.25},
         {"tokens": 4.0, "loss": 1.0, "entropy": 4.0, "diagnostic_weight": 4.0, "weight_squared": 4.0},

@@ -99,12 +99,7 @@ def test_two_states_cannot_be_kept():
 def test_constants_are_sliced_merged_and_named():
     constants = BatchConstants(values={"a": 1.0}, tokens={"t": torch.arange(4)}, normalizer=3.0)
     rows = constants.rows(slice(1, 3)).merged({"a": 5.0, "b": 2.0})
-    assert (
-        rows.get("a") == 1.0
-        and rows.get("b") == 2.0
-        and rows.get("t").tolist() == [1, 2]
-        and rows.normalizer == 3.0
-    )
+    assert rows.get("a") == 1.0 and rows.get("b") == 2.0 and rows.get("t").tolist() == [1, 2] and rows.normalizer == 3.0
     with pytest.raises(ValueError, match="threshold"):
         rows.get("threshold")
     with pytest.raises(ValueError, match="selected"):
@@ -122,7 +117,10 @@ def test_a_file_in_the_folder_is_an_objective(tmp_path):
         "assert s.load('focal', exponent=1).exponent == 1.0\n"
         "assert 'torch' not in sys.modules\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(sft_objectives.__file__).parents[1])])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(sft_objectives.__file__).parents[1])]),
+    }
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment, cwd=tmp_path)
 
 
