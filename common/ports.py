@@ -1,4 +1,4 @@
-"""Where processes of one job meet: this node's address in its Ray cluster and a port that is free on it."""
+"""Where processes meet: this node's address, and a TCP port that is free there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def free_port() -> int:
 
 
 def node_address() -> str:
-    """This node's address in its Ray cluster."""
+    """This node's address in its Ray cluster; Ray must be initialised."""
     import ray
 
     return ray.util.get_node_ip_address()

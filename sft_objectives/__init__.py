@@ -12,17 +12,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .contract import BatchConstants, Needs, Objective
+from .contract import BatchConstants, Objective, Step, setting
+from .needs import BatchNeeds, Ema, Needs, OldPolicy, ReferenceNeeds
 from .registry import load, names
 
 if TYPE_CHECKING:
-    from .fused import fused_loss
+    from .fused.loss import fused_loss
     from .losses import token_losses
     from .reference import Reference
 
-_WITH_TORCH = {"Reference": ".reference", "fused_loss": ".fused", "token_losses": ".losses"}
+_WITH_TORCH = {"Reference": ".reference", "fused_loss": ".fused.loss", "token_losses": ".losses"}
 
-__all__ = ["BatchConstants", "Needs", "Objective", "Reference", "fused_loss", "load", "names", "token_losses"]
+__all__ = [
+    "BatchConstants", "BatchNeeds", "Ema", "Needs", "Objective", "OldPolicy", "Reference", "ReferenceNeeds", "Step",
+    "fused_loss", "load", "names", "setting", "token_losses",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

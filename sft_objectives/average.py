@@ -6,12 +6,13 @@ Reads and writes safetensors one tensor at a time; torch is imported only inside
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from common.errors import ConfigError
+from common.files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ _SAME = ("architectures", "hidden_size", "model_type", "num_hidden_layers", "tie
 
 
 def run(
-    settings: SimpleNamespace,
+    settings: Any,
     inputs: Mapping[str, Path],
     output: Path,
     scratch: Path,
@@ -32,7 +33,7 @@ def run(
 
     Each weight is interpolated in float32 and stored in the fine-tuned model's dtype and shard; everything else of the
     checkpoint (tokenizer, chat template, generation settings) is the fine-tuned model's. n is the step of
-    `inputs["sft"]`, 0 if its directory has none. Raises ValueError if the two models differ in architecture, names or
+    `inputs["sft"]`, 0 if its directory has none. Raises ConfigError if the two models differ in architecture, names or
     shapes, or if settings.average.weight is null.
     """
     from safetensors import safe_open
@@ -40,13 +41,13 @@ def run(
 
     weight = settings.average.weight
     if weight is None or not 0.0 <= weight <= 1.0:
-        raise ValueError(f"average.weight={weight}: allowed: a number from 0 (base) to 1 (fine-tuned)")
+        raise ConfigError(f"average.weight={weight}: allowed: a number from 0 (base) to 1 (fine-tuned)")
     base, tuned = inputs["base"], inputs["sft"]
     _check_configs(base, tuned)
     base_shards, tuned_shards = shards_of(base), shards_of(tuned)
     missing = set(tuned_shards) ^ set(base_shards)
     if missing:
-        raise ValueError(f"{base} and {tuned}: weights {', '.join(sorted(missing)[:3])} are in one of them only")
+        raise ConfigError(f"{base} and {tuned}: weights {', '.join(sorted(missing)[:3])} are in one of them only")
     step = int(tuned.name.removeprefix("step_")) if tuned.name.startswith("step_") else 0
     directory = output / "checkpoints" / f"step_{step}"
     shutil.copytree(tuned, directory, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -63,18 +64,18 @@ def run(
                 report(done, total)
         save_file(averaged, directory / shard, metadata=metadata)
     _check_reloads(directory)
-    _write(output / "checkpoints.json", {"best": step, "final": step, "steps": [step]})
-    _write(output / "metrics.json", {"weight": weight})
+    write_json(output / "checkpoints.json", {"best": step, "final": step, "steps": [step]}, durable=True)
+    write_json(output / "metrics.json", {"weight": weight}, durable=True)
 
 
 def shards_of(directory: Path) -> dict[str, str]:
-    """Weight name -> safetensors file of a Hugging Face directory. Raises ValueError if it holds none."""
+    """Weight name -> safetensors file of a Hugging Face directory. Raises ConfigError if it holds none."""
     from safetensors import safe_open
 
     if (directory / INDEX).exists():
         return json.loads((directory / INDEX).read_text())["weight_map"]
     if not (directory / SINGLE).exists():
-        raise ValueError(f"{directory}: neither {SINGLE} nor {INDEX}; save the model with safetensors")
+        raise ConfigError(f"{directory}: neither {SINGLE} nor {INDEX}; save the model with safetensors")
     with safe_open(directory / SINGLE, "pt") as file:
         return dict.fromkeys(file.keys(), SINGLE)
 
@@ -82,10 +83,10 @@ def shards_of(directory: Path) -> dict[str, str]:
 def interpolate(name: str, base: Tensor, tuned: Tensor, weight: float) -> Tensor:
     """(1 - weight) * base + weight * tuned in float32, in the dtype of `tuned`; tensors that hold integers stay tuned.
 
-    Exactly `base` at weight 0 (where the dtypes agree) and `tuned` at weight 1. Raises ValueError if shapes differ.
+    Exactly `base` at weight 0 (where the dtypes agree) and `tuned` at weight 1. Raises ConfigError if shapes differ.
     """
     if base.shape != tuned.shape:
-        raise ValueError(f"weight {name}: shape {tuple(base.shape)} in the base, {tuple(tuned.shape)} fine-tuned")
+        raise ConfigError(f"weight {name}: shape {tuple(base.shape)} in the base, {tuple(tuned.shape)} fine-tuned")
     if not tuned.is_floating_point():
         return tuned
     return ((1.0 - weight) * base.float() + weight * tuned.float()).to(tuned.dtype)
@@ -95,7 +96,7 @@ def _check_configs(base: Path, tuned: Path) -> None:
     first, second = (json.loads((directory / "config.json").read_text()) for directory in (base, tuned))
     for name in _SAME:
         if first.get(name) != second.get(name):
-            raise ValueError(f"config.json: {name} is {first.get(name)!r} in {base}, {second.get(name)!r} in {tuned}")
+            raise ConfigError(f"config.json: {name} is {first.get(name)!r} in {base}, {second.get(name)!r} in {tuned}")
 
 
 def _check_reloads(directory: Path) -> None:
@@ -107,11 +108,3 @@ def _check_reloads(directory: Path) -> None:
         logits = model(torch.arange(min(8, model.config.vocab_size))[None]).logits
     if not logits.isfinite().all():
         raise RuntimeError(f"{directory}: the averaged model gives non-finite logits")
-
-
-def _write(path: Path, value: Any) -> None:
-    with path.open("w") as file:
-        json.dump(value, file, sort_keys=True, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())

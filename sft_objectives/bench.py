@@ -26,21 +26,17 @@ trainer; verl_plain is on its whole logits. For objectives of one pass without l
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import BatchConstants, Objective, Reference, fused_loss, load, names, token_losses
-from .fused import HeadRows, fixed_chunk_size
+from . import load, names
+from .bench_workloads import SEQUENCE, Step, TrainingStep, Workload, installed
 
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sft_kl", {"estimator": "topk"}),
@@ -54,235 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Constants of a training set, which a benchmark does not have."""
 
-SEQUENCE = 256
 NAIVE_REPEATS = 3
-TOP_K = 64
-Step = Callable[[], Tensor]
-
-
-class Workload:
-    """Random hidden states, head and labels (most of them likely), and a reference near the student."""
-
-    def __init__(self, tokens: int, width: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        generator = torch.Generator(device).manual_seed(0)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, device=device, dtype=torch.float32)
-
-        self.hidden = normal(tokens, width).to(dtype).requires_grad_()
-        self.head = (normal(vocab_size, width) * 3.5 / width**0.5).to(dtype).requires_grad_()
-        other = (self.hidden.detach() + 0.1 * normal(tokens, width)).to(dtype)
-        live = (other, self.head.detach().clone(), None)
-        labels, parts = [], []
-        for start in range(0, tokens, SEQUENCE):
-            rows = slice(start, start + SEQUENCE)
-            logits = (self.hidden[rows] @ self.head.t()).detach()
-            rank = torch.randint(0, 5, (len(logits), 1), generator=generator, device=device)
-            likely = logits.topk(5, dim=-1).indices.gather(1, rank).squeeze(-1)
-            random = torch.randint(0, vocab_size, (len(logits),), generator=generator, device=device)
-            coin = torch.rand(len(logits), generator=generator, device=device)
-            labels.append(likely.where(coin < 0.8, random))
-            parts.append(
-                replace(Reference.from_logits(other[rows] @ live[1].t(), labels[-1], top_k=TOP_K), logits=None)
-            )
-        self.labels = torch.cat(labels)
-        fields: dict[str, Any] = {
-            name: torch.cat([part.get(name) for part in parts]) for name in sorted(parts[0].fields)
-        }
-        self.cached = Reference(**fields)
-        self.live = replace(self.cached, live=live)
-        lengths = [min(SEQUENCE, tokens - start) for start in range(0, tokens, SEQUENCE)]
-        self.given = {
-            "mask": torch.ones(tokens, device=device),
-            "sequence_lengths": torch.tensor(lengths),
-            "columns": {"critical": (torch.arange(tokens, device=device) % 2).float()},
-        }
-
-    def reference(self, objective: Objective) -> Reference:
-        """Live if the objective reads the whole vocabulary of a reference, else cached."""
-        return self.live if any("logits" in fields for fields in objective.needs.references.values()) else self.cached
-
-    def fused(self, objective: Objective) -> Step:
-        return lambda: fused_loss(
-            objective,
-            self.hidden,
-            self.head,
-            self.labels,
-            reference=self.reference(objective),
-            normalizer=len(self.labels),
-            **self.given,
-        )  # pyright: ignore[reportReturnType]
-
-    def naive(self, objective: Objective) -> Step:
-        def step() -> Tensor:
-            logits = self.hidden @ self.head.t()
-            reference = self.reference(objective)
-            return token_losses(objective, logits, self.labels, reference=reference, **self.given).mean()
-
-        return step
-
-    def baselines(self) -> dict[str, Step]:
-        """The cross-entropies that are installed and run on this device, by name."""
-        found: dict[str, Step] = {}
-        hidden, head, labels = self.hidden, self.head, self.labels
-        found["verl_plain"] = lambda: plain_cross_entropy(hidden @ head.t(), labels)
-        if fused := _module("verl.utils.experimental.torch_functional"):
-            function = fused.FusedLinearForPPO(impl_backend="torch")
-            found["verl_fused"] = lambda: -function(hidden, head, labels)[0].mean()
-        functional = torch.nn.functional
-        if hasattr(functional, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions"):
-            options = torch.nn.LinearCrossEntropyOptions()
-            found["torch_fused"] = lambda: functional.linear_cross_entropy(hidden, head, labels, options=options)
-        if hidden.device.type == "cuda":
-            if liger := _module("liger_kernel.transformers"):
-                loss = liger.LigerFusedLinearCrossEntropyLoss()
-                found["liger"] = lambda: loss(head, hidden, labels)
-            if cut := _module("cut_cross_entropy"):
-                found["cut"] = lambda: cut.linear_cross_entropy(hidden, head, labels)
-        return found
-
-    def measures(self, objective: Objective) -> bool:
-        """Whether the objective can be measured."""
-        return True
-
-    def finish(self, loss: Tensor) -> None:
-        """What follows the forward."""
-        loss.backward()
-
-    def seconds(self, step: Step) -> tuple[float, float]:
-        """Of one step to its end: elapsed, and of the processor (NaN for a GPU)."""
-        self._clear()
-        if self.hidden.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            self.finish(step())
-            end.record()
-            torch.cuda.synchronize()
-            return start.elapsed_time(end) / 1000, math.nan
-        started, processor = time.perf_counter(), time.process_time()
-        self.finish(step())
-        return time.perf_counter() - started, time.process_time() - processor
-
-    def peak_bytes(self, step: Step) -> int:
-        """Allocated at most beyond what is there before, gradients included."""
-        self._clear()
-        if self.hidden.device.type == "cuda":
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            self.finish(step())
-            torch.cuda.synchronize()
-            return torch.cuda.max_memory_allocated() - before
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            self.finish(step())
-        assert profile.profiler is not None and profile.profiler.kineto_results is not None
-        events: list[Any] = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-        held = peak = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            peak = max(peak, held)
-        return peak
-
-    def _clear(self) -> None:
-        self.hidden.grad = self.head.grad = None
-
-
-class TrainingStep(Workload):
-    """A model around the head: the same labels and cached reference, hidden states of `layers` transformer layers."""
-
-    def __init__(
-        self, tokens: int, width: int, vocab_size: int, dtype: torch.dtype, device: torch.device, layers: int
-    ) -> None:
-        from torch.distributed.fsdp import fully_shard
-        from transformers import Qwen2Config, Qwen2ForCausalLM
-
-        from .fused_engine import FusedHead
-
-        super().__init__(tokens, width, vocab_size, dtype, device)
-        torch.manual_seed(0)
-        heads = max(width // 128, 1)
-        config = Qwen2Config(
-            vocab_size=vocab_size,
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            tie_word_embeddings=False,
-        )
-        with device:
-            model: Any = Qwen2ForCausalLM(config)
-        self.model = model.to(dtype).train()
-        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if not torch.distributed.is_initialized():
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-        for layer in self.model.model.layers:
-            fully_shard(layer)
-        fully_shard(self.model)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
-        self.ids = torch.randint(0, vocab_size, (tokens,), device=device).view(-1, min(SEQUENCE, tokens))
-        self.hook = FusedHead(self.model)
-        self.finish(self.model(self.ids[:1]).logits.float().logsumexp(-1).mean())  # AdamW's state comes with a step
-
-    def baselines(self) -> dict[str, Step]:
-        labels = self.labels
-        return {"verl_plain": lambda: plain_cross_entropy(self.model(self.ids).logits.flatten(0, 1), labels)}
-
-    def fused(self, objective: Objective) -> Step:
-        needs, n = objective.needs, len(self.labels)
-        constants, reference = BatchConstants(), dict.fromkeys(needs.references, self.cached)
-        columns = {name: self.given["columns"][name] for name in needs.columns}
-
-        def values(hidden: Tensor, weight: Tensor, bias: Tensor | None, places: Tensor) -> dict[str, Tensor]:
-            rows = HeadRows(
-                objective,
-                hidden,
-                weight,
-                self.labels,
-                rows=places,
-                reference=reference,
-                columns=columns,
-                constants=constants,
-                chunk_size=fixed_chunk_size(objective, weight),
-                head_bias=bias,
-            )
-            return rows.values(n)
-
-        def step() -> Tensor:
-            with self.hook.returning_values(values, None) as read:
-                return read(self.model(self.ids).logits.flatten(0, 1))["loss"].sum() / n
-
-        return step
-
-    def measures(self, objective: Objective) -> bool:
-        """Whether a step needs nothing but this model and the cached reference."""
-        needs = objective.needs
-        return not (needs.batch or needs.dataset) and self.reference(objective) is self.cached
-
-    def finish(self, loss: Tensor) -> None:
-        loss.backward()
-        self.optimizer.step()
-
-    def _clear(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-
-
-def plain_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean by verl's own function, or by PyTorch's where verl is not installed."""
-    verl = _module("verl.utils.torch_functional")
-    if verl is None:
-        return torch.nn.functional.cross_entropy(logits, labels)
-    return -verl.logprobs_from_logits(logits, labels).mean()
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 def measure(
@@ -309,7 +77,7 @@ def measure(
         row: dict[str, Any] = {
             "objective": name,
             "settings": settings,
-            "passes": 2 if objective.needs.batch_student else 1,
+            "passes": 2 if objective.needs.student_first else 1,
             "reference": "live" if work.reference(objective) is work.live else "cached",
             "seconds": statistics.median(elapsed for elapsed, _ in taken["verl_plain"]["fused"]),
             "peak_bytes": peaks["fused"],
@@ -397,7 +165,7 @@ def main() -> None:
         "vocab_size": args.vocab_size,
         "threads": args.threads,
         "repeats": args.repeats,
-        "verl": _module("verl") is not None,
+        "verl": installed("verl") is not None,
     }
     if isinstance(work, TrainingStep):
         run |= {"step": True, "layers": args.layers, "parameters": work.parameters}

@@ -1,15 +1,14 @@
-"""What an objective is, what it needs, and in which order an integrator calls it. Imports no torch.
+"""What an objective is, and in which order an integrator calls it. Imports no torch.
 
 One step of training, for the global batch of all micro-batches and all data-parallel ranks:
 
 1. Before training, `objective.needs` says what to provide. `needs.dataset`: compute
-   `objective.dataset_constants(cache_scalars)` once and keep the dict. `needs.state`: keep an old policy
-   (refreshed every `needs.inner_updates` optimizer steps) or a moving average (`needs.momentum`), and
-   save it in the checkpoint.
+   `objective.dataset_constants(cache_scalars)` once and keep the dict. `needs.state`: keep an old policy or a moving
+   average, and save it in the checkpoint.
 2. If `needs.batch`, a first pass without gradient and with the student in the mode of the second pass (no dropout):
-   per micro-batch, `objective.token_scalars(student, references, columns)` gives a dict of detached (n,) tensors.
-   `student` may be None when `needs.batch_student` is empty: then no forward pass is needed at all.
-   Add "mask" (n,) and, if `needs.sequences`, "sequence" (n,): int64 ids that are unique over the *global* batch.
+   per micro-batch, `objective.token_scalars(step)` gives a dict of detached (n,) tensors. The step has no student where
+   `needs.batch.student` is false: then no forward pass is needed at all.
+   Add "mask" (n,) and, if `needs.batch.sequences`, "sequence" (n,): int64 ids that are unique over the *global* batch.
    Concatenate over this rank's micro-batches, then call `objective.batch_constants(token_scalars, reduce)` once.
    `reduce(x)` takes a local (M,) float or int64 tensor (M differs between ranks and may be 0) and returns the
    concatenation over every rank that holds different rows (data parallel x sequence parallel), in rank order, the
@@ -17,15 +16,12 @@ One step of training, for the global batch of all micro-batches and all data-par
    Every rank calls `reduce` equally often, also a rank without rows.
 3. `constants = batch_constants.merged(dataset_constants)`; for a micro-batch (or chunk) that holds rows `index` of
    the concatenation, `constants.rows(index)`.
-4. `objective.loss(student, references, columns, constants)` gives the (n,) losses of those rows;
-   `reference.rows(index)` and `columns` are sliced in the same way. The scalar of the step is
-   sum over the global batch of mask * loss / normalizer, with `constants.normalizer` if it is not None, else the number
-   of supervised tokens of the global batch. Rows with mask 0 are best dropped before the head; they must not
-   reach `loss` with a label outside the vocabulary.
-5. `objective.diagnostics(...)`, same arguments as `loss`, gives detached (n,) tensors for the logger.
+4. `objective.loss(step)` gives the (n,) losses of those rows; references and columns are sliced in the same way. The
+   scalar of the step is sum over the global batch of mask * loss / normalizer, with `constants.normalizer` if it is not
+   None, else the number of supervised tokens of the global batch. Rows with mask 0 are best dropped before the head;
+   they must not reach `loss` with a label outside the vocabulary. Give the step a dict as `logged` to collect the
+   diagnostics that the loss meets on its way.
 
-`student` is described in `sft_objectives.student`, `references` maps a source name (`base`, `teacher`, `checkpoint`,
-`ema`, `old`) to a `sft_objectives.Reference`, `columns` maps a data column to an (n,) tensor.
 `sft_objectives.losses.token_losses` is this procedure for one process whose single call is the global batch.
 """
 
@@ -34,7 +30,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from common.errors import ConfigError
+
+from .needs import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,73 +42,7 @@ if TYPE_CHECKING:
     from .reference import Reference
     from .student import Student
 
-Source = Literal["online", "base", "teacher", "checkpoint", "ema"]
-SOURCES: tuple[str, ...] = get_args(Source)
-FROZEN_SOURCES = tuple(source for source in SOURCES if source != "online")
-
 Reduce = Callable[["Tensor"], "Tensor"]
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What must be provided before `loss` can be called.
-
-    student: names of the statistics that `loss` reads (see `sft_objectives.student`): log_p_label, log_p,
-        expected_log_p, mean_log_p, statistic, log_p_outside, entropy, top_k, logsumexp.
-    references: source -> fields of `Reference`. The field "logits" means the full vocabulary: logits or live.
-    columns: names of per-token data columns.
-    dataset: `dataset_constants` must be called; it reads `dataset_fields`, and `dataset_top_k` cached ids per position.
-    batch: `batch_constants` must be called; its first pass reads `batch_student` (empty: no student forward).
-    state: what else the trainer keeps: the old policy is reference "old", the moving average is reference "ema".
-    top_k: the largest k that `loss` or `token_scalars` asks of `student.top_k`, 0 if none.
-    support: source -> the smallest number of cached ids per position (fewer are fine if they are the vocabulary).
-    sequences: sequence boundaries must be known.
-    momentum: of the moving average, if state is "ema".
-    inner_updates: optimizer steps between two refreshes of the old policy, if state is "old_policy".
-    """
-
-    student: frozenset[str] = frozenset({"log_p_label"})
-    references: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    columns: frozenset[str] = frozenset()
-    dataset: bool = False
-    batch: bool = False
-    state: Literal["none", "old_policy", "ema"] = "none"
-    top_k: int = 0
-    support: Mapping[str, int] = field(default_factory=dict)
-    sequences: bool = False
-    batch_student: frozenset[str] = frozenset()
-    dataset_fields: frozenset[str] = frozenset()
-    dataset_top_k: int = 0
-    momentum: float | None = None
-    inner_updates: int | None = None
-
-    def __or__(self, other: Needs) -> Needs:
-        """The needs of a composition. Raises ValueError if the two keep different states."""
-        if "none" not in (self.state, other.state) and (self.state, self.momentum) != (other.state, other.momentum):
-            raise ValueError(
-                f"one objective cannot keep two states ({self.state}, momentum {self.momentum}; {other.state}, "
-                f"momentum {other.momentum}); allowed: one; give both parts the same source and momentum"
-            )
-        sources = [*self.references, *(s for s in other.references if s not in self.references)]
-        none: frozenset[str] = frozenset()
-        return Needs(
-            student=self.student | other.student,
-            references={s: self.references.get(s, none) | other.references.get(s, none) for s in sources},
-            columns=self.columns | other.columns,
-            dataset=self.dataset or other.dataset,
-            batch=self.batch or other.batch,
-            state=self.state if self.state != "none" else other.state,
-            top_k=max(self.top_k, other.top_k),
-            support={
-                s: max(self.support.get(s, 0), other.support.get(s, 0)) for s in {**self.support, **other.support}
-            },
-            sequences=self.sequences or other.sequences,
-            batch_student=self.batch_student | other.batch_student,
-            dataset_fields=self.dataset_fields | other.dataset_fields,
-            dataset_top_k=max(self.dataset_top_k, other.dataset_top_k),
-            momentum=self.momentum if self.momentum is not None else other.momentum,
-            inner_updates=self.inner_updates if self.inner_updates is not None else other.inner_updates,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,21 +58,13 @@ class BatchConstants:
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     normalizer: float | None = None
 
-    def value(self, name: str) -> float:
-        """The float `name`. Raises ValueError if it was not computed."""
-        if name not in self.values:
-            raise ValueError(
-                f"constant {name!r} is missing; present: {', '.join(self.values) or 'none'}; compute it first"
-            )
-        return self.values[name]
-
-    def token(self, name: str) -> Tensor:
-        """The (n,) tensor `name`. Raises ValueError if it was not computed."""
-        if name not in self.tokens:
-            raise ValueError(
-                f"constant {name!r} is missing; present: {', '.join(self.tokens) or 'none'}; run the first pass"
-            )
-        return self.tokens[name]
+    def get(self, name: str) -> Any:
+        """The float or the (n,) tensor `name`. Raises ValueError if it was not computed."""
+        for constants in (self.values, self.tokens):
+            if name in constants:
+                return constants[name]
+        present = ", ".join([*self.values, *self.tokens]) or "none"
+        raise ValueError(f"constant {name!r} is missing; present: {present}; compute it first, or run the first pass")
 
     def rows(self, index: slice | Tensor) -> BatchConstants:
         """The constants of some rows; `index` is anything that indexes the first dimension of a tensor."""
@@ -147,6 +73,58 @@ class BatchConstants:
     def merged(self, values: Mapping[str, float]) -> BatchConstants:
         """These constants together with `values` (the data set's)."""
         return dataclasses.replace(self, values={**values, **self.values})
+
+
+class Step:
+    """What n rows of a micro-batch (or chunk) give to an objective.
+
+    student: None where only frozen sources are read. references: by source (`base`, `teacher`, `checkpoint`, `ema`,
+    `old`). columns: (n,) tensors by name. logged: takes the diagnostics; None: nobody wants them.
+    """
+
+    def __init__(
+        self,
+        student: Student | None = None,
+        references: Mapping[str, Reference] | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+        constants: BatchConstants | None = None,
+        *,
+        logged: dict[str, Tensor] | None = None,
+    ) -> None:
+        self._student = student
+        self._references, self._columns = references or {}, columns or {}
+        self._constants = constants or BatchConstants()
+        self._logged = logged
+
+    @property
+    def student(self) -> Student:
+        """Statistics of the model that is trained; each is computed once. Raises ValueError if it is absent."""
+        if self._student is None:
+            raise ValueError("this step has no student: the needs of the objective do not ask for one")
+        return self._student
+
+    def reference(self, source: str) -> Reference:
+        """What is known of a frozen distribution. Raises ValueError if the source is absent."""
+        return self._given("reference", self._references, source)
+
+    def column(self, name: str) -> Tensor:
+        """The (n,) data column `name`. Raises ValueError if it is absent."""
+        return self._given("column", self._columns, name)
+
+    def constant(self, name: str) -> Any:
+        """A constant of the data set or the batch: a float, or an (n,) detached tensor. Raises ValueError if absent."""
+        return self._constants.get(name)
+
+    def log(self, name: str, value: Tensor) -> None:
+        """Give an (n,) diagnostic to the logger, where one listens."""
+        if self._logged is not None:
+            self._logged[name] = value.detach()
+
+    @staticmethod
+    def _given(what: str, given: Mapping[str, Any], name: str) -> Any:
+        if name not in given:
+            raise ValueError(f"{what} {name!r} is missing; present: {', '.join(given) or 'none'}; add it to the needs")
+        return given[name]
 
 
 def setting(
@@ -203,19 +181,19 @@ class Objective:
             and (high is None or value <= high)
         ):
             return value
-        words = [*allowed["choices"], *(["null"] if allowed["nullable"] else [])]
+        options = [*allowed["choices"], *(["null"] if allowed["nullable"] else [])]
         if kind is not None:
             bounds = [
                 f"{sign} {bound:g}" for sign, bound in ((">=", low), (">", above), ("<=", high)) if bound is not None
             ]
-            words.append(" ".join([kind.__name__, " and ".join(bounds)]).strip())
+            options.append(" ".join([kind.__name__, " and ".join(bounds)]).strip())
         raise self.error(
-            f"{item.name}={value!r} is not allowed; allowed: {', '.join(words)}; set objective.{item.name}"
+            f"{item.name}={value!r} is not allowed; allowed: {', '.join(options)}; set objective.{item.name}"
         )
 
-    def error(self, message: str) -> ValueError:
-        """A ValueError whose one-line message starts with the objective's name."""
-        return ValueError(f"objective {self.name!r}: {message}")
+    def error(self, message: str) -> ConfigError:
+        """A ConfigError whose one-line message starts with the objective's name."""
+        return ConfigError(f"objective {self.name!r}: {message}")
 
     @property
     def needs(self) -> Needs:
@@ -223,16 +201,14 @@ class Objective:
         return Needs()
 
     def dataset_constants(self, cache_scalars: Mapping[str, Tensor]) -> dict[str, float]:
-        """Constants of the training set, from `needs.dataset_fields` of its (sampled) positions.
+        """Constants of the training set, from `needs.dataset.fields` of its (sampled) positions.
 
         cache_scalars: fields of the base model's reference over M positions, (M,) or (M, K), with "mask" (M,)
-        (1 = supervised) and, if `needs.sequences`, "sequence" (M,) int64 ids.
+        (1 = supervised) and "sequence" (M,) int64 ids.
         """
         return {}
 
-    def token_scalars(
-        self, student: Student | None, references: Mapping[str, Reference], columns: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def token_scalars(self, step: Step) -> dict[str, Tensor]:
         """Detached (n,) scalars of the first pass that `batch_constants` reads, beside "mask" and "sequence"."""
         return {}
 
@@ -240,22 +216,6 @@ class Objective:
         """Constants of the global batch, from this rank's (M,) `token_scalars`; see the module's docstring."""
         return BatchConstants()
 
-    def loss(
-        self,
-        student: Student,
-        references: Mapping[str, Reference],
-        columns: Mapping[str, Tensor],
-        constants: BatchConstants,
-    ) -> Tensor:
-        """The (n,) losses, differentiable in the statistics of `student`."""
+    def loss(self, step: Step) -> Tensor:
+        """The (n,) losses, differentiable in the statistics of `step.student`."""
         raise NotImplementedError
-
-    def diagnostics(
-        self,
-        student: Student,
-        references: Mapping[str, Reference],
-        columns: Mapping[str, Tensor],
-        constants: BatchConstants,
-    ) -> dict[str, Tensor]:
-        """Detached (n,) tensors for the logger, e.g. the token weight; called like `loss`."""
-        return {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 WINDOW = 30
-"""Number of most probable words over which N1 and N2 are computed (LP-SFT, C.1)."""
+"""Number of most probable ids over which N1 and N2 are computed (LP-SFT, C.1)."""
 
 
 SCALARS_AND_SUPPORT = frozenset(
@@ -33,7 +33,7 @@ SCALARS_AND_SUPPORT = frozenset(
 class Reference:
     """Fields of N positions; each may be None. Log-probabilities are natural and normalised over the vocabulary.
 
-    support_ids (N, K) int64 and support_logprobs (N, K): the K most probable words, in decreasing order; an entry of
+    support_ids (N, K) int64 and support_logprobs (N, K): the K most probable ids, in decreasing order; an entry of
     log-probability -inf is padding. label_logprob (N,). label_mass (N,): PriFT's u, eq. 3. logsumexp (N,) of the raw
     logits. entropy (N,) over the whole vocabulary. n1, n2 (N,) float64: exp of the Shannon and the collision entropy of
     the top-30 window (LP-SFT eq. 2-4); ceil_n1, ceil_n2 (N,) int64. logits (N, V), or
@@ -108,7 +108,7 @@ class Reference:
         return value.detach()
 
     def support(self, top_k: int | None) -> tuple[Tensor, Tensor]:
-        """(N, K) ids and log-probabilities of the top_k most probable words; None: of all that are cached."""
+        """(N, K) ids and log-probabilities of the top_k most probable ids; None: of all that are cached."""
         return self.get("support_ids")[:, :top_k], self.get("support_logprobs")[:, :top_k]
 
 
@@ -138,7 +138,7 @@ def _computed(logits: Tensor, labels: Tensor, top_k: int, fields: frozenset[str]
 def label_mass(logits: Tensor, labels: Tensor, *, strict: bool = False) -> Tensor:
     """(N,) PriFT's u = sum of q(v) over v with q(v) <= q(y), eq. 3, from (N, V) logits; 1 exactly for a top-ranked y.
 
-    strict: the published code's form, the sum over q(v) < q(y) plus q(y): words tied with y do not count.
+    strict: the published code's form, the sum over q(v) < q(y) plus q(y): ids tied with y do not count.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     q = logits.softmax(-1)
@@ -152,7 +152,7 @@ def label_mass(logits: Tensor, labels: Tensor, *, strict: bool = False) -> Tenso
 
 @torch.no_grad()
 def effective_support(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) float64 N1 and N2 of the distribution renormalised to its top 30 words (LP-SFT eq. 2-5)."""
+    """(N,) float64 N1 and N2 of the distribution renormalised to its top 30 ids (LP-SFT eq. 2-5)."""
     log_q = logits.topk(min(WINDOW, logits.shape[-1]), dim=-1).values.double().log_softmax(-1)
     q = log_q.exp()
     return torch.special.entr(q).sum(-1).exp(), 1 / (q * q).sum(-1)

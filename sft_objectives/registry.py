@@ -13,8 +13,11 @@ import sys
 from functools import cache
 from typing import Any
 
+from common.errors import ConfigError
+
 from . import objectives
-from .contract import Needs, Objective
+from .contract import Objective
+from .needs import Needs
 
 _ALIASES = {"distill": "kd"}
 
@@ -42,7 +45,7 @@ def load(name: str, **settings: Any) -> Objective:
     """The objective `name` with validated settings.
 
     `name` is one of `names()`, or the path of your own, "package.module:Class" or "package.module.Class"; a path is
-    imported in a subprocess first. Raises ValueError with one line for an unknown name, an unknown setting or a value
+    imported in a subprocess first. Raises ConfigError (one line) for an unknown name, an unknown setting or a value
     that is not allowed.
     """
     if ":" in name or "." in name:
@@ -51,7 +54,7 @@ def load(name: str, **settings: Any) -> Objective:
     cls = _class(_ALIASES.get(name, name))
     if cls is None:
         known = ", ".join([*names(), *_ALIASES])
-        raise ValueError(
+        raise ConfigError(
             f"unknown objective {name!r}; allowed: {known}, or the path of your own as package.module:Class"
         )
     return _construct(cls, name, settings)
@@ -62,7 +65,7 @@ def _construct(cls: type[Objective], name: str, settings: dict[str, Any]) -> Obj
     for key in settings:
         if key not in known:
             allowed = ", ".join(known) if known else "none"
-            raise ValueError(f"objective {name!r}: no setting {key!r}; allowed: {allowed}; remove objective.{key}")
+            raise ConfigError(f"objective {name!r}: no setting {key!r}; allowed: {allowed}; remove objective.{key}")
     return cls(**settings)
 
 
@@ -77,7 +80,7 @@ def _external_class(path: str) -> type[Objective]:
 def inspect_external(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings and needs of the objective at `path`, read in a subprocess: {"settings": ..., "needs": ...}, JSON types.
 
-    Raises ValueError with one line if it cannot be imported, is not an objective, or refuses its settings.
+    Raises ConfigError (one line) if it cannot be imported, is not an objective, or refuses its settings.
     """
     code = f"import sys; from {__name__} import _describe; _describe(*sys.argv[1:])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
@@ -87,7 +90,7 @@ def inspect_external(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     if child.returncode:
         reason = child.stderr.strip().splitlines()[-1] if child.stderr.strip() else f"exit status {child.returncode}"
-        raise ValueError(
+        raise ConfigError(
             f"objective {path!r}: {reason}; allowed: package.module:Class of a frozen dataclass derived from "
             "sft_objectives.Objective; check the path, PYTHONPATH and its settings"
         )

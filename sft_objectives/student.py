@@ -8,7 +8,7 @@ differentiable, so that `torch.autograd.grad(loss, statistics)` followed by one 
     log_p(ids)                  (n, K)  gradient e_k - p for each id
     expected_log_p(weights)     (n,)    gradient w - p * sum(w)
     mean_log_p                  (n,)    gradient 1/V - p
-    log_p_outside(ids)          (n,)    gradient softmax over the words outside ids, minus p
+    log_p_outside(ids)          (n,)    gradient softmax over the vocabulary outside ids, minus p
 detached
     entropy                     (n,)
     top_k(k)                    two (n, min(k, V)) tensors
@@ -23,8 +23,8 @@ Rules for a provider:
   consecutive rows; together the chunks cover the rows, in order. A provider may call `weights` again for a chunk (it
   gives equal weights each time), say to form the gradient. `log_p_outside` and `mean_log_p` follow from these two, as
   `Student` shows; a provider may compute them more cheaply.
-- Nothing is asked before `Objective.loss` runs, so a provider that evaluates lazily needs no declaration. One that
-  wants to fuse its reductions reads `needs.student` (the names above) and `needs.top_k` beforehand.
+- Nothing is asked before `Objective.loss` runs, so a provider evaluates lazily, and each statistic once: `entropy`,
+  `mean_log_p` and `top_k(k)` are kept for further accesses.
 - A fused provider makes each differentiable statistic a leaf, runs `loss`, takes the gradient at the leaves
   (log_p_label: a, log_p: b, expected_log_p: c, log_p_outside: d, mean_log_p: m, all per row) and forms
   dloss/dz = a e_y + scatter(ids, b) + c w + d softmax_outside + m / V - p (a + sum(b) + c sum(w) + d + m).
@@ -86,12 +86,12 @@ class Student(ABC):
 
     @abstractmethod
     def expected_log_p(self, weights: OfChunk) -> Tensor:
-        """(n,) sum over v of w_v log p_v, differentiable in p; words of weight 0 count 0 also where p is 0.
+        """(n,) sum over v of w_v log p_v, differentiable in p; ids of weight 0 count 0 also where p is 0.
 
         weights: gives the (m, V) weights of a chunk; they carry no gradient and need not sum to 1.
         """
 
-    @property
+    @cached_property
     def mean_log_p(self) -> Tensor:
         """(n,) mean over the vocabulary of log p_v, differentiable."""
         share = 1 / self.vocab_size
@@ -116,10 +116,10 @@ class Student(ABC):
         """(n,) log of the sum of exp of the raw logits, detached."""
 
     def log_p_outside(self, ids: Tensor) -> Tensor:
-        """(n,) log-probability of all words that are not among (n, K) ids, differentiable.
+        """(n,) log-probability of all that are not among (n, K) ids, differentiable.
 
-        Exact also where ids hold almost all the mass: with w = p restricted to the other words and renormalised,
-        log sum_outside p = sum w log p + H(w), and its gradient is w - p. -inf where no word is left.
+        Exact also where ids hold almost all the mass: with w = p restricted to the others and renormalised,
+        log sum_outside p = sum w log p + H(w), and its gradient is w - p. -inf where none is left.
         """
 
         def outside(chunk: Chunk) -> Tensor:
@@ -147,6 +147,7 @@ class DenseStudent(Student):
         self._logits = raw - self._peak
         self._logsumexp = self._logits.logsumexp(-1, keepdim=True)
         self._chunk_size = chunk_size
+        self._top: dict[int, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def log_p_label(self) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -174,8 +175,10 @@ class DenseStudent(Student):
 
     @torch.no_grad()
     def top_k(self, k: int) -> tuple[Tensor, Tensor]:
-        values, ids = self._logits.topk(min(k, self.vocab_size), dim=-1)
-        return values - self._logsumexp, ids
+        if k not in self._top:
+            values, ids = self._logits.topk(min(k, self.vocab_size), dim=-1)
+            self._top[k] = values - self._logsumexp, ids
+        return self._top[k]
 
     @property
     def logsumexp(self) -> Tensor:

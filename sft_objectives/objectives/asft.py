@@ -17,5 +17,5 @@ class Asft(Anchored):
 
     weight: float = setting(0.05, low=0.0)
 
-    def label_term(self, student):
-        return -student.log_p_label.detach().exp() * student.log_p_label
+    def label_term(self, log_p_label):
+        return -log_p_label.detach().exp() * log_p_label

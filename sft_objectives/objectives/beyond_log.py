@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import BatchConstants, Needs, Objective, setting
-from .weighted import statistics_of
+from ..contract import BatchConstants, Objective, setting
+from ..needs import BatchNeeds, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,32 +31,23 @@ class BeyondLog(Objective):
 
     @property
     def needs(self) -> Needs:
-        batch = self.normalizer == "kept"
-        return replace(Needs(), batch=batch, batch_student=frozenset({"log_p_label"} if batch else ()))
+        return Needs(batch=BatchNeeds(student=True) if self.normalizer == "kept" else None)
 
-    def token_scalars(self, student, references, columns):
-        return {"log_p_label": statistics_of("online", student, references).log_p_label}
+    def token_scalars(self, step):
+        return {"log_p_label": step.student.log_p_label.detach()}
 
     def batch_constants(self, token_scalars, reduce):
-        if self.normalizer == "supervised":
-            return BatchConstants()
         kept = self._kept(token_scalars["log_p_label"]) & token_scalars["mask"].bool()
         return BatchConstants(tokens={"kept": kept}, normalizer=float(reduce(kept.sum().unsqueeze(0)).sum()))
 
-    def loss(self, student, references, columns, constants):
-        log_p = student.log_p_label
+    def loss(self, step):
+        log_p = step.student.log_p_label
         loss = -log_p if self.exponent == 0 else -(self.exponent * log_p).expm1() / self.exponent
-        return loss if self.threshold is None else loss * self._selected(student, constants)
-
-    def diagnostics(self, student, references, columns, constants):
-        return (
-            {}
-            if self.threshold is None
-            else {"weight": self._selected(student, constants).to(student.log_p_label.dtype)}
-        )
-
-    def _selected(self, student, constants):
-        return constants.token("kept") if self.normalizer == "kept" else self._kept(student.log_p_label.detach())
+        if self.threshold is None:
+            return loss
+        kept = step.constant("kept") if self.normalizer == "kept" else self._kept(log_p.detach())
+        step.log("weight", kept.to(log_p.dtype))
+        return loss * kept
 
     def _kept(self, log_p):
         above = log_p.exp() >= float(self.threshold or 0)

@@ -14,5 +14,5 @@ class Dft(TokenWeighted):
 
     name: ClassVar[str] = "dft"
 
-    def weight(self, statistics, constants):
-        return statistics.log_p_label.exp()
+    def weight(self, q, step):
+        return q.log_p_label.exp()

@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from ..contract import FROZEN_SOURCES, Needs, Objective, setting
-from .weighted import MOMENTUM, needs_of
+from ..contract import setting
+from ..needs import Needs
+from .sources import SUPPORT, FromReference
 
 
 def full_divergence(student, log_q, *, entropy: bool = True):
     """(n,) sum_v q_v (log q_v - log p_v); without `entropy` -sum_v q_v log p_v.
 
-    log_q gives the (m, V) log-probabilities of a chunk, -inf for words that do not count. One pass over the vocabulary.
+    log_q gives the (m, V) log-probabilities of a chunk, -inf for ids that do not count. One pass over the vocabulary.
     """
     import torch
 
@@ -30,7 +31,7 @@ def full_divergence(student, log_q, *, entropy: bool = True):
 
 
 def entropy_of(q, log_q):
-    """(n,) -sum_v q_v log q_v of (n, V) probabilities, in nats; a word with q = 0 counts 0. Makes no third (n, V)."""
+    """(n,) -sum_v q_v log q_v of (n, V) probabilities, in nats; an id with q = 0 counts 0. Makes no third (n, V)."""
     import torch
 
     found = -torch.linalg.vecdot(q, log_q)
@@ -40,44 +41,36 @@ def entropy_of(q, log_q):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Anchored(Objective):
+class Anchored(FromReference):
     """A label term plus weight * KL(q || p).
 
     estimator full: over the whole vocabulary (needs logits or a live reference). estimator topk: over the top_k cached
-    words (None: all that are cached) and one bucket for all others, a lower bound of the full KL; not in the papers.
+    ids (None: all that are cached) and one bucket for all others, a lower bound of the full KL; not in the papers.
     """
 
-    source: str = setting("base", choices=FROZEN_SOURCES)
-    momentum: float = setting(MOMENTUM, low=0.0, high=1.0)
     weight: float = setting(0.1, low=0.0)
     estimator: str = setting("full", choices=("full", "topk"))
     top_k: int | None = setting(None, kind=int, low=1, nullable=True)
 
     @property
     def needs(self) -> Needs:
-        if self.estimator == "full":
-            student = Needs(student=frozenset({"log_p_label", "expected_log_p"}))
-            return student | needs_of(self.source, self.momentum, frozenset({"full"}))
-        student = Needs(student=frozenset({"log_p_label", "log_p", "log_p_outside"}))
-        return student | needs_of(self.source, self.momentum, frozenset({"top_k"}), self.top_k or 1)
+        return self.reading("logits") if self.estimator == "full" else self.reading(*SUPPORT, top_k=self.top_k)
 
     @abstractmethod
-    def label_term(self, student):
+    def label_term(self, log_p_label):
         """The (n,) loss on the label."""
 
-    def loss(self, student, references, columns, constants):
-        return self.label_term(student) + self.weight * self.divergence(student, references)
+    def loss(self, step):
+        label, divergence = self.label_term(step.student.log_p_label), self.divergence(step)
+        step.log(f"kl_from_{self.source}", divergence)
+        return label + self.weight * divergence
 
-    def diagnostics(self, student, references, columns, constants):
-        return {f"kl_from_{self.source}": self.divergence(student, references).detach()}
-
-    def divergence(self, student, references):
+    def divergence(self, step):
         """(n,) KL(q || p) in nats."""
-        q = references[self.source]
-        return self._full(student, q) if self.estimator == "full" else self._topk(student, q)
-
-    def _full(self, student, reference):
-        return full_divergence(student, lambda chunk: reference.log_probs(chunk.rows, chunk.logits.dtype))
+        student, q = step.student, step.reference(self.source)
+        if self.estimator == "topk":
+            return self._topk(student, q)
+        return full_divergence(student, lambda chunk: q.log_probs(chunk.rows, chunk.logits.dtype))
 
     def _topk(self, student, reference):
         import torch

@@ -1,4 +1,4 @@
-"""EAFT: weight by the entropy of the most probable words."""
+"""EAFT: weight by the entropy of the most probable tokens."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import Needs, setting
-from .weighted import TokenWeighted, needs_of
+from ..contract import setting
+from ..needs import Needs
+from .sources import SUPPORT
+from .weighted import TokenWeighted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eaft(TokenWeighted):
-    """m_t = (H / ln k)^exponent, H the entropy of the top_k = k words, renormalised (PriFT B, LP-SFT C.1).
+    """m_t = (H / ln k)^exponent, H the entropy of the top_k = k ids, renormalised (PriFT B, LP-SFT C.1).
 
     exponent is alpha. divide_by: a number in place of ln k.
     """
@@ -25,9 +27,9 @@ class Eaft(TokenWeighted):
 
     @property
     def needs(self) -> Needs:
-        return Needs() | needs_of(self.source, self.momentum, frozenset({"top_k"}), self.top_k)
+        return Needs.reading(self.source, *SUPPORT, top_k=self.top_k, momentum=self.momentum)
 
-    def weight(self, statistics, constants):
-        log_q = statistics.top_k(self.top_k).log_softmax(-1)
+    def weight(self, q, step):
+        log_q = q.top_k(self.top_k).log_softmax(-1)
         entropy = -(log_q.exp() * log_q.masked_fill(log_q.isneginf(), 0)).sum(-1)
         return (entropy / (self.divide_by or math.log(self.top_k))).clamp(min=0) ** self.exponent

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import FROZEN_SOURCES, BatchConstants, Needs, setting
+from ..contract import BatchConstants, setting
+from ..needs import FROZEN_SOURCES, BatchNeeds, Needs, ReferenceNeeds
 from .batch import of_sequence, sequence_means, temperature_of
-from .weighted import TokenWeighted, statistics_of
+from .weighted import TokenWeighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +27,9 @@ class Flow(TokenWeighted):
 
     @property
     def needs(self) -> Needs:
-        dataset = self.temperature is None or self.mean_weight is None
-        return replace(
-            super().needs,
-            dataset=dataset,
-            dataset_fields=frozenset({"label_logprob"} if dataset else ()),
-            batch=True,
-            sequences=True,
-        )
+        fixed = self.temperature is not None and self.mean_weight is not None
+        dataset = None if fixed else ReferenceNeeds(frozenset({"label_logprob"}))
+        return super().needs | Needs(dataset=dataset, batch=BatchNeeds(sequences=True))
 
     def dataset_constants(self, cache_scalars):
         mask = cache_scalars["mask"].bool()
@@ -41,15 +37,12 @@ class Flow(TokenWeighted):
         temperature = temperature_of(loss) if self.temperature is None else self.temperature
         return {"temperature": temperature, "mean_weight": float((-loss / temperature).exp().mean())}
 
-    def token_scalars(self, student, references, columns):
-        return {"log_p_label": statistics_of(self.source, student, references).log_p_label}
-
     def batch_constants(self, token_scalars, reduce):
         mask, sequence = token_scalars["mask"].bool(), token_scalars["sequence"]
         ids, loss = sequence_means(reduce(-token_scalars["log_p_label"][mask]), reduce(sequence[mask]))
         return BatchConstants(tokens={"sequence_loss": of_sequence(ids, loss, sequence)})
 
-    def weight(self, statistics, constants):
-        temperature = constants.value("temperature") if self.temperature is None else self.temperature
-        mean_weight = constants.value("mean_weight") if self.mean_weight is None else self.mean_weight
-        return (-constants.token("sequence_loss") / temperature).exp() / mean_weight
+    def weight(self, q, step):
+        temperature = self.temperature or step.constant("temperature")
+        mean_weight = self.mean_weight or step.constant("mean_weight")
+        return (-step.constant("sequence_loss") / temperature).exp() / mean_weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import Needs, Objective, setting
+from ..contract import Objective, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,8 @@ class Gem(Objective):
     weight: float = setting(1.0, low=0.0)
     variant: str = setting("linear", choices=("linear", "logsigmoid"))
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=frozenset({"log_p_label", "expected_log_p"}))
-
-    def loss(self, student, references, columns, constants):
+    def loss(self, step):
+        student = step.student
         if self.variant == "linear":
             return -student.log_p_label + self.weight * student.expected_log_p(self._sharpened)
         import torch

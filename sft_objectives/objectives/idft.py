@@ -17,17 +17,15 @@ class Idft(TokenWeighted):
     """
 
     name: ClassVar[str] = "idft"
+    fields: ClassVar[tuple[str, ...]] = ("label_logprob", "entropy")
 
     bound: float = setting(1.0, low=0.0)
     variant: str = setting("paper", choices=("paper", "repo"))
 
-    reads: ClassVar[frozenset[str]] = frozenset({"log_p_label", "entropy"})
-
-    def weight(self, statistics, constants):
-        log_p = statistics.log_p_label
-        phi = log_p + statistics.entropy
+    def weight(self, q, step):
+        phi = q.log_p_label + q.entropy
         if self.variant == "paper":
             exponent = (-phi.clamp(-self.bound, self.bound)).exp()
         else:
             exponent = (-phi).exp().clamp(0.1, 2.0)
-        return (exponent * log_p).exp()
+        return (exponent * q.log_p_label).exp()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import FROZEN_SOURCES, SOURCES, BatchConstants, Needs, setting
+from ..contract import BatchConstants, setting
+from ..needs import FROZEN_SOURCES, MOMENTUM, SOURCES, BatchNeeds, Needs
 from .batch import of_sequence, sequence_means
-from .weighted import MOMENTUM, Weighted, needs_of, statistics_of
+from .sources import statistics_of
+from .weighted import Weighted
 
 MAX_LOG_WEIGHT = 70.0
 """A weighted loss of exp(70) still fits float32."""
@@ -32,19 +34,17 @@ class IwSft(Weighted):
 
     @property
     def needs(self) -> Needs:
-        read = frozenset({"log_p_label"})
-        needs = Needs() | needs_of(self.source, self.momentum, read) | needs_of(self.numerator, self.momentum, read)
+        q, numerator = (
+            Needs.reading(source, "label_logprob", momentum=self.momentum) for source in (self.source, self.numerator)
+        )
         if self.variant == "repo_token":
-            return needs
-        first_pass = read if self.numerator == "online" else frozenset()
-        return replace(needs, batch=True, batch_student=first_pass, sequences=True)
+            return q | numerator
+        return q | numerator | Needs(batch=BatchNeeds(student=self.numerator == "online", sequences=True))
 
-    def token_scalars(self, student, references, columns):
-        return {"log_ratio": self._log_ratio(student, references)}
+    def token_scalars(self, step):
+        return {"log_ratio": self._log_ratio(step)}
 
     def batch_constants(self, token_scalars, reduce):
-        if self.variant == "repo_token":
-            return BatchConstants()
         mask, sequence = token_scalars["mask"].bool(), token_scalars["sequence"]
         everywhere = reduce(sequence[mask])
         ids, log_w = sequence_means(reduce(token_scalars["log_ratio"][mask]), everywhere)
@@ -54,13 +54,12 @@ class IwSft(Weighted):
             log_w = (2 * log_w).clamp(max=math.log(16))
         return BatchConstants(tokens={"weight": of_sequence(ids, log_w.exp(), sequence)})
 
-    def token_weight(self, student, references, columns, constants):
+    def token_weight(self, step):
         if self.variant == "repo_token":
-            weight = self._log_ratio(student, references).clamp(math.log(0.2), math.log(1.8)).exp()
+            weight = self._log_ratio(step).clamp(math.log(0.2), math.log(1.8)).exp()
         else:
-            weight = constants.token("weight")
-        return weight.to(student.log_p_label.dtype)
+            weight = step.constant("weight")
+        return weight.to(step.student.log_p_label.dtype)
 
-    def _log_ratio(self, student, references):
-        numerator = statistics_of(self.numerator, student, references).log_p_label
-        return numerator - statistics_of(self.source, student, references).log_p_label
+    def _log_ratio(self, step):
+        return statistics_of(step, self.numerator).log_p_label - statistics_of(step, self.source).log_p_label

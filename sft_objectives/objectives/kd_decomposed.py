@@ -1,43 +1,40 @@
-"""Distillation split into what it says of the label and of the other words."""
+"""Distillation split into what it says of the label and of the other tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import FROZEN_SOURCES, Needs, Objective, setting
-from .weighted import MOMENTUM, needs_of
+from ..contract import setting
+from ..needs import FROZEN_SOURCES, Needs
+from .sources import SUPPORT, FromReference
 
 
 @dataclass(frozen=True, kw_only=True)
-class KdDecomposed(Objective):
+class KdDecomposed(FromReference):
     """-q(y) log p_y - weight * sum over v != y of q(v) log p_v (PriFT D.1, Table 7; weight is beta).
 
-    weight 0 is prift_prob with a teacher and needs q(y) only. estimator topk: the sum runs over the top_k cached words
+    weight 0 is prift_prob with a teacher and needs q(y) only. estimator topk: the sum runs over the top_k cached ids
     (None: all that are cached), not renormalised.
     """
 
     name: ClassVar[str] = "kd_decomposed"
 
     source: str = setting("teacher", choices=FROZEN_SOURCES)
-    momentum: float = setting(MOMENTUM, low=0.0, high=1.0)
     weight: float = setting(0.5, low=0.0, high=1.0)
     estimator: str = setting("full", choices=("full", "topk"))
     top_k: int | None = setting(None, kind=int, low=1, nullable=True)
 
     @property
     def needs(self) -> Needs:
-        label = Needs() | needs_of(self.source, self.momentum, frozenset({"log_p_label"}))
         if self.weight == 0:
-            return label
+            return self.reading("label_logprob")
         if self.estimator == "full":
-            others = needs_of(self.source, self.momentum, frozenset({"full"}))
-            return label | others | Needs(student=frozenset({"expected_log_p"}))
-        others = needs_of(self.source, self.momentum, frozenset({"top_k"}), self.top_k or 1)
-        return label | others | Needs(student=frozenset({"log_p"}))
+            return self.reading("label_logprob", "logits")
+        return self.reading("label_logprob", *SUPPORT, top_k=self.top_k)
 
-    def loss(self, student, references, columns, constants):
-        q = references[self.source]
+    def loss(self, step):
+        student, q = step.student, step.reference(self.source)
         label = -q.get("label_logprob").exp().to(student.log_p_label.dtype) * student.log_p_label
         if self.weight == 0:
             return label

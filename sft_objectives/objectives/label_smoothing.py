@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import Needs, Objective, setting
-from .residuals import Uniform
+from ..contract import Objective, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +16,5 @@ class LabelSmoothing(Objective):
 
     weight: float = setting(0.1, low=0.0, high=1.0)
 
-    @property
-    def needs(self) -> Needs:
-        return Needs() | Uniform().needs
-
-    def loss(self, student, references, columns, constants):
-        return -(1 - self.weight) * student.log_p_label + self.weight * Uniform().cross_entropy(student, references)
+    def loss(self, step):
+        return -(1 - self.weight) * step.student.log_p_label + self.weight * -step.student.mean_log_p

@@ -5,25 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import FROZEN_SOURCES, Needs, Objective, setting
+from ..contract import setting
+from ..needs import Needs
 from .divergence import full_divergence
-from .weighted import MOMENTUM, needs_of
+from .sources import SUPPORT, FromReference
 
 
 @dataclass(frozen=True, kw_only=True)
-class LpSft(Objective):
+class LpSft(FromReference):
     """-log p_y + weight * KL(q_A || p_A), both renormalised on the preservation set A (LP-SFT eq. 13-18; weight is mu).
 
-    A is built from the base's k most probable words, k = min(ceil(N1), top_k) (top_k is K_max), without the label.
+    A is built from the base's k most probable ids, k = min(ceil(N1), top_k) (top_k is K_max), without the label.
     schedule fixed: k = top_k (Table 18). Table 17: remove_label, normalize (false: sum over A of q ln(q/p) with
-    full-vocabulary probabilities) and scope full (all words of the vocabulary but the label; needs a live reference).
+    full-vocabulary probabilities) and scope full (the whole vocabulary but the label; needs a live reference).
     rounding: of N1. divergence ce: cross-entropy in place of KL, the same gradient.
     """
 
     name: ClassVar[str] = "lp_sft"
 
-    source: str = setting("base", choices=FROZEN_SOURCES)
-    momentum: float = setting(MOMENTUM, low=0.0, high=1.0)
     weight: float = setting(1.0, low=0.0)
     top_k: int = setting(10, low=1)
     schedule: str = setting("n1", choices=("n1", "fixed"))
@@ -36,24 +35,18 @@ class LpSft(Objective):
     @property
     def needs(self) -> Needs:
         if self.scope == "full":
-            outside = {"log_p_outside"} if self.remove_label and self.normalize else set()
-            student = Needs(student=frozenset({"log_p_label", "expected_log_p"} | outside))
-            return student | needs_of(self.source, self.momentum, frozenset({"full"}))
-        # |S'| = 1 adds the next word, which can have rank 3
-        reference = needs_of(self.source, self.momentum, frozenset({"top_k"}), max(self.top_k, 3))
-        schedule = {"n1": "ceil_n1" if self.rounding == "ceil" else "n1", "fixed": None}[self.schedule]
-        fields = Needs(student=frozenset(), references={self.source: frozenset({schedule} if schedule else ())})
-        return Needs(student=frozenset({"log_p_label", "log_p"})) | reference | fields
+            return self.reading("logits")
+        n1 = "ceil_n1" if self.rounding == "ceil" else "n1"
+        return self.reading(*SUPPORT, *([n1] if self.schedule == "n1" else []), top_k=self.width)
 
-    def loss(self, student, references, columns, constants):
-        divergence = self._full if self.scope == "full" else self._local
-        return -student.log_p_label + self.weight * divergence(student, references[self.source])
+    @property
+    def width(self) -> int:
+        """Ids per position: |S'| = 1 adds the next one, which can have rank 3."""
+        return max(self.top_k, 3)
 
-    def diagnostics(self, student, references, columns, constants):
-        if self.scope == "full":
-            return {}
-        preserved = self.preservation_set(references[self.source], student.labels)
-        return {"empty_set": (~preserved.any(-1)).float()}
+    def loss(self, step):
+        divergence = self._full(step) if self.scope == "full" else self._local(step)
+        return -step.student.log_p_label + self.weight * divergence
 
     def preservation_set(self, reference, labels):
         """(n, K) bool: which cached ids form A (eq. 13-15). Without label removal S' is S itself."""
@@ -74,13 +67,14 @@ class LpSft(Objective):
         following = candidate & (candidate.cumsum(-1) == 1)
         return kept | (following & (kept.sum(-1, keepdim=True) == 1))
 
-    def _local(self, student, reference):
-        ids, log_q = reference.support(None)
-        preserved = self.preservation_set(reference, student.labels)
-        width = max(self.top_k, 3)
-        ids, preserved = ids[:, :width], preserved[:, :width]
-        log_p = student.log_p(ids)
-        log_q = log_q[:, :width].to(log_p.dtype)
+    def _local(self, step):
+        reference = step.reference(self.source)
+        ids, log_q = (of_id[:, : self.width] for of_id in reference.support(None))
+        preserved = self.preservation_set(reference, step.student.labels)
+        step.log("empty_set", (~preserved.any(-1)).float())
+        preserved = preserved[:, : self.width]
+        log_p = step.student.log_p(ids)
+        log_q = log_q.to(log_p.dtype)
         if self.normalize:
             empty = ~preserved.any(-1, keepdim=True)
             log_p = log_p.masked_fill(~(preserved | empty), -float("inf")).log_softmax(-1)
@@ -91,7 +85,9 @@ class LpSft(Objective):
         entropy = -(q * log_q).sum(-1) if self.divergence == "kl" else 0
         return -(q * log_p).sum(-1) - entropy
 
-    def _full(self, student, reference):
+    def _full(self, step):
+        student, reference = step.student, step.reference(self.source)
+
         def log_q(chunk):
             log_q = reference.log_probs(chunk.rows, chunk.logits.dtype)
             if self.remove_label:

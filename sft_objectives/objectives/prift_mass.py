@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import SOURCES, Needs, setting
-from .weighted import TokenWeighted, needs_of
+from ..contract import setting
+from ..needs import SOURCES, Needs
+from .weighted import TokenWeighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,8 @@ class PriftMass(TokenWeighted):
 
     @property
     def needs(self) -> Needs:
-        mass = "label_mass" if self.variant == "paper" else "label_mass_strict"
-        return Needs() | needs_of(self.source, self.momentum, frozenset({mass}))
+        field = "label_mass" if self.variant == "paper" else "logits"
+        return Needs.reading(self.source, field, momentum=self.momentum)
 
-    def weight(self, statistics, constants):
-        return statistics.label_mass(strict=self.variant == "repo") >= self.threshold
+    def weight(self, q, step):
+        return q.label_mass(strict=self.variant == "repo") >= self.threshold

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import SOURCES, setting
+from ..contract import setting
+from ..needs import SOURCES
 from .dft import Dft
 
 

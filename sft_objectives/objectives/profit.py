@@ -20,5 +20,5 @@ class Profit(TokenWeighted):
 
     threshold: float = setting(0.1, low=0.0, high=1.0)
 
-    def weight(self, statistics, constants):
-        return statistics.log_p_label.exp() >= self.threshold
+    def weight(self, q, step):
+        return q.log_p_label.exp() >= self.threshold

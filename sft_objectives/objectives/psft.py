@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import Needs, Objective, setting
+from ..contract import Objective, setting
+from ..needs import Needs, OldPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +25,12 @@ class Psft(Objective):
 
     @property
     def needs(self) -> Needs:
-        fields = frozenset({"label_logprob"})
         if self.inner_updates == 0:
-            return Needs(references={"base": fields})
-        return Needs(references={"old": fields}, state="old_policy", inner_updates=self.inner_updates)
+            return Needs.reading("base", "label_logprob")
+        return Needs.reading("old", "label_logprob") | Needs(state=OldPolicy(self.inner_updates))
 
-    def loss(self, student, references, columns, constants):
-        return -self._log_ratio(student, references).clamp(max=math.log1p(self.clip)).exp()
-
-    def diagnostics(self, student, references, columns, constants):
-        clipped = self._log_ratio(student, references).detach() > math.log1p(self.clip)
-        return {"clipped": clipped.to(student.log_p_label.dtype)}
-
-    def _log_ratio(self, student, references):
-        old = references["old" if self.inner_updates else "base"].get("label_logprob")
-        return student.log_p_label - old
+    def loss(self, step):
+        old = step.reference("old" if self.inner_updates else "base")
+        log_r, bound = step.student.log_p_label - old.get("label_logprob"), math.log1p(self.clip)
+        step.log("clipped", (log_r.detach() > bound).to(step.student.log_p_label.dtype))
+        return -log_r.clamp(max=bound).exp()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
-from ..contract import Needs, Objective, setting
+from ..contract import Objective, setting
+from ..needs import Needs
 from .residuals import RESIDUALS, Residual
 from .weighted import Weighted
 
@@ -45,17 +47,17 @@ class QTarget(Objective):
         if self.residual_rule and (self.residual_part.needs.batch or self.residual_part.needs.dataset):
             raise self.error(f"residual_rule={self.residual_rule!r} depends on the batch; allowed: token-local rules")
 
-    @property
+    @cached_property
     def label_part(self) -> Weighted:
         """The rule of a_t."""
         return self._weighted(self.rule, self.rule_settings)
 
-    @property
+    @cached_property
     def residual_part(self) -> Weighted:
         """The rule of b_t, if there is one."""
         return self._weighted(str(self.residual_rule), self.residual_rule_settings)
 
-    @property
+    @cached_property
     def distribution(self) -> Residual:
         """The residual R."""
         known = RESIDUALS[self.residual].__dataclass_fields__
@@ -82,20 +84,20 @@ class QTarget(Objective):
     def dataset_constants(self, cache_scalars):
         return self.label_part.dataset_constants(cache_scalars)
 
-    def token_scalars(self, student, references, columns):
-        return self.label_part.token_scalars(student, references, columns)
+    def token_scalars(self, step):
+        return self.label_part.token_scalars(step)
 
     def batch_constants(self, token_scalars, reduce):
         return self.label_part.batch_constants(token_scalars, reduce)
 
-    def loss(self, student, references, columns, constants):
-        a = self.label_part.token_weight(student, references, columns, constants)
-        if self.residual_rule:
-            b = self.residual_part.token_weight(student, references, columns, constants)
-            b = b if isinstance(self.residual_weight, str) else b * self.residual_weight
-        else:
-            b = 1 - a if isinstance(self.residual_weight, str) else self.residual_weight
-        return -a * student.log_p_label + b * self.distribution.cross_entropy(student, references)
+    def loss(self, step):
+        a = self.label_part.token_weight(step)
+        step.log("weight", a)
+        return -a * step.student.log_p_label + self._b(a, step) * self.distribution.cross_entropy(step)
 
-    def diagnostics(self, student, references, columns, constants):
-        return {"weight": self.label_part.token_weight(student, references, columns, constants)}
+    def _b(self, a, step):
+        adaptive = self.residual_weight == "adaptive"
+        if self.residual_rule:
+            b = self.residual_part.token_weight(step)
+            return b if adaptive else b * self.residual_weight
+        return 1 - a if adaptive else self.residual_weight

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..contract import FROZEN_SOURCES, Needs, Objective, setting
-from .weighted import MOMENTUM, needs_of
+from ..contract import Objective, setting
+from ..needs import FROZEN_SOURCES, Needs
+from .sources import SUPPORT, FromReference
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..reference import Reference
-    from ..student import Student
-
-SUPPORT = frozenset({"top_k"})
+    from ..contract import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,38 +21,30 @@ class Residual(Objective):
     """A detached distribution R per position. Its settings are validated like an objective's."""
 
     @abstractmethod
-    def cross_entropy(self, student: Student, references: Mapping[str, Reference]) -> Tensor:
+    def cross_entropy(self, step: Step) -> Tensor:
         """(n,) CE(R, p) = -sum_v R(v) log p_v, differentiable in p."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromReference(Residual):
-    """R made of a frozen reference. momentum belongs to source ema."""
-
-    source: str = setting("teacher", choices=FROZEN_SOURCES)
-    momentum: float = setting(MOMENTUM, low=0.0, high=1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Truncated(FromReference):
-    """R = q on its top_k words, renormalised there; top_k None: all cached ids (TARGET, App. A: 64)."""
+class Truncated(FromReference, Residual):
+    """R = q on its top_k ids, renormalised there; top_k None: all cached ids (TARGET, App. A: 64)."""
 
     name: ClassVar[str] = "truncated"
 
+    source: str = setting("teacher", choices=FROZEN_SOURCES)
     top_k: int | None = setting(None, kind=int, low=1, nullable=True)
 
     @property
     def needs(self) -> Needs:
-        student = Needs(student=frozenset({"log_p"}))
-        return student | needs_of(self.source, self.momentum, SUPPORT, self.top_k or 1)
+        return self.reading(*SUPPORT, top_k=self.top_k)
 
     def distribution(self, log_p, log_q):
         """R on the support from detached (n, K) log-probabilities of the student and the reference."""
         return log_q.softmax(-1)
 
-    def cross_entropy(self, student, references):
-        ids, log_q = references[self.source].support(self.top_k)
-        log_p = student.log_p(ids)
+    def cross_entropy(self, step):
+        ids, log_q = step.reference(self.source).support(self.top_k)
+        log_p = step.student.log_p(ids)
         return -(self.distribution(log_p.detach(), log_q.to(log_p.dtype)) * log_p).sum(-1)
 
 
@@ -88,19 +77,20 @@ class Product(Truncated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Full(FromReference):
+class Full(FromReference, Residual):
     """R = q over the whole vocabulary; needs logits or a live reference."""
 
     name: ClassVar[str] = "full"
 
+    source: str = setting("teacher", choices=FROZEN_SOURCES)
+
     @property
     def needs(self) -> Needs:
-        live = needs_of(self.source, self.momentum, frozenset({"full"}))
-        return Needs(student=frozenset({"expected_log_p"})) | live
+        return self.reading("logits")
 
-    def cross_entropy(self, student, references):
-        q = references[self.source]
-        return -student.expected_log_p(lambda chunk: q.log_probs(chunk.rows, chunk.logits.dtype).exp())
+    def cross_entropy(self, step):
+        q = step.reference(self.source)
+        return -step.student.expected_log_p(lambda chunk: q.log_probs(chunk.rows, chunk.logits.dtype).exp())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +99,8 @@ class Uniform(Residual):
 
     name: ClassVar[str] = "uniform"
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=frozenset({"mean_log_p"}))
-
-    def cross_entropy(self, student, references):
-        return -student.mean_log_p
+    def cross_entropy(self, step):
+        return -step.student.mean_log_p
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +111,8 @@ class Sharpened(Residual):
 
     temperature: float = setting(0.7, above=0.0)
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=frozenset({"expected_log_p"}))
-
-    def cross_entropy(self, student, references):
-        return -student.expected_log_p(lambda chunk: chunk.p(self.temperature))
+    def cross_entropy(self, step):
+        return -step.student.expected_log_p(lambda chunk: chunk.p(self.temperature))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +121,8 @@ class Own(Residual):
 
     name: ClassVar[str] = "self"
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=frozenset({"entropy"}))
-
-    def cross_entropy(self, student, references):
-        return student.entropy
+    def cross_entropy(self, step):
+        return step.student.entropy
 
 
 RESIDUALS: dict[str, type[Any]] = {

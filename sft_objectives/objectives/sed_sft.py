@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import Needs, Objective, setting
+from ..contract import Objective, setting
+from ..needs import Needs, ReferenceNeeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class SedSft(Objective):
-    """-log p_y + weight * M_t * (p_y - 1/2)^2, M_t = 1[mass of the student's top_k words < threshold] (SED eq. 1).
+    """-log p_y + weight * M_t * (p_y - 1/2)^2, M_t = 1[mass of the student's top_k ids < threshold] (SED eq. 1).
 
     weight is lambda, top_k is k. threshold (tau): None is the (1 - fraction)-quantile (fraction is r) of the base
     model's top-k mass over the positions of a sample of the training sequences, all of them or only the supervised.
@@ -29,13 +30,9 @@ class SedSft(Objective):
 
     @property
     def needs(self) -> Needs:
-        if not self.mask:
+        if not self.mask or self.threshold is not None:
             return Needs()
-        needs = Needs(student=frozenset({"log_p_label", "top_k"}), top_k=self.top_k)
-        if self.threshold is not None:
-            return needs
-        k = self.threshold_top_k or self.top_k
-        return replace(needs, dataset=True, dataset_fields=frozenset({"support_logprobs"}), dataset_top_k=k)
+        return Needs(dataset=ReferenceNeeds(frozenset({"support_logprobs"}), self.threshold_top_k or self.top_k))
 
     def dataset_constants(self, cache_scalars):
         support, k = cache_scalars["support_logprobs"], self.threshold_top_k or self.top_k
@@ -54,15 +51,14 @@ class SedSft(Objective):
         high = mass[min(int(place) + 1, len(mass) - 1)]
         return {"threshold": float(low + (place - int(place)) * (high - low))}
 
-    def loss(self, student, references, columns, constants):
-        p = student.log_p_label.exp()
-        return -student.log_p_label + self.weight * self._selected(student, constants) * (p - 0.5) ** 2
+    def loss(self, step):
+        log_p, m = step.student.log_p_label, self._selected(step)
+        step.log("diversity_mask", m)
+        return -log_p + self.weight * m * (log_p.exp() - 0.5) ** 2
 
-    def diagnostics(self, student, references, columns, constants):
-        return {"diversity_mask": self._selected(student, constants)}
-
-    def _selected(self, student, constants):
+    def _selected(self, step):
+        dtype = step.student.log_p_label.dtype
         if not self.mask:
-            return student.log_p_label.detach().new_ones(len(student.labels))
-        threshold = constants.value("threshold") if self.threshold is None else self.threshold
-        return (student.top_k(self.top_k)[0].exp().sum(-1) < threshold).to(student.log_p_label.dtype)
+            return step.student.log_p_label.new_ones(len(step.student.labels))
+        threshold = step.constant("threshold") if self.threshold is None else self.threshold
+        return (step.student.top_k(self.top_k)[0].exp().sum(-1) < threshold).to(dtype)

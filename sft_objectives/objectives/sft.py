@@ -14,5 +14,5 @@ class Sft(Weighted):
 
     name: ClassVar[str] = "sft"
 
-    def token_weight(self, student, references, columns, constants):
-        return student.log_p_label.detach().new_ones(len(student.labels))
+    def token_weight(self, step):
+        return step.student.log_p_label.new_ones(len(step.student.labels))

@@ -14,5 +14,5 @@ class SftKl(Anchored):
 
     name: ClassVar[str] = "sft_kl"
 
-    def label_term(self, student):
-        return -student.log_p_label
+    def label_term(self, log_p_label):
+        return -log_p_label

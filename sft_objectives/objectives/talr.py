@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import BatchConstants, Needs, setting
+from ..contract import BatchConstants, setting
+from ..needs import BatchNeeds, Needs
 from .batch import sequence_means, temperature_of
-from .weighted import TokenWeighted, statistics_of
+from .weighted import TokenWeighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +28,10 @@ class Talr(TokenWeighted):
 
     @property
     def needs(self) -> Needs:
-        batch = self.temperature is None or self.normalize
-        return replace(
-            super().needs,
-            batch=batch,
-            batch_student=frozenset({"log_p_label"} if batch and self.source == "online" else ()),
-            sequences=self.temperature is None,
-        )
-
-    def token_scalars(self, student, references, columns):
-        return {"log_p_label": statistics_of(self.source, student, references).log_p_label}
+        if self.temperature is not None and not self.normalize:
+            return super().needs
+        batch = BatchNeeds(student=self.source == "online", sequences=self.temperature is None)
+        return super().needs | Needs(batch=batch)
 
     def batch_constants(self, token_scalars, reduce):
         mask = token_scalars["mask"].bool()
@@ -44,16 +39,11 @@ class Talr(TokenWeighted):
         temperature = self.temperature
         if temperature is None:
             temperature = temperature_of(sequence_means(-log_p, reduce(token_scalars["sequence"][mask]))[1])
-        constants = BatchConstants(values={"temperature": temperature})
-        return (
-            replace(constants, normalizer=float(self._weight(log_p, temperature).sum()))
-            if self.normalize
-            else constants
-        )
+        normalizer = float(self._weight(log_p, temperature).sum()) if self.normalize else None
+        return BatchConstants(values={"temperature": temperature}, normalizer=normalizer)
 
-    def weight(self, statistics, constants):
-        temperature = constants.value("temperature") if self.temperature is None else self.temperature
-        return self._weight(statistics.log_p_label, temperature)
+    def weight(self, q, step):
+        return self._weight(q.log_p_label, self.temperature or step.constant("temperature"))
 
     def _weight(self, log_p, temperature):
         return (log_p / temperature).exp().clamp(min=self.w_min)

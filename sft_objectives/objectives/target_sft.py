@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import FROZEN_SOURCES, Needs, Objective, setting
+from ..contract import setting
+from ..needs import FROZEN_SOURCES, Needs
 from .residuals import Geometric, Product
-from .weighted import MOMENTUM
+from .sources import FromReference
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetSft(Objective):
+class TargetSft(FromReference):
     """CE(Q, p) with Q = g e_y + (1 - g) R, g = sg(p_y), Q detached (TARGET eq. 7-8).
 
-    R is proportional to sg(p)^(1 - exponent) q^exponent on the teacher's top_k cached words (exponent is eta);
+    R is proportional to sg(p)^(1 - exponent) q^exponent on the teacher's top_k cached ids (exponent is eta);
     residual_form product: to sg(p) q^exponent. residual_weight: adaptive is 1 - g, a number is the c of Table 6.
     """
 
     name: ClassVar[str] = "target_sft"
 
     source: str = setting("teacher", choices=FROZEN_SOURCES)
-    momentum: float = setting(MOMENTUM, low=0.0, high=1.0)
     exponent: float = setting(0.5, low=0.0)
     top_k: int | None = setting(None, kind=int, low=1, nullable=True)
     residual_weight: float | str = setting("adaptive", kind=float, choices=("adaptive",), low=0.0)
@@ -40,9 +40,9 @@ class TargetSft(Objective):
 
     @property
     def needs(self) -> Needs:
-        return Needs() | self.residual.needs
+        return self.residual.needs
 
-    def loss(self, student, references, columns, constants):
-        g = student.log_p_label.detach().exp()
-        c = 1 - g if isinstance(self.residual_weight, str) else self.residual_weight
-        return -g * student.log_p_label + c * self.residual.cross_entropy(student, references)
+    def loss(self, step):
+        g = step.student.log_p_label.detach().exp()
+        c = 1 - g if self.residual_weight == "adaptive" else self.residual_weight
+        return -g * step.student.log_p_label + c * self.residual.cross_entropy(step)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import BatchConstants, Needs, setting
-from .weighted import TokenWeighted, needs_of, statistics_of
+from ..contract import BatchConstants, setting
+from ..needs import BatchNeeds, Needs
+from .sources import statistics_of
+from .weighted import TokenWeighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +29,17 @@ class TokenSelection(TokenWeighted):
 
     @property
     def needs(self) -> Needs:
-        reads = frozenset({"log_p_label" if self.statistic == "prob" else "entropy"})
-        first_pass = needs_of(self.source, self.momentum, reads)
-        # the second pass reads the selection, not the statistic
-        return replace(Needs() | replace(first_pass, student=frozenset()), batch=True, batch_student=first_pass.student)
+        field = "label_logprob" if self.statistic == "prob" else "entropy"
+        reference = Needs.reading(self.source, field, momentum=self.momentum)
+        return reference | Needs(batch=BatchNeeds(student=self.source == "online"))
 
-    def token_scalars(self, student, references, columns):
-        statistics = statistics_of(self.source, student, references)
-        return {self.statistic: statistics.log_p_label if self.statistic == "prob" else statistics.entropy}
+    def token_scalars(self, step):
+        q = statistics_of(step, self.source)
+        return {"score": q.log_p_label if self.statistic == "prob" else q.entropy}
 
     def batch_constants(self, token_scalars, reduce):
         mask = token_scalars["mask"].bool()
-        score = token_scalars[self.statistic] * (1 if self.order == "top" else -1)
+        score = token_scalars["score"] * (1 if self.order == "top" else -1)
         ranked = reduce(score[mask]).sort(descending=True).values
         # rounded first: 0.3 * 10 is 3.0000000000000004
         count = math.ceil(round(self.fraction * len(ranked), 6))
@@ -46,5 +47,5 @@ class TokenSelection(TokenWeighted):
         kept = float((ranked >= ranked[count - 1]).sum()) if count else 0.0
         return BatchConstants(tokens={"selected": selected}, normalizer=kept if self.normalizer == "kept" else None)
 
-    def weight(self, statistics, constants):
-        return constants.token("selected")
+    def weight(self, q, step):
+        return step.constant("selected")

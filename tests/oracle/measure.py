@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import sft_objectives
-from sft_objectives import BatchConstants, Objective, Reference
+from sft_objectives import BatchConstants, Objective, Reference, Step
 from sft_objectives.student import DenseStudent
 
 SOURCES = ("base", "teacher", "checkpoint", "ema", "old")
@@ -274,9 +274,11 @@ def oracle_error(name: str, settings: dict, provider: Provider, batch: Batch) ->
 
 
 def dataset_constants(objective: Objective, batch: Batch) -> dict[str, float]:
-    """Constants of the training set, if the batch is all of it."""
+    """Constants of the training set, if the batch is all of it; none if the objective has none."""
+    if objective.needs.dataset is None:
+        return {}
     base, sequence = batch.references["base"], torch.arange(len(batch.lengths)).repeat_interleave(batch.lengths)
-    scalars = {name: base.get(name) for name in objective.needs.dataset_fields}
+    scalars = {name: base.get(name) for name in objective.needs.dataset.fields}
     return objective.dataset_constants({**scalars, "mask": batch.mask, "sequence": sequence})
 
 
@@ -312,8 +314,8 @@ def step_gradient(objective: Objective, batch: Batch, dataset: dict[str, float],
         if needs.batch:
             collected = []
             for rows in parts:
-                seen = student(rows, leaf) if needs.batch_student else None
-                scalars = objective.token_scalars(seen, *inputs(rows))
+                seen = student(rows, leaf) if needs.student_first else None
+                scalars = objective.token_scalars(Step(seen, *inputs(rows)))
                 collected.append({**scalars, "mask": torch.ones(len(rows)), "sequence": everywhere[rows]})
             constants = objective.batch_constants(
                 {name: torch.cat([scalars[name].detach() for scalars in collected]) for name in collected[0]}, reduce
@@ -323,7 +325,7 @@ def step_gradient(objective: Objective, batch: Batch, dataset: dict[str, float],
         done = 0
         for rows in parts:
             here = constants.rows(slice(done, done + len(rows)))
-            (objective.loss(student(rows, leaf), *inputs(rows), here).sum() / normalizer).backward()
+            (objective.loss(Step(student(rows, leaf), *inputs(rows), here)).sum() / normalizer).backward()
             done += len(rows)
         assert leaf.grad is not None
         return leaf.grad
@@ -365,7 +367,7 @@ def splits(batch: Batch) -> dict[str, list[list[Tensor]]]:
 def invariance_error(name: str, settings: dict) -> float:
     """Largest error of the float32 gradient of one step over splits, ranks and padding, over its largest value."""
     batch, objective = build(torch.float32), sft_objectives.load(name, **settings)
-    dataset = dataset_constants(objective, batch) if objective.needs.dataset else {}
+    dataset = dataset_constants(objective, batch)
     found = [
         step_gradient(objective, layout, dataset, ranks)
         for layout in (batch, padded(batch))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 import measure  # noqa: E402
 
 import sft_objectives  # noqa: E402
+import sft_objectives.losses  # noqa: E402
 
 HEAD = """\
 # Objectives
@@ -48,13 +50,33 @@ def equation(name: str) -> str:
     return first.removeprefix("# loss = ").replace("|", "\\|")
 
 
-def needs(objective: sft_objectives.Objective) -> str:
+STATISTICS = ("log_p_label", "log_p", "expected_log_p", "mean_log_p", "statistic", "log_p_outside", "entropy", "top_k")
+
+
+def statistics(objective: sft_objectives.Objective, batch: measure.Batch) -> list[str]:
+    """Names of the student's statistics that a call reads."""
+    read: set[str] = set()
+
+    class Watched(measure.DenseStudent):
+        def __getattribute__(self, name: str):
+            caller = sys._getframe(1).f_globals["__name__"]
+            if name in STATISTICS and caller != measure.DenseStudent.__module__:
+                read.add(name)
+            return super().__getattribute__(name)
+
+    with patch.object(sft_objectives.losses, "DenseStudent", Watched):
+        measure.dense(objective, batch)
+    return sorted(read)
+
+
+def needs(objective: sft_objectives.Objective, batch: measure.Batch) -> str:
     found = objective.needs
-    parts = [", ".join(sorted(found.student | found.batch_student)) or "log_p_label"]
-    parts += [f"{source}: {', '.join(sorted(fields))}" for source, fields in found.references.items()]
+    parts = [", ".join(statistics(objective, batch))]
+    parts += [f"{source}: {', '.join(sorted(wanted.fields))}" for source, wanted in found.references.items()]
     parts += [f"column {name}" for name in sorted(found.columns)]
-    parts += ["sequences"] * found.sequences + ["the global batch"] * found.batch + ["the data set"] * found.dataset
-    return "; ".join(parts)
+    if found.batch is not None:
+        parts += ["sequences"] * found.batch.sequences + ["the global batch"]
+    return "; ".join(parts + ["the data set"] * (found.dataset is not None))
 
 
 def sources(objective: sft_objectives.Objective) -> str:
@@ -76,7 +98,7 @@ def main() -> None:
         )
         invariance = max(measure.invariance_error(name, settings) for settings in cases)
         objective = sft_objectives.load(name)
-        cells = [f"`{name}`", equation(name), needs(objective), sources(objective)]
+        cells = [f"`{name}`", equation(name), needs(objective, batch), sources(objective)]
         print("| " + " | ".join([*cells, f"{oracle:.0e} ({len(cases)})", f"{invariance:.0e}"]) + " |")
     print(TAIL)
 

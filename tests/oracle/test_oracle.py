@@ -77,7 +77,7 @@ def test_the_step_of_a_global_batch(name, settings, make_batch):
     """The scalar of a step, as the integrator computes it, against the formula's."""
     batch = make_batch()
     objective = sft_objectives.load(name, **settings)
-    dataset = measure.dataset_constants(objective, batch) if objective.needs.dataset else {}
+    dataset = measure.dataset_constants(objective, batch)
     found = measure.step_gradient(objective, batch, dataset, measure.splits(batch)["2 ranks, 2 micro-batches"])
     logits, positions = batch.positions(torch.float64)
     total = formulas.losses(name, positions, **settings).sum() / formulas.normalizer(name, positions, **settings)

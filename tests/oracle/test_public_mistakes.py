@@ -1,5 +1,7 @@
 """What public code gets wrong: each check passes on this code and fails on a copy with the mistake."""
 
+from types import SimpleNamespace
+
 import measure
 import numpy as np
 import pytest
@@ -7,8 +9,11 @@ import torch
 from tensordict import TensorDict
 
 import sft_objectives
-from sft_objectives import load, token_losses, verl_worker
-from sft_objectives.verl_worker import TokenLoss, next_token_rows, token_means
+from sft_objectives import load, token_losses
+from sft_objectives.trainer import live_references, rows
+from sft_objectives.trainer.metrics import token_means
+from sft_objectives.trainer.rows import next_token_rows
+from sft_objectives.trainer.token_loss import TokenLoss
 
 
 def micro_batch(ids: list[list[int]], masks: list[list[int]]) -> TensorDict:
@@ -33,13 +38,12 @@ def gradient_of_shares(loss: TokenLoss, logits: torch.Tensor, shares: int, monke
     leaf = torch.nn.functional.pad(logits, (0, 0, 0, width * shares - len(logits))).requires_grad_()
     for rank in range(shares):
 
-        def share(rows, dim, rank=rank):
-            return torch.nn.functional.pad(rows, (0, width * shares - len(rows))).split(width)[rank]
+        def share(values, dim, rank=rank):
+            return torch.nn.functional.pad(values, (0, width * shares - len(values))).split(width)[rank]
 
-        monkeypatch.setattr(verl_worker, "slice_input_tensor", share)
-        loss.sequence_parallel = shares > 1
-        loss.start("train", loss.constants, 1.0)
-        loss.token_values(leaf.split(width)[rank], CHATS)["loss"].sum().backward()
+        monkeypatch.setattr(rows, "slice_input_tensor", share)
+        here = loss.training(sft_objectives.BatchConstants(), 1.0, shared=shares > 1).micro_batch()
+        here.token_values(leaf.split(width)[rank], CHATS)["loss"].sum().backward()
     assert leaf.grad is not None
     return leaf.grad[: len(logits)]
 
@@ -58,10 +62,9 @@ def test_1_weights_survive_sequence_parallelism(name, monkeypatch):
 
 
 def test_1_what_sequence_parallelism_cannot_do_is_refused():
-    engine = object.__new__(verl_worker.ObjectiveEngine)
-    engine.use_ulysses_sp = True
+    engine = SimpleNamespace(use_ulysses_sp=True)
     with pytest.raises(ValueError, match=r"sequence_parallel > 1 does not support a live reference; set"):
-        engine._frozen_model("anywhere")
+        live_references.frozen_model("anywhere", engine)
 
 
 # 2. normalising by the tokens of a micro-batch
@@ -69,9 +72,9 @@ def test_1_what_sequence_parallelism_cannot_do_is_refused():
 
 def accumulated(batch, parts, per_micro_batch: bool) -> torch.Tensor:
     gradient = torch.zeros_like(batch.logits)
-    for rows in parts:
-        losses = token_losses(load("dft"), batch.logits, batch.labels, mask=batch.mask)[rows]
-        count = batch.mask[rows].sum() * len(parts) if per_micro_batch else batch.mask.sum()
+    for part in parts:
+        losses = token_losses(load("dft"), batch.logits, batch.labels, mask=batch.mask)[part]
+        count = batch.mask[part].sum() * len(parts) if per_micro_batch else batch.mask.sum()
         gradient += torch.autograd.grad(losses.sum() / count, batch.logits)[0]
     return gradient
 
@@ -95,10 +98,9 @@ def test_2_the_engine_divides_by_the_global_count():
     loss, total = TokenLoss(load("sft"), {}, {}, False), torch.tensor(0.0)
     for chunk, value in ((first, 3.0), (second, 1.0)):
         mask = next_token_rows(chunk)[1]
-        loss.normalizer = 5.0
         values = {"loss": torch.nested.nested_tensor([value * mask], layout=torch.jagged)}
         chunk["dp_size"] = torch.tensor([1])
-        total = total + loss.reduced(values, chunk)[0]
+        total = total + loss.training(sft_objectives.BatchConstants(), 5.0).micro_batch().reduced(values, chunk)[0]
     assert torch.allclose(total, torch.tensor((3.0 + 4.0) / 5))
     assert not torch.allclose(total, torch.tensor((3.0 + 1.0) / 2)), "the mistake: the mean of two means"
 
@@ -181,7 +183,7 @@ def test_6_an_improbable_label_keeps_its_gradient():
 
 
 def test_7_metrics_are_sums_that_add_up_over_micro_batches_and_ranks():
-    """Token means of unequal parts; the mistake averages the parts' means. Two real ranks: test_verl_worker.py."""
+    """Token means of unequal parts; the mistake averages the parts' means. Two real ranks: trainer/test_engine.py."""
     parts = [
         {"tokens": 1.0, "loss": 2.0, "entropy": 3.0, "diagnostic_weight": 0.5, "weight_squared": 0.25},
         {"tokens": 4.0, "loss": 1.0, "entropy": 4.0, "diagnostic_weight": 4.0, "weight_squared": 4.0},
@@ -197,13 +199,13 @@ def test_7_every_metric_is_a_number_on_every_micro_batch():
     """What crashed loggers: a metric that is a tensor, or absent where nothing is supervised."""
     loss, keys = TokenLoss(load("dft"), {}, {}, False), []
     for chats in (CHATS, micro_batch([[1, 2, 9]], [[0, 0, 0]])):
-        loss.start("train", sft_objectives.BatchConstants(), 5.0)
+        here = loss.training(sft_objectives.BatchConstants(), 5.0).micro_batch()
         n = len(chats["input_ids"].values())
-        values = loss.token_values(torch.randn(n, 10, generator=torch.Generator().manual_seed(0)), chats)
+        values = here.token_values(torch.randn(n, 10, generator=torch.Generator().manual_seed(0)), chats)
         chats = chats.clone()
         chats["dp_size"] = torch.ones(len(chats["sequence"]))
         nested = {name: torch.nested.nested_tensor([v[0]], layout=torch.jagged) for name, v in values.items()}
-        metrics = loss.reduced(nested, chats)[1]
+        metrics = here.reduced(nested, chats)[1]
         assert all(type(value) is float for value in metrics.values())
         keys.append(sorted(metrics))
     assert keys[0] == keys[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,12 +150,10 @@ def tiny_world(tmp_path_factory) -> dict[str, Path]:
 
 
 def sft_settings(**changes):
-    """Settings of the SFT stage, from the recipe schema's defaults; a key `sft__lr` changes sft.lr."""
-    from launch.recipe.recipe import Recipe
-    from sft_objectives.sft import as_namespace
+    """Settings of the SFT stage, a recipe of the schema's defaults; a key `sft__lr` changes sft.lr."""
+    from launch.schema import Recipe
 
-    recipe = Recipe.model_validate({"model": {"path": "unused"}}).model_dump(mode="json")
-    settings = {name: recipe[name] for name in ("sft", "data", "model", "platform", "objective", "seed")}
+    settings = Recipe.model_validate({"model": {"path": "unused"}}).model_dump(mode="json")
     settings["platform"].update(name="cpu", threads=1, env={"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"})
     settings["data"]["max_length"] = 96
     settings["sft"].update(lr=1e-2, steps=6, batch_size=8, tokens_per_micro_batch=200, save_every=100)
@@ -168,22 +165,10 @@ def sft_settings(**changes):
         if last not in section:
             raise KeyError(key)
         section[last] = value
-    return as_namespace(settings)
+    return Recipe.model_validate(settings)
 
 
 @pytest.fixture(scope="session")
 def settings_of():
     """Factory of the SFT stage's settings, see `sft_settings`."""
     return sft_settings
-
-
-@pytest.fixture(scope="session")
-def free_port():
-    """Gives a TCP port that was free a moment ago."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
-
-    return find

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sft_objectives
-from sft_objectives import bench
+from sft_objectives import bench, bench_workloads
 
 SMALL = ["--tokens", "48", "--width", "16", "--vocab-size", "301", "--repeats", "1", "--device", "cpu"]
 
@@ -42,7 +42,8 @@ def test_the_table_has_a_line_for_each(monkeypatch, capsys):
 
 
 def test_without_verl_the_plain_form_is_pytorch_s(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "_module", lambda name: None)
+    for module in (bench, bench_workloads):
+        monkeypatch.setattr(module, "installed", lambda name: None)
     (row,) = json.loads(output(monkeypatch, capsys, "--objectives", "sft", "--json"))
     assert row["verl"] is False and row["time_vs_verl_plain"] > 0 and row["time_vs_verl_fused"] is None
 
@@ -66,7 +67,7 @@ def test_a_whole_step_trains_the_model_with_what_needs_no_other(monkeypatch, cap
 
 
 def test_the_step_s_loss_is_the_objective_s_on_whole_logits(group):
-    work = bench.TrainingStep(48, 16, 301, torch.float32, torch.device("cpu"), 2)
+    work = bench_workloads.TrainingStep(48, 16, 301, torch.float32, torch.device("cpu"), 2)
     before = work.model.lm_head.weight.full_tensor().detach().clone()
     plain, fused = work.baselines()["verl_plain"], work.fused(sft_objectives.load("sft"))
     torch.testing.assert_close(fused(), plain())
@@ -79,7 +80,7 @@ def test_a_baseline_that_lacks_memory_is_left_out(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    work = bench.Workload(8, 4, 20, torch.float32, torch.device("cpu"))
+    work = bench_workloads.Workload(8, 4, 20, torch.float32, torch.device("cpu"))
     taken = bench._seconds(work, {"plain": work.baselines()["verl_plain"], "huge": too_large}, 2)
     assert list(taken) == ["plain"] and len(taken["plain"]) == 2
     assert bench._ratio(taken["plain"], taken.get("huge")) is None

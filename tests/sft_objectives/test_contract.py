@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sft_objectives
-from sft_objectives import BatchConstants, Needs, load
+from sft_objectives import BatchConstants, BatchNeeds, Ema, Needs, OldPolicy, ReferenceNeeds, load
 
 
 def test_names_are_the_specified_ones():
@@ -67,44 +67,43 @@ def test_integers_stand_for_floats():
 def test_a_weight_rule_takes_any_source(name, source):
     needs = load(name, source=source).needs
     assert set(needs.references) == {source}
-    assert (needs.state, needs.momentum) == (("ema", 0.999) if source == "ema" else ("none", None))
+    assert needs.state == (Ema(0.999) if source == "ema" else None)
 
 
 def test_needs_follow_the_settings():
     assert load("prift_prob").needs == load("dft", source="base").needs
-    assert load("eaft").needs.top_k == 20
-    assert load("eaft", source="base").needs.support == {"base": 20}
-    assert load("lp_sft", top_k=1).needs.support == {"base": 3}
-    assert load("lp_sft", schedule="fixed").needs.references == {"base": {"support_ids", "support_logprobs"}}
-    assert load("lp_sft", scope="full").needs.references == {"base": {"logits"}}
-    assert load("talr").needs.batch and load("talr").needs.sequences
-    assert not load("talr", temperature=1.0).needs.batch
-    assert not load("talr", source="base").needs.batch_student
-    assert load("flow").needs.dataset and not load("flow").needs.batch_student
-    assert not load("sed_sft", threshold=0.9).needs.dataset
-    assert load("psft").needs.state == "old_policy" and set(load("psft", inner_updates=0).needs.references) == {"base"}
+    support = frozenset({"support_ids", "support_logprobs"})
+    assert load("eaft").needs == Needs()
+    assert load("eaft", source="base").needs.references == {"base": ReferenceNeeds(support, 20)}
+    assert load("lp_sft", top_k=1).needs.references["base"].top_k == 3
+    assert load("lp_sft", schedule="fixed").needs.references["base"].fields == support
+    assert load("lp_sft", scope="full").needs.references == {"base": ReferenceNeeds(frozenset({"logits"}))}
+    assert load("lp_sft", scope="full").needs.live == ["base"] and load("lp_sft").needs.live == []
+    assert load("talr").needs.batch == BatchNeeds(student=True, sequences=True)
+    assert load("talr", temperature=1.0).needs.batch is None
+    assert load("talr", source="base").needs.batch == BatchNeeds(student=False, sequences=True)
+    assert load("flow").needs.dataset == ReferenceNeeds(frozenset({"label_logprob"}))
+    assert load("flow").needs.batch == BatchNeeds(student=False, sequences=True)
+    assert load("sed_sft").needs.dataset == ReferenceNeeds(frozenset({"support_logprobs"}), 2)
+    assert load("sed_sft", threshold=0.9).needs.dataset is None
+    assert load("psft").needs.state == OldPolicy(4) and set(load("psft", inner_updates=0).needs.references) == {"base"}
     two = load("q_target", rule="eaft", rule_settings={"source": "base"}).needs
-    assert set(two.references) == {"base", "teacher"} and two.support == {"base": 20, "teacher": 1}
+    assert {source: wanted.top_k for source, wanted in two.references.items()} == {"base": 20, "teacher": 1}
 
 
 def test_two_states_cannot_be_kept():
     with pytest.raises(ValueError, match="two states"):
-        _ = Needs(state="ema", momentum=0.9) | Needs(state="ema", momentum=0.99)
+        _ = Needs(state=Ema(0.9)) | Needs(state=Ema(0.99))
 
 
 def test_constants_are_sliced_merged_and_named():
     constants = BatchConstants(values={"a": 1.0}, tokens={"t": torch.arange(4)}, normalizer=3.0)
     rows = constants.rows(slice(1, 3)).merged({"a": 5.0, "b": 2.0})
-    assert (
-        rows.value("a") == 1.0
-        and rows.value("b") == 2.0
-        and rows.token("t").tolist() == [1, 2]
-        and rows.normalizer == 3.0
-    )
+    assert rows.get("a") == 1.0 and rows.get("b") == 2.0 and rows.get("t").tolist() == [1, 2] and rows.normalizer == 3.0
     with pytest.raises(ValueError, match="threshold"):
-        rows.value("threshold")
+        rows.get("threshold")
     with pytest.raises(ValueError, match="selected"):
-        rows.token("selected")
+        rows.get("selected")
 
 
 def test_a_file_in_the_folder_is_an_objective(tmp_path):
@@ -118,15 +117,17 @@ def test_a_file_in_the_folder_is_an_objective(tmp_path):
         "assert s.load('focal', exponent=1).exponent == 1.0\n"
         "assert 'torch' not in sys.modules\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(sft_objectives.__file__).parents[1])]),
+    }
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment, cwd=tmp_path)
 
 
 EXTERNAL = '''
 from dataclasses import dataclass
 from typing import ClassVar
-from sft_objectives import Needs, Objective
-from sft_objectives.contract import setting
+from sft_objectives import Objective, setting
 
 @dataclass(frozen=True, kw_only=True)
 class Focal(Objective):
@@ -135,9 +136,9 @@ class Focal(Objective):
     name: ClassVar[str] = "focal"
     exponent: float = setting(2.0, low=0.0)
 
-    def loss(self, student, references, columns, constants):
-        p = student.log_p_label.detach().exp()
-        return -((1 - p) ** self.exponent) * student.log_p_label
+    def loss(self, step):
+        p = step.student.log_p_label.detach().exp()
+        return -((1 - p) ** self.exponent) * step.student.log_p_label
 
 class NotOne: ...
 '''

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import sft_objectives
-import sft_objectives.losses
-from sft_objectives import BatchConstants, Reference, load, token_losses
+from sft_objectives import BatchConstants, Reference, Step, load, token_losses
+from sft_objectives.inputs import resolve_constants
 from sft_objectives.student import DenseStudent
 
 VARIANTS = [
@@ -93,16 +93,16 @@ def in_parts(objective, batch, parts):
     base = batch.references["base"]
     dataset = {}
     if needs.dataset:
-        cache = {f: base.get(f) for f in needs.dataset_fields} | {"mask": batch.mask, "sequence": everywhere}
+        cache = {f: base.get(f) for f in needs.dataset.fields} | {"mask": batch.mask, "sequence": everywhere}
         dataset = objective.dataset_constants(cache)
     parts = [part[batch.mask[part]] for part in parts]
     constants = BatchConstants()
     if needs.batch:
         scalars = []
         for part in parts:
-            student = DenseStudent(batch.logits[part], batch.labels[part]) if needs.batch_student else None
+            student = DenseStudent(batch.logits[part], batch.labels[part]) if needs.student_first else None
             mask = {"mask": torch.ones(len(part)), "sequence": everywhere[part]}
-            scalars.append(objective.token_scalars(student, references(part), columns(part)) | mask)
+            scalars.append(objective.token_scalars(Step(student, references(part), columns(part))) | mask)
         together = {key: torch.cat([s[key] for s in scalars]) for key in scalars[0]}
         constants = objective.batch_constants(together, lambda local: local)
     constants = constants.merged(dataset)
@@ -111,7 +111,7 @@ def in_parts(objective, batch, parts):
     for part in parts:
         student = DenseStudent(batch.logits[part], batch.labels[part])
         here = constants.rows(slice(done, done + len(part)))
-        loss = objective.loss(student, references(part), columns(part), here).sum() / normalizer
+        loss = objective.loss(Step(student, references(part), columns(part), here)).sum() / normalizer
         gradient += torch.autograd.grad(loss, batch.logits)[0]
         done += len(part)
     return gradient
@@ -138,7 +138,7 @@ def test_ranks_that_reduce_agree_with_one_process(batch):
         objective = load(name)
         sequence = torch.repeat_interleave(torch.arange(4), batch.sequence_lengths)
         student = DenseStudent(batch.logits, batch.labels)
-        scalars = objective.token_scalars(student, batch.references, {}) | {"mask": batch.mask, "sequence": sequence}
+        scalars = objective.token_scalars(Step(student, batch.references)) | {"mask": batch.mask, "sequence": sequence}
         whole = objective.batch_constants(scalars, lambda local: local)
         halves = [{k: v[:13] for k, v in scalars.items()}, {k: v[13:] for k, v in scalars.items()}]
         sent = [[], []]
@@ -157,16 +157,16 @@ def test_diagnostics_are_detached_rows(name, settings, batch):
     objective = load(name, **settings)
     batch.mask[:] = True
     student = DenseStudent(batch.logits, batch.labels)
-    constants = sft_objectives.losses.resolve_constants(
+    constants = resolve_constants(
         objective,
         {"threshold": 0.9, "temperature": 1.0, "mean_weight": 1.0},
-        student,
-        batch.references,
-        batch.columns,
+        Step(student, batch.references, batch.columns),
         torch.repeat_interleave(torch.arange(4), batch.sequence_lengths),
         torch.arange(len(batch.labels)),
     )
-    for tensor in objective.diagnostics(student, batch.references, batch.columns, constants).values():
+    logged = {}
+    objective.loss(Step(student, batch.references, batch.columns, constants, logged=logged))
+    for tensor in logged.values():
         assert tensor.shape == batch.labels.shape and not tensor.requires_grad and tensor.isfinite().all()
 
 

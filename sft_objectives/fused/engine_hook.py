@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from .reference import Reference
+from common.errors import ConfigError
+
+from ..reference import Reference
 
 Read = Callable[[Tensor], dict[str, Tensor]]
 HeadValues = Callable[[Tensor, Tensor, Tensor | None, Tensor], dict[str, Tensor]]
@@ -48,11 +50,11 @@ def obstacle(module: torch.nn.Module) -> str | None:
 def choose(fused: str, module: torch.nn.Module) -> tuple[FusedHead | None, str]:
     """The fused head of a model or None for whole logits, by the setting `sft.fused`; and a line that says which.
 
-    Raises ValueError for `on` where the model does not allow it.
+    Raises ConfigError for `on` where the model does not allow it.
     """
     reason = "asked for" if fused == "off" else obstacle(module)
     if fused == "on" and reason is not None:
-        raise ValueError(f"sft.fused=on: {reason}; allowed for this model: auto, off")
+        raise ConfigError(f"sft.fused=on: {reason}; allowed for this model: auto, off")
     if reason is not None:
         return None, f"sft.fused={fused}: whole logits, {reason}"
     return FusedHead(module), f"sft.fused={fused}: the output head computes losses, no whole logits"
@@ -92,7 +94,7 @@ class FusedHead:
         """While open, the head returns (..., C) float32 values of tokens; gives the function that reads them.
 
         That function takes what the model returned, (N, C) of the tokens alone, and gives (1, N) tensors by name. It
-        raises ValueError if the model changed what its head had returned.
+        raises ConfigError if the model changed what its head had returned.
 
         values: called with hidden (M, D), the head's weight and bias, and places (N,) int64 of the tokens among the M
         rows; gives (N,) tensors by name. lengths: (B,) of the chats, where hidden (B, L, D) is padded on the right;
@@ -126,18 +128,18 @@ class FusedHead:
         if returned.shape != output.shape or not torch.equal(
             returned.nan_to_num(), output.detach().nan_to_num().to(returned.dtype)
         ):
-            raise ValueError("sft.fused: the model changes its logits after the head; set sft.fused=off")
+            raise ConfigError("sft.fused: the model changes its logits after the head; set sft.fused=off")
 
     @torch.no_grad()
     def hidden(self, forward: Callable[[], Tensor]) -> Tensor:
         """The hidden states that the model gives to its head, in the dtype of the head's weight; no logits.
 
-        forward: runs the model and gives what it returns as logits. Raises ValueError if the model changed that.
+        forward: runs the model and gives what it returns as logits. Raises ConfigError if the model changed that.
         """
         with self._replaced(lambda hidden: hidden.to(self.head.weight.dtype)):
             hidden = forward()
             if hidden.shape != self.returned.shape or not torch.equal(hidden, self.returned.to(hidden.dtype)):
-                raise ValueError("sft.fused: a live reference changes its logits after the head; set sft.fused=off")
+                raise ConfigError("sft.fused: a live reference changes its logits after the head; set sft.fused=off")
         return hidden
 
     @torch.no_grad()

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from sft_objectives.ranks import node_count
-from sft_objectives.sft import as_dict
+from common.settings import describe
+from sft_objectives.trainer.ranks import node_count
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STAGE = """
 import json, sys
 from pathlib import Path
-from sft_objectives import sft
+from common.settings import rebuild
+from sft_objectives.trainer import stage
 job = json.loads(Path(sys.argv[1]).read_text())
 def report(done, total, **metrics):
     Path(job["progress"]).write_text(str(done))
 inputs = {name: Path(path) for name, path in job["inputs"].items()}
-sft.run(sft.as_namespace(job["settings"]), inputs, Path(job["output"]), Path(job["scratch"]), report)
+stage.run(rebuild(job["settings"]), inputs, Path(job["output"]), Path(job["scratch"]), report)
 """
 
 
@@ -49,7 +50,7 @@ def start(settings, inputs, root: Path, address: str | None = None) -> tuple[sub
     output = root / f"output_{time.monotonic_ns()}"
     output.mkdir(parents=True)
     job = {
-        "settings": as_dict(settings),
+        "settings": describe(settings),
         "inputs": {name: str(path) for name, path in inputs.items()},
         "output": str(output),
         "scratch": str(root / "scratch"),
@@ -94,4 +95,4 @@ def test_two_nodes_equal_one_and_a_lost_node_costs_an_attempt(tiny_world, settin
 
 def test_processes_that_do_not_divide_over_the_nodes_are_refused(settings_of):
     with pytest.raises(ValueError, match=r"sft\.processes=3 does not divide over 2 nodes"):
-        node_count(settings_of(sft__processes=3, platform__nodes=2, platform__gpus_per_node=2))
+        node_count(settings_of(sft__batch_size=6, sft__processes=3, platform__nodes=2, platform__gpus_per_node=2))

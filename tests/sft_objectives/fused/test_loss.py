@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import sft_objectives
-from sft_objectives import BatchConstants, Reference, fused, fused_loss, load, token_losses
-from sft_objectives.chunk_student import ChunkStudent, largest
+from sft_objectives import BatchConstants, Reference, fused_loss, load, token_losses
+from sft_objectives.fused import chunk_size, chunks
+from sft_objectives.fused.chunk_student import ChunkStudent, largest
 
 VARIANTS = [
     *((name, {}) for name in sft_objectives.names()),
@@ -150,11 +151,11 @@ def test_errors_are_no_larger_than_the_dense_path_s(name, settings, dtype, probl
         assert mine.dtype == dtype
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 21, 1000, None])
+@pytest.mark.parametrize("size", [1, 3, 21, 1000, None])
 @pytest.mark.parametrize("name", ["sft", "lp_sft", "gem", "talr", "flow", "sft_kl"])
-def test_the_chunk_size_does_not_matter(name, chunk_size, problem):
+def test_the_chunk_size_does_not_matter(name, size, problem):
     objective = load(name)
-    expected, found = problem.dense(objective), problem.fused(objective, chunk_size=chunk_size)
+    expected, found = problem.dense(objective), problem.fused(objective, chunk_size=size)
     for mine, theirs in zip(found[1], expected[1], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
@@ -223,7 +224,7 @@ def test_impossible_words_count_nothing(problem):
 def test_given_constants_are_used_and_save_the_first_pass(problem, monkeypatch):
     objective = load("talr")
     assert objective.needs.batch
-    monkeypatch.setattr(fused._Batch, "constants_of_batch", lambda *_: pytest.fail("first pass"))
+    monkeypatch.setattr(chunks.ChunkedRows, "constants_of_batch", lambda *_: pytest.fail("first pass"))
     constants = BatchConstants(values={"temperature": 0.5})
     found = problem.fused(objective, constants=constants)
     expected = problem.dense(load("talr", temperature=0.5))
@@ -276,8 +277,8 @@ def test_autocast_does_not_change_the_result(problem):
 def test_float32_accumulation_of_the_head_s_gradient_is_nearer():
     problem = build(lengths=(60,)).to(torch.bfloat16)
 
-    def gradient(chunk_size, on):
-        return problem.fused(load("sft"), chunk_size=chunk_size, accumulate_float32=on)[1][1].double()
+    def gradient(size, on):
+        return problem.fused(load("sft"), chunk_size=size, accumulate_float32=on)[1][1].double()
 
     at_once = gradient(60, True)
     assert (gradient(1, True) - at_once).norm() < 0.5 * (gradient(1, False) - at_once).norm()
@@ -294,8 +295,8 @@ def test_the_chunk_shrinks_with_free_memory(monkeypatch):
     hidden = torch.zeros(1, 2560)
     sizes = []
     for free in (2**40, 2**31, 2**28, 0):
-        monkeypatch.setattr(fused, "_free_bytes", lambda device, free=free: free)
-        sizes.append(fused.default_chunk_size(load("sft"), hidden, 152_000, False))
+        monkeypatch.setattr(chunk_size, "_free_bytes", lambda device, free=free: free)
+        sizes.append(chunk_size.default_chunk_size(load("sft"), hidden, 152_000, False))
     assert sizes == [2048, 512, 64, 16]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sft_objectives import BatchConstants, Reference, fused, load, token_losses
-from sft_objectives.fused import HeadRows
-from sft_objectives.fused_engine import FusedHead, choose, obstacle
+from sft_objectives import BatchConstants, Reference, load, token_losses
+from sft_objectives.fused import chunk_size
+from sft_objectives.fused.engine_hook import FusedHead, choose, obstacle
+from sft_objectives.fused.head_rows import HeadRows
 
 LENGTHS = torch.tensor([7, 4])
 VOCABULARY = 61
@@ -190,11 +191,11 @@ def test_the_choice_is_said_in_one_line():
 
 
 def test_the_engine_s_chunk_does_not_depend_on_free_memory(monkeypatch):
-    monkeypatch.setattr(fused, "_free_bytes", lambda device: pytest.fail("free memory was asked for"))
+    monkeypatch.setattr(chunk_size, "_free_bytes", lambda device: pytest.fail("free memory was asked for"))
     sizes = []
     for total in (2**40, 2**33, 2**31):
-        monkeypatch.setattr(fused, "_total_bytes", lambda device, total=total: total)
-        sizes.append(fused.fixed_chunk_size(load("sft"), torch.empty(152_000, 2560, device="meta")))
+        monkeypatch.setattr(chunk_size, "_total_bytes", lambda device, total=total: total)
+        sizes.append(chunk_size.fixed_chunk_size(load("sft"), torch.empty(152_000, 2560, device="meta")))
     assert sizes == [2048, 512, 128]
 
 
@@ -207,5 +208,5 @@ def test_references_that_only_a_measure_reads_reach_it():
         load("sft"), hidden, weight, labels, rows=torch.arange(4), reference={"base": base}, columns={},
         constants=BatchConstants(), chunk_size=3, head_bias=None,
     )  # fmt: skip
-    found = head.values(1.0, lambda student, references: {"gap": references["base"].get("label_logprob")})
+    found = head.values(1.0, lambda step: {"gap": step.reference("base").get("label_logprob")})
     torch.testing.assert_close(found["gap"], base.get("label_logprob"))

@@ -62,7 +62,7 @@ def chats(job, tokenizer, config):
 
 def shadow_weights(engine, path: str):
     """Weights of another model, in the order and sharding of the engine's."""
-    original = engine._copy_of_weights()
+    original = engine.weights.copy()
     state = load(path).state_dict()
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
@@ -73,8 +73,8 @@ def shadow_weights(engine, path: str):
 
                 full = distribute_tensor(full, parameter.device_mesh, parameter.placements)._local_tensor
             local.copy_(full)
-    other = engine._copy_of_weights()
-    for weight, value in zip(engine._weights(), original, strict=True):
+    other = engine.weights.copy()
+    for weight, value in zip(engine.weights.shards(), original, strict=True):
         weight.copy_(value)
     return other
 
@@ -91,22 +91,26 @@ def main(job_path: str) -> None:
     from verl.workers.engine_workers import TrainingWorkerConfig
 
     import sft_objectives
-    from sft_objectives import verl_worker
-    from sft_objectives.sft import as_namespace, live_sources, verl_config
-    from sft_objectives.verl_worker import ObjectiveWorker, TokenLoss
+    from common.settings import rebuild
+    from sft_objectives.trainer import token_loss
+    from sft_objectives.trainer.config import live_sources, verl_config
+    from sft_objectives.trainer.engine import Setup
+    from sft_objectives.trainer.token_loss import TokenLoss
+    from sft_objectives.trainer.worker import ObjectiveWorker
 
-    verl_worker.fixed_chunk_size = lambda objective, weight: 5
+    token_loss.fixed_chunk_size = lambda objective, weight: 5
     job = json.loads(Path(job_path).read_text())
     torch.set_num_threads(1)
     initialize_global_process_group()
     rank, world = dist.get_rank(), dist.get_world_size()
-    settings = as_namespace(job["settings"])
+    settings, sequence_parallel = rebuild(job["settings"]), job["sequence_parallel"]
     inputs = {name: Path(path) for name, path in job["inputs"].items()}
     out = Path(job["out"])
     engines, rows = {}, None
     for packed in sorted({how["packed"] for how in job["splits"].values()}, reverse=True):
-        settings.sft.packed = packed
-        config = verl_config(settings, inputs, out)
+        changes = {"packed": packed, "sequence_parallel": sequence_parallel}  # the schema wants flash attention for it
+        changed = settings.model_copy(update={"sft": settings.sft.model_copy(update=changes)})
+        config = verl_config(changed, inputs, out)
         sections = {
             f"{name}_config": omega_conf_to_dataclass(config[key])
             for name, key in (
@@ -120,14 +124,12 @@ def main(job_path: str) -> None:
         worker = ObjectiveWorker(
             config=TrainingWorkerConfig(model_type="language_model", profiler_config=None, **sections)
         )
-        worker.set_loss_fn(TokenLoss(sft_objectives.load("sft"), {}, {}, kl_from_base=False))
-        worker.engine.fused = "on"
+        worker.configure(TokenLoss(sft_objectives.load("sft")), Setup(fused="on"))
         worker.reset()
         engines[packed] = worker, worker.engine.head
         rows = rows or chats(job, sections["model_config"].tokenizer, config)
     mine = rows[rank::world] if world > 1 else rows
     batch = SFTTensorCollator("no_padding")(mine)
-    sequence_parallel = settings.sft.sequence_parallel
     if sequence_parallel > 1:
         share = engines[True][0].engine.get_data_parallel_rank()
         batch = SFTTensorCollator("no_padding")(rows[share :: world // sequence_parallel])
@@ -141,11 +143,11 @@ def main(job_path: str) -> None:
             engine = worker.engine
             engine.head = head if how.get("fused") else None
             loss = TokenLoss(objective, constants, layouts, kl_from_base)
-            worker.set_loss_fn(loss)
-            engine.live_models = {source: job["references"][source] for source in live_sources(objective.needs)}
+            live = {source: job["references"][source] for source in live_sources(objective)}
+            worker.configure(loss, Setup(live_models=live, fused="on"))
             engine.prepare_objective()
-            if objective.needs.state != "none":
-                engine._shadow = shadow_weights(engine, job["references"]["teacher"])
+            if engine.shadow is not None:
+                engine.shadow.tensors = shadow_weights(engine, job["references"]["teacher"])
             given = {
                 "use_remove_padding": how["packed"],
                 "use_dynamic_bsz": how["tokens"] is not None,
@@ -195,6 +197,7 @@ def reduced(worker, output) -> dict[str, float]:
 
 def batch_normalizer(objective, logits, labels, mask, lengths, references) -> float | None:
     """What `batch_constants` says the sum of the batch is divided by."""
+    from sft_objectives import Step
     from sft_objectives.student import DenseStudent
 
     if not objective.needs.batch:
@@ -202,7 +205,7 @@ def batch_normalizer(objective, logits, labels, mask, lengths, references) -> fl
     rows = mask.nonzero().squeeze(-1)
     student = DenseStudent(logits[rows], labels[rows])
     known = {source: reference.rows(rows) for source, reference in references.items()}
-    scalars = objective.token_scalars(student, known, {})
+    scalars = objective.token_scalars(Step(student, known))
     sequence = torch.arange(len(lengths)).repeat_interleave(lengths)[rows]
     ones = torch.ones(len(rows), dtype=torch.bool)
     return objective.batch_constants({**scalars, "mask": ones, "sequence": sequence}, lambda local: local).normalizer

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from sft_objectives import fused_loss, load
-from sft_objectives.chunk_student import ChunkStudent
-from sft_objectives.fused import student_of
+from sft_objectives.fused.backend import student_of
+from sft_objectives.fused.chunk_student import ChunkStudent
 
 CASES = (
     ("sft", {}),
@@ -78,7 +78,7 @@ def errors():
     pytest.importorskip("triton", reason="triton is not installed on this platform")
     jobs = [(dtype, name, settings, 1.0) for dtype in ("float32", "bfloat16") for name, settings in CASES]
     jobs += [("float32", "idft", {}, 1000.0)]
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, json.dumps(jobs)],

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sft_objectives import sft
+from sft_objectives.trainer import stage
+from sft_objectives.trainer.config import verl_config
 
 TIMINGS = "timings.jsonl"
 
@@ -27,7 +28,7 @@ def run(settings, inputs, root: Path, *, kill_after: int | None = None) -> Path:
         if kill_after is not None and done >= kill_after:
             raise Killed
 
-    sft.run(settings, inputs, output, root / "scratch", report)
+    stage.run(settings, inputs, output, root / "scratch", report)
     return output
 
 
@@ -147,15 +148,11 @@ def test_lora_is_merged_into_the_export(tiny_world, settings_of, tmp_path):
 @pytest.mark.timeout(600)
 def test_cached_base_is_aligned_with_the_student(tiny_world, settings_of, tmp_path):
     """LP-SFT of the base itself: its KL term is 0 at the first step, and positive later."""
-    import data_prep.reference.stage
-    from launch.recipe.recipe import Recipe
-    from sft_objectives.sft import as_namespace
+    import data_prep.cache
 
     settings = settings_of(objective={"name": "lp_sft"}, sft__metrics={"kl_from_base": True})
-    recipe = Recipe.model_validate({"model": {"path": "unused"}}).model_dump(mode="json")
-    recipe["cache"] |= {"encoding": "lossless", "sample_sequences": 2}
     cache = SimpleNamespace(
-        cache=as_namespace(recipe["cache"]),
+        cache=settings.cache.model_copy(update={"encoding": "lossless", "sample_sequences": 2}),
         data=settings.data,
         model=settings.model,
         platform=settings.platform,
@@ -252,7 +249,7 @@ INPUTS = {"model": Path("model"), "data": Path("data")}
 )
 def test_wrong_settings_are_refused_with_one_line(settings_of, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        sft.verl_config(settings_of(**changes), INPUTS, tmp_path)
+        verl_config(settings_of(**changes), INPUTS, tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -260,7 +257,7 @@ def test_a_live_reference_is_refused_where_sequences_are_split(settings_of, tmp_
     split = {"sft__sequence_parallel": 2, "sft__processes": 2, "model__attention": "flash_attention_2"}
     settings = settings_of(objective={"name": "asft"}, **split)
     with pytest.raises(ValueError, match=r"'asft': keeps the base in memory.*set sft\.sequence_parallel=1"):
-        sft.verl_config(settings, {**INPUTS, "base": Path("base")}, tmp_path)
+        verl_config(settings, {**INPUTS, "base": Path("base")}, tmp_path)
 
 
 def test_settings_reach_verl_and_passthrough_comes_last(settings_of, tmp_path):
@@ -269,7 +266,7 @@ def test_settings_reach_verl_and_passthrough_comes_last(settings_of, tmp_path):
         "engine.param_offload": True,
         "model": {"override_config": {"rope_theta": 5}},
     }
-    config = sft.verl_config(settings_of(sft__verl=extra, sft__lr=3e-4), INPUTS, tmp_path)
+    config = verl_config(settings_of(sft__verl=extra, sft__lr=3e-4), INPUTS, tmp_path)
     assert config.optim.lr == 3e-4
     assert config.optim.betas == [0.8, 0.9]
     assert config.engine.param_offload is True
@@ -292,7 +289,7 @@ def test_gpu_configuration_is_valid_for_verl(settings_of, tmp_path):
         sft__batch_size=256,
         sft__gradient_checkpointing=True,
     )
-    config = sft.verl_config(settings, INPUTS, tmp_path)
+    config = verl_config(settings, INPUTS, tmp_path)
     engine = omega_conf_to_dataclass(config.engine)
     assert engine.mixed_precision["param_dtype"] == "bf16"
     assert engine.strategy == "fsdp2"
@@ -307,5 +304,6 @@ def test_configuration_needs_no_torch(tmp_path):
     import subprocess
     import sys
 
-    program = "import sys, sft_objectives.sft; sys.exit(any(name in sys.modules for name in ('torch', 'verl', 'ray')))"
-    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False).returncode == 0
+    modules = "sft_objectives.trainer.stage, sft_objectives.trainer.config"
+    program = f"import sys, {modules}; sys.exit(any(name in sys.modules for name in ('torch', 'verl', 'ray')))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], check=False).returncode == 0

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .student import Chunk, OfChunk, Student
+from ..student import Chunk, OfChunk, Student
 
 TILE_BYTES = {"cpu": 2**23, "cuda": 2**27}
 """Size of a tile: a share of the cores' common cache, or enough work for a GPU."""
@@ -21,13 +21,13 @@ TILE_BYTES = {"cpu": 2**23, "cuda": 2**27}
 TOP_K_BLOCK = 128
 
 SMALLEST_MASS = 1e-30
-"""Probabilities whose sum is below lose words that count to underflow."""
+"""Probabilities whose sum is below lose ids that count to underflow."""
 
 OfTile = Callable[[int], Tensor]
-Words = tuple[Tensor, Tensor]  # (n, K) ids and gradients
+AtIds = tuple[Tensor, Tensor]  # (n, K) ids and gradients
 Expected = tuple[OfTile, Tensor]  # weights of a tile by its place, (n, 1) gradients
-Outside = tuple[Tensor, Tensor, Tensor]  # (n, K) ids, (n, 1) log of the other words' sum, (n, 1) gradients
-Upstream = tuple[Tensor, list[Words], list[Expected], list[Outside], Tensor | None, Tensor]
+Outside = tuple[Tensor, Tensor, Tensor]  # (n, K) ids, (n, 1) log of the other ids' mass, (n, 1) gradients
+Upstream = tuple[Tensor, list[AtIds], list[Expected], list[Outside], Tensor | None, Tensor]
 """(n, 1) gradients at log_p_label, those at the other statistics (None at mean_log_p where it was not asked for), and
 their (n, 1) total, which multiplies -p."""
 
@@ -50,10 +50,11 @@ class ChunkStudent(Student):
         self._whole = whole
         size = n if whole else TILE_BYTES[logits.device.type] // row_bytes
         self._tiles = _slices(n, size)
-        self._words: list[tuple[Tensor, Tensor]] = []  # ids, leaf
+        self._at_ids: list[tuple[Tensor, Tensor]] = []  # ids, leaf
         self._expected: list[tuple[OfTile, Tensor, Tensor]] = []  # weights, their sum, leaf
         self._mean: Tensor | None = None  # leaf
-        self._outside: list[tuple[Tensor, Tensor, Tensor]] = []  # ids, log of the other words' sum, leaf
+        self._outside: list[tuple[Tensor, Tensor, Tensor]] = []  # ids, log of the other ids' mass, leaf
+        self._top: dict[int, tuple[Tensor, Tensor]] = {}
         self.has_gradient = torch.zeros_like(labels, dtype=torch.bool)
         """(n,) the rows of which `overwrite_with_gradient` gave one that is not zero."""
         with torch.no_grad():
@@ -96,7 +97,7 @@ class ChunkStudent(Student):
         with torch.no_grad():
             leaf = self._leaf(self._log_p_of(ids))
         if self._remembers():
-            self._words.append((ids, leaf))
+            self._at_ids.append((ids, leaf))
         return leaf
 
     def expected_log_p(self, weights: OfChunk) -> Tensor:
@@ -130,9 +131,12 @@ class ChunkStudent(Student):
     def statistic(self, of_chunk: OfChunk) -> Tensor:
         return torch.cat([of_chunk(self._chunk(tile)) for tile in self._tiles])
 
-    @property
+    @cached_property
+    def entropy(self) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._entropy_of_tiles()
+
     @torch.no_grad()
-    def entropy(self) -> Tensor:
+    def _entropy_of_tiles(self) -> Tensor:
         parts = []
         for tile in self._tiles:
             log_p = self._tile(tile)
@@ -145,8 +149,10 @@ class ChunkStudent(Student):
 
     @torch.no_grad()
     def top_k(self, k: int) -> tuple[Tensor, Tensor]:
-        found = [largest(self._tile(tile), min(k, self.vocab_size)) for tile in self._tiles]
-        return torch.cat([values for values, _ in found]), torch.cat([ids for _, ids in found])
+        if k not in self._top:
+            found = [largest(self._tile(tile), min(k, self.vocab_size)) for tile in self._tiles]
+            self._top[k] = torch.cat([values for values, _ in found]), torch.cat([ids for _, ids in found])
+        return self._top[k]
 
     @property
     def logsumexp(self) -> Tensor:
@@ -155,7 +161,7 @@ class ChunkStudent(Student):
     def log_p_outside(self, ids: Tensor) -> Tensor:
         # overrides the generic form, which would keep (n, V) weights
         with torch.no_grad():
-            outside = torch.empty_like(self._logsumexp)  # log of the other words' mass
+            outside = torch.empty_like(self._logsumexp)  # log of the other ids' mass
             for tile in self._tiles:
                 log_p = self._tile(tile)
                 p = self._probabilities(log_p)
@@ -178,7 +184,7 @@ class ChunkStudent(Student):
         upstream = self._upstream(losses, scale)
         if upstream is None:
             return self._logits.zero_()
-        label, words, expected, outside, mean, total = upstream
+        label, at_ids, expected, outside, mean, total = upstream
         smallest = math.log(SMALLEST_MASS)
         for place, tile in enumerate(self._tiles):
             z = self._logits[tile]
@@ -186,7 +192,7 @@ class ChunkStudent(Student):
             others = self._dense_terms(place, [], [] if scaled else outside, None)
             weights = [(of_tile(place), gradient[tile]) for of_tile, gradient in expected]
             torch.softmax(z, -1, out=z)
-            if scaled:  # the softmax over the other words is p / their mass
+            if scaled:  # the softmax over the other ids is p / their mass
                 ids, logsumexp, gradient = (tensor[tile] for tensor in outside[0])
                 inside = z.gather(1, ids).mul_(-total[tile])
                 z.mul_(gradient * (-logsumexp).exp() - total[tile]).scatter_(1, ids, inside)
@@ -199,7 +205,7 @@ class ChunkStudent(Student):
             if mean is not None:
                 z.add_(mean[tile] / self.vocab_size)
             z.scatter_add_(1, self.labels[tile].unsqueeze(-1), label[tile])
-            for ids, gradient in words:
+            for ids, gradient in at_ids:
                 z.scatter_add_(1, ids[tile], gradient[tile])
         return self._logits
 
@@ -208,30 +214,31 @@ class ChunkStudent(Student):
         if not losses.requires_grad:
             return None
         leaves = [self._log_p_label]
-        leaves += [leaf for *_, leaf in (*self._words, *self._expected, *self._outside)]
+        leaves += [leaf for *_, leaf in (*self._at_ids, *self._expected, *self._outside)]
         leaves += [] if self._mean is None else [self._mean]
         found = list(torch.autograd.grad(losses, leaves, scale.to(losses.dtype), materialize_grads=True))
         label = found.pop(0).unsqueeze(-1)
-        words = [(ids, found.pop(0)) for ids, _ in self._words]
+        at_ids = [(ids, found.pop(0)) for ids, _ in self._at_ids]
         expected = [(of_tile, found.pop(0).unsqueeze(-1)) for of_tile, *_ in self._expected]
         outside = [(ids, logsumexp, found.pop(0).unsqueeze(-1)) for ids, logsumexp, _ in self._outside]
         mean = found.pop(0).unsqueeze(-1) if found else None
         total = label.clone() if mean is None else label + mean
-        for _, gradient in words:
+        for _, gradient in at_ids:
             total += gradient.sum(-1, keepdim=True)
         for (_, sums, _), (_, gradient) in zip(self._expected, expected, strict=True):
             total += gradient * sums.unsqueeze(-1)
         for *_, gradient in outside:
             total += gradient
-        at_leaves = [label, *(gradient for *_, gradient in (*words, *expected, *outside))]
+        at_leaves = [label, *(gradient for *_, gradient in (*at_ids, *expected, *outside))]
         at_leaves += [] if mean is None else [mean]
+        self._top: dict[int, tuple[Tensor, Tensor]] = {}
         self.has_gradient = torch.stack([(gradient != 0).any(-1) for gradient in at_leaves]).any(0)
-        return label, words, expected, outside, mean, total
+        return label, at_ids, expected, outside, mean, total
 
     def _dense_terms(
         self, place: int, expected: list[Expected], outside: list[Outside], mean: Tensor | None
     ) -> Tensor | None:
-        """(m, V) terms of a tile's gradient that are neither softmax nor single words, new; None if there are none."""
+        """(m, V) terms of a tile's gradient that are neither softmax nor single ids, new; None if there are none."""
         tile, dense = self._tiles[place], None
         for ids, logsumexp, gradient in outside:
             z = self._tile(tile).scatter(1, ids[tile], -torch.inf)
@@ -263,7 +270,7 @@ def _slices(n: int, size: int) -> list[slice]:
 def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(n, k) largest values of (n, V), decreasing, and their int64 places.
 
-    They lie in the k blocks of words with the largest maxima, which saves the partial sort of a whole vocabulary.
+    They lie in the k blocks of ids with the largest maxima, which saves the partial sort of a whole vocabulary.
     """
     n, vocab_size = z.shape
     blocks = vocab_size // TOP_K_BLOCK

@@ -2,7 +2,7 @@
 
 On several nodes a Ray actor on each, with the node's devices, starts that node's processes. verl's own Ray trainer is
 not used: it has no resume of ours to the byte, and its driver would hold the data for all ranks. A rank is the same
-program (`python -m sft_objectives.sft <job.json> <descriptor>`) wherever it runs, with the same numbers.
+program (`python -m sft_objectives.trainer.rank <job.json> <descriptor>`) wherever it runs, with the same numbers.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ import contextlib
 import json
 import os
 import selectors
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+
+from common.errors import ConfigError
+from common.ports import free_port, node_address
+from common.ray_session import LOOPBACK, import_path, join_cluster
 
 HEARTBEAT = 2.0  # seconds
 BAD_CONFIGURATION = 64  # exit status of a rank whose settings or data are wrong
 PLACEMENT_SECONDS = 300.0
-LOOPBACK = "127.0.0.1"
-ROOT = Path(__file__).resolve().parents[1]
 
 Poll = tuple[list[dict[str, Any]], list[int | None]]
 
 
-def node_count(settings: SimpleNamespace) -> int:
-    """Nodes that the stage's processes are spread over; ValueError (one line) if they do not divide evenly."""
+def node_count(settings: Any) -> int:
+    """Nodes that the stage's processes are spread over; ConfigError (one line) if they do not divide evenly."""
     platform, processes = settings.platform, settings.sft.processes
     given = platform.placement.get("sft")
-    if given is not None:
-        nodes = given["nodes"]
-    else:
-        nodes = 1 if platform.nodes == 1 else -(-processes // platform.gpus_per_node)
+    derived = 1 if platform.nodes == 1 else -(-processes // platform.gpus_per_node)
+    nodes = derived if given is None else given.nodes
     if processes % nodes:
-        raise ValueError(f"sft.processes={processes} does not divide over {nodes} nodes; make it a multiple of {nodes}")
+        raise ConfigError(
+            f"sft.processes={processes} does not divide over {nodes} nodes; make it a multiple of {nodes}"
+        )
     return nodes
 
 
-def run_ranks(settings: SimpleNamespace, job: Path, report: Callable[..., None]) -> None:
+def run_ranks(settings: Any, job: Path, report: Callable[..., None]) -> None:
     """Run all ranks of the job file to their end, passing their progress to `report` every few seconds.
 
-    Several nodes need RAY_ADDRESS and a job file that every node sees. Raises ValueError with the message of a rank
+    Several nodes need RAY_ADDRESS and a job file that every node sees. Raises ConfigError with the message of a rank
     that found settings or data wrong, RuntimeError if a rank failed or a node was lost; no rank outlives the call.
     """
     nodes = node_count(settings)
@@ -53,7 +53,7 @@ def run_ranks(settings: SimpleNamespace, job: Path, report: Callable[..., None])
     environments = [rank_environment(settings, rank, processes // nodes) for rank in range(processes)]
     if nodes == 1:
         ranks = NodeRanks()
-        ranks.start(str(job), environments, LOOPBACK, ranks.free_port())
+        ranks.start(str(job), environments, LOOPBACK, free_port())
         try:
             _follow(lambda: [ranks.poll(HEARTBEAT)], report)
         finally:
@@ -62,15 +62,14 @@ def run_ranks(settings: SimpleNamespace, job: Path, report: Callable[..., None])
         _run_on_nodes(nodes, str(job), environments, report)
 
 
-def rank_environment(settings: SimpleNamespace, rank: int, ranks_of_a_node: int) -> dict[str, str]:
+def rank_environment(settings: Any, rank: int, ranks_of_a_node: int) -> dict[str, str]:
     """The environment of a rank, but for its devices and where the ranks meet."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     local = {"VERL_PLATFORM": "cpu"} if settings.platform.name == "cpu" else {}
     return {
         **{name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"},
         **local,
         **settings.platform.env,
-        "PYTHONPATH": path,
+        "PYTHONPATH": import_path(),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank % ranks_of_a_node),
         "WORLD_SIZE": str(settings.sft.processes),
@@ -86,17 +85,9 @@ class NodeRanks:
         self._messages = -1
         self._pending = b""
 
-    def free_port(self) -> int:
-        """A TCP port that was free a moment ago."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return probe.getsockname()[1]
-
-    def address(self) -> str:
-        """This node's address in its Ray cluster."""
-        import ray
-
-        return ray.util.get_node_ip_address()
+    def meeting_point(self) -> tuple[str, int]:
+        """This node's address in its Ray cluster, and a port that is free there."""
+        return node_address(), free_port()
 
     def start(self, job: str, environments: Sequence[Mapping[str, str]], master: str, port: int) -> None:
         """Start a rank for each environment; they meet at `master`:`port`. Devices are those of this process."""
@@ -109,7 +100,7 @@ class NodeRanks:
         for environment in environments:
             self._ranks.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "sft_objectives.sft", job, str(write_end)],
+                    [sys.executable, "-m", "sft_objectives.trainer.rank", job, str(write_end)],
                     env={**environment, **own},
                     stdin=subprocess.PIPE,  # its end of file tells a rank that this process is gone
                     pass_fds=(write_end,),
@@ -159,7 +150,7 @@ def _follow(poll: Callable[[], list[Poll]], report: Callable[..., None]) -> None
                     done, total, metrics = message["done"], message["total"], message["metrics"]
         report(done, total, **metrics)
         if BAD_CONFIGURATION in codes and refused is not None:
-            raise ValueError(refused)
+            raise ConfigError(refused)
         failed = [code for code in codes if code not in (None, 0)]
         if failed:
             raise RuntimeError(f"an SFT process ended with status {failed[0]}; its traceback is in the log above")
@@ -169,17 +160,15 @@ def _follow(poll: Callable[[], list[Poll]], report: Callable[..., None]) -> None
 
 def _run_on_nodes(nodes: int, job: str, environments: Sequence[Mapping[str, str]], report: Callable[..., None]) -> None:
     if "RAY_ADDRESS" not in os.environ:
-        raise ValueError(f"sft.processes={len(environments)} needs {nodes} nodes: set RAY_ADDRESS to their Ray cluster")
+        raise ConfigError(
+            f"sft.processes={len(environments)} needs {nodes} nodes: set RAY_ADDRESS to their Ray cluster"
+        )
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     devices = len(environments) // nodes
-    ray.init(
-        address=os.environ["RAY_ADDRESS"],
-        runtime_env={"env_vars": {"PYTHONPATH": environments[0]["PYTHONPATH"]}},
-        log_to_driver=True,
-    )
+    join_cluster(environment={"PYTHONPATH": environments[0]["PYTHONPATH"]}, log_to_driver=True)
     hosts: list[Any] = []
     try:
         group = ray.util.placement_group([{"CPU": 1, "GPU": devices}] * nodes, strategy="STRICT_SPREAD")
@@ -197,9 +186,10 @@ def _run_on_nodes(nodes: int, job: str, environments: Sequence[Mapping[str, str]
             ).remote()
             for index in range(nodes)
         ]
-        addresses = ray.get([host.address.remote() for host in hosts])
-        port = ray.get(hosts[0].free_port.remote())
-        master = addresses[0] if len(set(addresses)) > 1 else LOOPBACK  # Ray nodes on one machine
+        points = ray.get([host.meeting_point.remote() for host in hosts])
+        (master, port), addresses = points[0], {address for address, _ in points}
+        if len(addresses) == 1:  # Ray nodes on one machine
+            master = LOOPBACK
         starts = [
             host.start.remote(job, environments[index * devices : (index + 1) * devices], master, port)
             for index, host in enumerate(hosts)

@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import sft_objectives
+from common.ports import free_port
+from common.settings import describe
+from sft_objectives.trainer.ranks import rank_environment
 
 pytestmark = pytest.mark.e2e
 
@@ -54,17 +57,15 @@ def run_ranks(
     world, settings, out: Path, *, ranks: int, splits, port: int, model: str = "model", expected=False, **job
 ):
     """Run `engine_matrix.py` on `ranks` processes; returns `out`."""
-    from sft_objectives.ranks import rank_environment
-    from sft_objectives.sft import as_dict
-
     out.mkdir(parents=True)
     references = {"base": str(world["untied"]), "teacher": str(world["other"]), "checkpoint": str(world["other"])}
     job = {
-        "settings": as_dict(settings),
+        "settings": describe(settings),
         "inputs": {name: str(world[name]) for name in ("data",)} | {"model": str(world[model])},
         "references": references,
         "batch_size": BATCH,
         "cases": CASES,
+        "sequence_parallel": 1,
         "splits": splits,
         "out": str(out),
         "expected": expected,
@@ -102,14 +103,14 @@ def metrics(out: Path, label: str, split: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def one_rank(tiny_world, settings_of, tmp_path_factory, free_port):
+def one_rank(tiny_world, settings_of, tmp_path_factory):
     settings = settings_of(sft__batch_size=BATCH)
     out = tmp_path_factory.mktemp("matrix") / "one"
     return run_ranks(tiny_world, settings, out, ranks=1, splits=SPLITS, port=free_port(), expected=True)
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tiny_world, settings_of, tmp_path_factory, free_port):
+def two_ranks(tiny_world, settings_of, tmp_path_factory):
     settings = settings_of(sft__batch_size=BATCH, sft__processes=2)
     splits = {name: SPLITS[name] for name in TWO_RANKS}
     out = tmp_path_factory.mktemp("matrix") / "two"
@@ -171,7 +172,8 @@ ARRANGEMENTS = {
     },
     # without flash attention each rank attends to its own share, with and without the fused head alike
     "sequence_parallel": {
-        "changes": {"sft__processes": 2, "sft__sequence_parallel": 2},
+        "changes": {"sft__processes": 2},
+        "sequence_parallel": 2,
         "ranks": 2,
         "cases": ("sft", "talr", "eaft", "lp_sft kl", "dft@ema"),
         "splits": ("packed_2",),
@@ -180,9 +182,7 @@ ARRANGEMENTS = {
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_the_fused_head_gives_gradients_and_metrics_of_whole_logits(
-    arrangement, tiny_world, settings_of, tmp_path, free_port
-):
+def test_the_fused_head_gives_gradients_and_metrics_of_whole_logits(arrangement, tiny_world, settings_of, tmp_path):
     how = ARRANGEMENTS[arrangement]
     tolerance = how.get("tolerance", TOLERANCE)
     cases = {label: dict(CASES[label]) for label in how.get("cases", FUSED_CASES)}
@@ -200,6 +200,7 @@ def test_the_fused_head_gives_gradients_and_metrics_of_whole_logits(
         port=free_port(),
         model=how.get("model", "model"),
         cases=cases,
+        sequence_parallel=how.get("sequence_parallel", 1),
     )
     for label in cases:
         for split in splits:

@@ -1,7 +1,7 @@
 """The passes of a chunk over its vocabulary as two Triton kernels: the same `ChunkStudent`, for GPUs.
 
 One kernel reads the logits once, as the matrix product left them (bfloat16 or float32), for peak, logsumexp and
-entropy; the other replaces them by the gradient, in place and in their dtype. Single words (label, cached ids) are
+entropy; the other replaces them by the gradient, in place and in their dtype. Single ids (the label, cached ones) are
 computed apart in float32 and rounded once. What only some objectives ask for stays PyTorch, tile by tile.
 
 Importing this module needs triton. `TRITON_INTERPRET=1`, set before that, runs the kernels without a GPU.
@@ -79,8 +79,7 @@ class TritonStudent(ChunkStudent):
     def _log_p_of(self, ids: Tensor) -> Tensor:
         return (self._logits.gather(1, ids).float() - self._peak).sub_(self._log_total)
 
-    @property
-    def entropy(self) -> Tensor:
+    def _entropy_of_tiles(self) -> Tensor:
         return self._entropy.squeeze(-1)
 
     @torch.no_grad()
@@ -88,17 +87,17 @@ class TritonStudent(ChunkStudent):
         upstream = self._upstream(losses, scale)
         if upstream is None:
             return self._logits.zero_()
-        label, words, expected, outside, mean, total = upstream
-        ids = torch.cat([self.labels.unsqueeze(-1), *(ids for ids, _ in words)], 1)
-        gradients = torch.cat([label, *(gradient for _, gradient in words)], 1)
-        at_words = summed_over_equal(ids, gradients) - total * self._log_p_of(ids).exp_()
+        label, at_ids, expected, outside, mean, total = upstream
+        ids = torch.cat([self.labels.unsqueeze(-1), *(ids for ids, _ in at_ids)], 1)
+        gradients = torch.cat([label, *(gradient for _, gradient in at_ids)], 1)
+        single = summed_over_equal(ids, gradients) - total * self._log_p_of(ids).exp_()
         whole = not (expected or outside) and mean is None
         for place, tile in enumerate([slice(0, len(ids))] if whole else self._tiles):
             dense = None if whole else self._dense_terms(place, expected, outside, mean)
             if dense is not None:
-                at_words[tile] += dense.gather(1, ids[tile])
+                single[tile] += dense.gather(1, ids[tile])
             self._overwrite(tile, total[tile], dense)
-        return self._logits.scatter_(1, ids, at_words.to(self._logits.dtype))
+        return self._logits.scatter_(1, ids, single.to(self._logits.dtype))
 
     def _overwrite(self, tile: slice, total: Tensor, dense: Tensor | None) -> None:
         z = self._logits[tile]

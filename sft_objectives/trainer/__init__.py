@@ -1,0 +1,1 @@
+"""SFT inside verl's trainer: the stage, its processes, and the objective in each of them. No torch here."""
