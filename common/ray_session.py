@@ -24,7 +24,7 @@ def import_path() -> str:
 
 def start_private_ray(
     *, cpus: int, gpus: int | None = None, environment: Mapping[str, str] | None = None, **options: Any
-):
+) -> None:
     """`ray.init` on loopback without a dashboard, tried three times.
 
     Args:
@@ -39,7 +39,7 @@ def start_private_ray(
     import psutil
     import ray
 
-    runtime = {} if environment is None else {"runtime_env": {"env_vars": dict(environment)}}
+    runtime: dict[str, Any] = {} if environment is None else {"runtime_env": {"env_vars": dict(environment)}}
     settings = {"log_to_driver": False, "logging_level": logging.ERROR, **runtime, **options}
     for attempt in range(1, START_TRIES + 1):
         before = set(psutil.Process().children(recursive=True))
@@ -68,7 +68,7 @@ def join_cluster(*, environment: Mapping[str, str] | None = None, log_to_driver:
     """`ray.init` at RAY_ADDRESS; `environment` are variables of this job's workers."""
     import ray
 
-    runtime = {} if environment is None else {"runtime_env": {"env_vars": dict(environment)}}
+    runtime: dict[str, Any] = {} if environment is None else {"runtime_env": {"env_vars": dict(environment)}}
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=log_to_driver, logging_level=logging.ERROR, **runtime)
 
 

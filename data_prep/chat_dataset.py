@@ -21,10 +21,9 @@ from common.errors import ConfigError
 from common.files import text_digest
 from data_prep.reference.layout import SUPPORT_FIELDS
 from data_prep.reference.reader import ReferenceCache, label_checksum
+from data_prep.truncation import TRUNCATION
 
 MASK_POLICY = "assistant"  # every token of an assistant turn after its generation prompt; never token 0
-# data.on_long_row -> verl's data.truncation
-TRUNCATION = {"error": "error", "drop": "error", "truncate_left": "left", "truncate_right": "right"}
 EMITTED_DTYPES = {"ceil_n1": np.int32, "ceil_n2": np.int32}  # other scalars are float32
 
 

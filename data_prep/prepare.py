@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from common.errors import ConfigError
 from common.files import write_json
+from common.problems import problem_key
 from data_prep.lengths import checked_tokenizer, count_splits, encode_chats
-from data_prep.rows import Parse, RowReader, problem_key
+from data_prep.rows import Parse, RowReader
 from data_prep.sources import Row
 from data_prep.sources.feeds import OpenFeed, open_feeds
 from data_prep.tables import (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
+from common.problems import problem_key
 from data_prep.lengths import encode_chats
 from data_prep.sources import Row, RowError
 from data_prep.tables import BATCH_ROWS
@@ -66,12 +66,6 @@ def check_spans(where: str, spans: Any, messages: list[dict[str, str]]) -> list[
     if not valid:
         raise RowError("broken", f"{where}: critical_spans must be [start, end) pairs within the last response")
     return spans
-
-
-def problem_key(messages: list[dict[str, str]]) -> bytes:
-    """What the row asks: a digest of the first user message, blind to case and white space."""
-    text = next(message["content"] for message in messages if message["role"] == "user")
-    return hashlib.sha256(" ".join(text.split()).casefold().encode()).digest()[:16]
 
 
 class RowReader:

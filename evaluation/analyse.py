@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel
 
 from common.errors import ConfigError
 from common.files import write_json, write_text
@@ -28,7 +28,7 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
     are not its own, an input that is not given, and where there is nothing to analyse.
     """
     analysis = analyses.load(settings.analysis)
-    own = check_settings(settings.analysis, settings.settings)
+    own = analyses.check_settings(settings.analysis, settings.settings)
     given = _given(analysis, settings.given, inputs)
     report(0, 1)
     findings = analysis.run(given, own)
@@ -52,26 +52,10 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
     )
 
 
-def check_settings(name: str, values: Any) -> Any:
-    """The settings `values` of the analysis `name` as its section, or None if it has none. Raises ConfigError."""
-    section = analyses.load(name).section
-    if section is None:
-        if values:
-            raise ConfigError(f"analysis {name!r}: takes no settings, found {', '.join(map(str, values))}")
-        return None
-    try:
-        return section.model_validate(dict(values or {}))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        allowed = ", ".join(section.model_fields)
-        raise ConfigError(f"analysis {name!r}: settings.{place}: {first['msg']}; its settings: {allowed}") from None
-
-
 def _given(analysis: Analysis, described: Any, inputs: dict[str, Path]) -> list[Given]:
     found = []
     for one in described:
-        fields = dict(one) if isinstance(one, dict) else described(one)
+        fields = one.model_dump() if isinstance(one, BaseModel) else dict(one)
         name = fields.pop("input")
         if name not in inputs:
             raise ConfigError(f"analysis {analysis.name!r}: no input {name!r}; there are {', '.join(inputs) or 'none'}")

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WINDOW = 30
-"""Number of most probable ids over which N1 and N2 are computed (LP-SFT, C.1)."""
-
+from common.distributions import label_mass, window_support
 
 SCALARS_AND_SUPPORT = frozenset(
     [
@@ -129,30 +127,6 @@ def _computed(logits: Tensor, labels: Tensor, top_k: int, fields: frozenset[str]
     if "entropy" in fields:
         found["entropy"] = torch.special.entr(log_q.exp()).sum(-1)
     if fields & {"n1", "n2", "ceil_n1", "ceil_n2"}:
-        found["n1"], found["n2"] = effective_support(z)
+        found["n1"], found["n2"] = window_support(z)
         found["ceil_n1"], found["ceil_n2"] = found["n1"].ceil().long(), found["n2"].ceil().long()
     return found
-
-
-@torch.no_grad()
-def label_mass(logits: Tensor, labels: Tensor, *, strict: bool = False) -> Tensor:
-    """(N,) PriFT's u = sum of q(v) over v with q(v) <= q(y), eq. 3, from (N, V) logits; 1 exactly for a top-ranked y.
-
-    strict: the published code's form, the sum over q(v) < q(y) plus q(y): ids tied with y do not count.
-    """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    q = logits.softmax(-1)
-    label = labels.unsqueeze(-1)
-    z_label = logits.gather(-1, label)
-    if strict:
-        return (q * (logits < z_label)).sum(-1) + q.gather(-1, label).squeeze(-1)
-    mass = (q * (logits <= z_label)).sum(-1)
-    return torch.where(z_label.squeeze(-1) == logits.amax(-1), torch.ones_like(mass), mass)
-
-
-@torch.no_grad()
-def effective_support(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) float64 N1 and N2 of the distribution renormalised to its top 30 ids (LP-SFT eq. 2-5)."""
-    log_q = logits.topk(min(WINDOW, logits.shape[-1]), dim=-1).values.double().log_softmax(-1)
-    q = log_q.exp()
-    return torch.special.entr(q).sum(-1).exp(), 1 / (q * q).sum(-1)

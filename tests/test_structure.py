@@ -18,7 +18,7 @@ ALLOWED = {
     "verl_cpu": ("common",),
     "evaluation": ("common", "verl_cpu"),
     "data_prep": ("common", "verl_cpu", *BOTTOM),
-    "sft_objectives": ("common", "verl_cpu", "data_prep.reference", "data_prep.chat_dataset"),
+    "sft_objectives": ("common", "verl_cpu", "data_prep.reference", "data_prep.chat_dataset", "data_prep.truncation"),
     "rl_stage": ("common", "verl_cpu", *BOTTOM, "data_prep.chat_dataset"),
     "launch": ("common", "verl_cpu", "data_prep", "sft_objectives", "rl_stage", "evaluation"),
 }

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import ValidationError
+
+from common.errors import ConfigError
 from common.registry import Registry
 from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Table
 
-__all__ = ["Analysis", "Figure", "Findings", "Given", "Table", "load", "names"]
+__all__ = ["Analysis", "Figure", "Findings", "Given", "Table", "check_settings", "load", "names"]
 
 _registry = Registry("evaluation.analyses", Analysis, "analysis", apart=("contract",))
 
@@ -18,3 +23,19 @@ def names() -> list[str]:
 def load(name: str) -> Analysis:
     """The analysis called `name`, or one's own by dotted path. Raises ConfigError for an unknown one."""
     return _registry.load(name)
+
+
+def check_settings(name: str, values: Any) -> Any:
+    """The settings `values` of the analysis `name` as its section, or None if it has none. Raises ConfigError."""
+    section = load(name).section
+    if section is None:
+        if values:
+            raise ConfigError(f"analysis {name!r}: takes no settings, found {', '.join(map(str, values))}")
+        return None
+    try:
+        return section.model_validate(dict(values or {}))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        allowed = ", ".join(section.model_fields)
+        raise ConfigError(f"analysis {name!r}: settings.{place}: {first['msg']}; its settings: {allowed}") from None

@@ -60,12 +60,14 @@ class Analysis:
     """Base class; a file holds one instance.
 
     name: as recipes name it. version: to be raised with every change of what it finds. needs: kinds of the stages whose
-    artifacts it reads. section: type of its settings, if it has any.
+    artifacts it reads. measured: of scores those of benchmark, task or held_out; none named: all. section: type of its
+    settings, if it has any.
     """
 
     name: str
     version: int = 1
     needs: tuple[str, ...] = ("measure",)
+    measured: tuple[str, ...] = ()
     section: type[BaseModel] | None = None
 
     def run(self, inputs: Sequence[Given], settings: Any) -> Findings:

@@ -30,6 +30,7 @@ class EntropyHistogram(Analysis):
     """A histogram of every line, all in one figure and table."""
 
     name = "entropy_histogram"
+    measured = ("held_out",)
     section = Settings
 
     def run(self, inputs: Sequence[Given], settings: Settings) -> Findings:

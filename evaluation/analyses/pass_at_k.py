@@ -29,6 +29,7 @@ class PassAtK(Analysis):
     """Curves of every line and model, one figure and table for each benchmark."""
 
     name = "pass_at_k"
+    measured = ("benchmark",)
     section = Settings
 
     def run(self, inputs: Sequence[Given], settings: Settings) -> Findings:

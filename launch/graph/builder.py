@@ -121,8 +121,7 @@ class _Branch:
         measures: dict[str, dict[str, str]] = {}
         for role, step in self.steps.items():
             if step.measures is not None:
-                model, name = step.measures
-                measures.setdefault(model, {})[name] = self.fingerprints[role]
+                measures.setdefault(step.measures.model, {})[step.measures.name] = self.fingerprints[role]
         models = tuple(
             BranchModel(
                 model.name,

@@ -42,17 +42,13 @@ class _Data(Section):
         return self
 
 
-Data: Any = create_model(
-    "Data",
-    __base__=_Data,
-    __module__=__name__,
-    __doc__="The data section; every source that ships with the package has its settings here, under its name.",
-    **{
-        name: (source.section, setting(source.section(), f"settings of source {name}"))
-        for name in sources.names()
-        if (source := sources.load(name)).section.model_fields
-    },
-)  # type: ignore[call-overload]
+_SOURCES: dict[str, Any] = {
+    name: (source.section, setting(source.section(), f"settings of source {name}"))
+    for name in sources.names()
+    if (source := sources.load(name)).section.model_fields
+}
+# Every source that ships with the package has its settings here, under its name.
+Data: Any = create_model("Data", __base__=_Data, __module__=__name__, **_SOURCES)
 
 
 def feeds_of(data: Any, part: str) -> list[Feed]:

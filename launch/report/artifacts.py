@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from common.files import read_json
+from launch import stages
 from launch.graph.plan import Plan, Stage
 from launch.report.parts import Cell, Figure, Grid, Section, grid
 from launch.report.source import Source
@@ -39,9 +40,9 @@ class Findings(BaseModel):
     figures: dict[str, str] = {}
 
 
-def shown(stage: Stage) -> tuple[str, ...]:
-    """Patterns of the table files in a stage's artifact that the report shows."""
-    return ()
+def shown(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Kind of stage -> patterns of the table files in its artifacts that the report shows."""
+    return {kind.name: kind.tables for kind in stages.in_order(plan.own_stages)}
 
 
 def sections(plan: Plan, source: Source) -> list[Section]:
@@ -49,9 +50,9 @@ def sections(plan: Plan, source: Source) -> list[Section]:
 
     A file that does not look like a table is left out and noted among the source's damaged ones.
     """
-    found = []
+    found, tables = [], shown(plan)
     for stage in plan.stages.values():
-        patterns = shown(stage)
+        patterns = tables.get(stage.kind, ())
         if not patterns or source.record(stage) is None:
             continue
         findings = _checked(source, stage, FINDINGS, Findings) or Findings()

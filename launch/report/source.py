@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,6 @@ from evaluation.compare import NOT_REPRODUCIBLE
 from launch.graph.plan import Stage
 from launch.report.lines import Model
 from launch.store import Corrupt, Record, Store
-
-
-def metrics_of(directories: Sequence[Path]) -> dict[str, Any]:
-    """The metrics of one model from the artifacts that each measured one thing of it."""
-    found = [artifact.read_metrics(directory) for directory in directories]
-    return {
-        **found[0],
-        "held_out": next((one["held_out"] for one in found if one["held_out"] is not None), None),
-        "benchmarks": {name: value for one in found for name, value in one["benchmarks"].items()},
-        "tasks": {name: value for one in found for name, value in one["tasks"].items()},
-    }
 
 
 class Source:
@@ -85,7 +74,7 @@ class Source:
             return None
         key = tuple(there)
         if key not in self._metrics:
-            self._metrics[key] = metrics_of([self.store.directory(stage) for stage in there.values()])
+            self._metrics[key] = artifact.read_metrics([self.store.directory(stage) for stage in there.values()])
         return self._metrics[key]
 
     def reproducible(self) -> str:

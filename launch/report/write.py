@@ -57,7 +57,7 @@ def _state(plan: Plan, store: Store) -> dict[str, object]:
         "branches": [[one.name, one.stages, [asdict(model) for model in one.models]] for one in plan.branches],
         "eval": plan.branches[0].recipe.eval.model_dump(mode="json"),
         "records": {fingerprint: _record_of(store, stage) for fingerprint, stage in plan.stages.items()},
-        "shown": {fingerprint: artifacts.shown(stage) for fingerprint, stage in plan.stages.items()},
+        "shown": artifacts.shown(plan),
         "attempts": len([row for row in store.costs() if row["fingerprint"] in plan.stages]),
     }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from common.errors import ConfigError
 from common.registry import code_digest
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, setting
@@ -19,8 +18,7 @@ class Reading(Section):
     kind: str = setting("", "kind of the stage that made it")
     line: str = setting("", "branch without its seed")
     seed: str = setting("", "seed=... of the branch")
-    model: str = setting("", "name of the model in its branch")
-    phase: str = setting("", "base, sft or rl")
+    model: str = setting("", "base, sft, rl, or the checkpoint that one of them is or started from (sft@50)")
     name: str = setting("", "benchmark, task or held_out")
 
 
@@ -40,18 +38,20 @@ class Analyse(StageKind):
 
     def joint_steps(self, branches: Mapping[str, Branch]) -> Iterable[tuple[Step, Mapping[str, Given]]]:
         from evaluation import analyses
+        from evaluation.analyses import check_settings
 
         recipe = next(iter(branches.values())).recipe
         for entry in recipe.analyses:
             own = {"name": entry} if isinstance(entry, str) else dict(entry)
             path = str(own.pop("name", ""))
             analysis = analyses.load(path)
-            section = _section(analysis, own)
+            section = check_settings(path, own)
+            settings_given = {} if section is None else section.model_dump(mode="json")
             inputs: dict[str, Given] = {}
             given: list[Reading] = []
             seen: set[str] = set()
             for name, branch in branches.items():
-                for reading in _readings(analysis.needs, branch):
+                for reading in _readings(analysis, branch):
                     mark = branch.fingerprints[reading.input]
                     if mark in seen:  # what branches share stands once
                         continue
@@ -63,7 +63,7 @@ class Analyse(StageKind):
                 continue
             settings = AnalyseSettings(
                 analysis=path,
-                settings=section,
+                settings=settings_given,
                 target=recipe.eval.target,
                 given=given,
                 model=recipe.model,
@@ -73,7 +73,7 @@ class Analyse(StageKind):
                 "analysis": analysis.name,
                 "version": analysis.version,
                 "code": code_digest(path),
-                "settings": section,
+                "settings": settings_given,
                 "target": recipe.eval.target,
                 "given": [reading.model_dump(mode="json") for reading in given],
             }
@@ -86,30 +86,22 @@ class Analyse(StageKind):
         return Cost(bytes=100_000.0, start_seconds=5.0)
 
 
-def _section(analysis: Any, own: dict[str, Any]) -> dict[str, Any]:
-    if analysis.section is None:
-        if own:
-            raise ConfigError(f"analyses: {analysis.name} has no settings; given: {', '.join(own)}")
-        return {}
-    try:
-        return analysis.section.model_validate(own).model_dump(mode="json")
-    except ValueError as error:
-        raise ConfigError(f"analyses: {analysis.name}: {' '.join(str(error).split())}") from None
-
-
-def _readings(needs: Iterable[str], branch: Branch) -> Iterable[Reading]:
+def _readings(analysis: Any, branch: Branch) -> Iterable[Reading]:
     """The steps of a branch that an analysis reads; `input` is the role."""
-    name_of_line, seed_of_line = line_of(branch)
-    phases = {model.name: model.phase for model in branch.models}
+    line, seed = line_of(branch)
     for role, step in branch.steps.items():
         kind = role.partition(":")[0].partition("@")[0]
-        if kind in needs:
-            model, name = step.measures or ("", "")
-            is_base = phases.get(model) == "base"
-            line, seed = ("base model", "") if is_base else (name_of_line, seed_of_line)
-            yield Reading(
-                input=role, kind=kind, line=line, seed=seed, model=model, phase=phases.get(model, ""), name=name
-            )
+        if kind not in analysis.needs:
+            continue
+        found = Reading(input=role, kind=kind, line=line, seed=seed)
+        if step.measures is not None:
+            if analysis.measured and step.measures.kind not in analysis.measured:
+                continue
+            model = step.measures.model.removesuffix("@final")
+            found = found.model_copy(update={"model": model, "name": step.measures.name})
+            if model == "base":
+                found = found.model_copy(update={"line": "base model", "seed": ""})
+        yield found
 
 
 def line_of(branch: Branch) -> tuple[str, str]:

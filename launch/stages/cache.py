@@ -76,20 +76,21 @@ class CacheStage(StageKind):
         from data_prep.reference.layout import SAMPLE_TOP_K, fields_of
 
         cache, needs, name = branch.recipe.cache, branch.objective.needs, branch.recipe.objective["name"]
-        needed = frozenset() if is_live(branch, role) else needs.references.get(role, frozenset())
+        wanted = needs.references.get(role)
+        needed = frozenset() if wanted is None or is_live(branch, role) else wanted.fields
         absent = sorted(needed - fields_of(cache.producer))
         if absent:
             raise ConfigError(
                 f"objective {name} needs {', '.join(absent)} of the {role}, which cache.producer={cache.producer} "
                 "cannot give; set cache.producer=forward"
             )
-        top_k = needs.support.get(role, 0)
+        top_k = 0 if wanted is None else wanted.top_k
         if top_k > cache.top_k:
             raise ConfigError(
                 f"objective {name} reads the {role}'s {top_k} most probable ids, cache.top_k={cache.top_k} keeps "
                 f"fewer; set cache.top_k={top_k} or more"
             )
-        if role != "base" or not needs.dataset_top_k:
+        if role != "base" or needs.dataset is None or not needs.dataset.top_k:
             return
         if not cache.sample_sequences:
             raise ConfigError(
@@ -97,9 +98,9 @@ class CacheStage(StageKind):
                 "objective.threshold"
             )
         stored = min(cache.top_k, SAMPLE_TOP_K)
-        if needs.dataset_top_k > stored:
+        if needs.dataset.top_k > stored:
             raise ConfigError(
-                f"objective {name} takes its threshold from the {needs.dataset_top_k} most probable ids, the cache's "
+                f"objective {name} takes its threshold from the {needs.dataset.top_k} most probable ids, the cache's "
                 f"sample keeps {stored}; lower objective.top_k or objective.threshold_top_k, or set objective.threshold"
             )
 
@@ -115,7 +116,7 @@ class CacheStage(StageKind):
         size_on_disk = float(predict_bytes(summary, counts.settings["cache"]))
         return Cost(2 * size * tokens.tokens, size_on_disk, exact=tokens.counted, start_seconds=15.0)
 
-    def mend(self, artifact: Path, scratch: Path) -> str | None:
+    def mend(self, artifact: Path, scratch: Path) -> str:
         from data_prep.reference.writer import mend
 
         return mend(artifact, scratch)

@@ -70,12 +70,21 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Measures:
+    """What a step has scores of: a model of the branch, by the benchmark, task or held-out chats called `name`."""
+
+    model: str
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
 class Step:
     """One stage of a branch before it has a fingerprint.
 
     role: its name in the branch. label: a word for its address. settings: what the function receives. identity: those
-    of its settings that determine the result. publishes: models in its artifact. measures: (model's name, name of the
-    benchmark, task or "held_out") of a step whose artifact holds scores.
+    of its settings that determine the result. publishes: models in its artifact. measures: what its artifact has scores
+    of.
     """
 
     role: str
@@ -84,7 +93,7 @@ class Step:
     identity: Mapping[str, Any]
     inputs: Mapping[str, Made | Outside] = field(default_factory=dict)
     publishes: tuple[Published, ...] = ()
-    measures: tuple[str, str] | None = None
+    measures: Measures | None = None
 
 
 @dataclass(frozen=True)
@@ -213,9 +222,9 @@ class StageKind:
         """Checks what can be checked without running; returns what was found fine. Raises ValueError."""
         return None
 
-    def mend(self, artifact: Path, scratch: Path) -> str | None:
-        """Moves what is whole of a damaged artifact to `scratch`; returns what was damaged, None if it cannot."""
-        return None
+    def mend(self, artifact: Path, scratch: Path) -> str:
+        """Moves what is whole of a damaged artifact to `scratch`; returns what was damaged, in words."""
+        raise NotImplementedError(f"stage {self.name} cannot mend {artifact}")
 
     @property
     def mendable(self) -> bool:

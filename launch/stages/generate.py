@@ -150,22 +150,24 @@ class Measured:
 
     def __init__(self, *, benchmark: Benchmark | None = None, task: Task | None = None, held_out: bool = False) -> None:
         self.benchmark, self.task, self.held_out = benchmark, task, held_out
-        self.name = HELD_OUT
+        self.kind = self.name = HELD_OUT
         if benchmark is not None:
-            self.name = benchmark_name(benchmark.name)
+            self.kind, self.name = "benchmark", benchmark_name(benchmark.name)
         elif task is not None:
-            self.name = task.name
+            self.kind, self.name = "task", task.name
 
     def settings(self, kind: type[Settings], recipe: Any) -> Settings:
         """What the stages `generate` and `measure` receive."""
-        return kind(
-            eval=recipe.eval,
-            benchmark=self.benchmark,
-            task=self.task,
-            held_out=self.held_out,
-            model=recipe.model,
-            platform=recipe.platform,
-        )  # type: ignore[call-arg]
+        return kind.model_validate(
+            {
+                "eval": recipe.eval,
+                "benchmark": self.benchmark,
+                "task": self.task,
+                "held_out": self.held_out,
+                "model": recipe.model,
+                "platform": recipe.platform,
+            }
+        )
 
     def _sampling(self, names: Iterable[str]) -> dict[str, Any]:
         assert self.benchmark is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 from launch.recipe.platform import Placement
 from launch.recipe.section import setting
-from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step
+from launch.stages.contract import Branch, Cost, Counts, Made, Measures, Settings, StageKind, Step
 from launch.stages.generate import Benchmark, Eval, Task, measured
 
 SCORE_BYTES = 30_000.0
@@ -45,7 +45,7 @@ class Measure(StageKind):
                     thing.settings(MeasureSettings, recipe),
                     {**thing.scored(recipe), "graders": _graders(thing)},
                     inputs,
-                    measures=(model.name, thing.name),
+                    measures=Measures(model.name, thing.name, thing.kind),
                 )
 
     def placement(self, recipe: Any) -> Placement:

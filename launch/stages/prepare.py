@@ -40,10 +40,7 @@ class Prepare(StageKind):
         recipe = branch.recipe
         models = (model_of(recipe, role) for role in dict.fromkeys(("base", *references(branch))))
         if any(isinstance(model, Made) for model in models):
-            text = Feed(
-                source="microworld",
-                settings=source_settings(recipe.data, "microworld", {}, "data.microworld").model_dump(mode="json"),
-            )
+            text = _feed("microworld", source_settings(recipe.data, "microworld", {}, "data.microworld"))
             yield self._step(branch, "prepare:pretrain", "pretrain", "", [text], {})
         benchmarks: dict[str, Made | Outside] = {}
         if recipe.eval.enabled:
@@ -98,9 +95,16 @@ class Prepare(StageKind):
             found["model"] = model_of(recipe, "base")
         if recipe.model.chat_template is not None:
             found["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template")
-        settings = PrepareSettings(
-            part=part, name=name, sources=entries, data=data, model=recipe.model, platform=recipe.platform
-        )  # type: ignore[arg-type]
+        settings = PrepareSettings.model_validate(
+            {
+                "part": part,
+                "name": name,
+                "sources": entries,
+                "data": data,
+                "model": recipe.model,
+                "platform": recipe.platform,
+            }
+        )
         label = benchmark_name(name) if part == "benchmark" else part
         return Step(role, label, settings, identity, found)
 
@@ -172,6 +176,10 @@ def _published(name: str) -> Any:
     return benchmarks.load(name)
 
 
+def _feed(source: str, section: Any) -> Feed:
+    return Feed.model_validate({"source": source, "settings": section.model_dump(mode="json")})
+
+
 def problem_sources(recipe: Any, entry: Any) -> list[Feed]:
     """Where the problems of an entry of eval.benchmarks come from; [] for a published benchmark or one of one's own.
 
@@ -197,7 +205,7 @@ def problem_sources(recipe: Any, entry: Any) -> list[Feed]:
             f"eval.benchmarks names {entry.name!r}; data.source={name} has {', '.join(given) or 'none'}; or give a "
             f"file as data.files.benchmarks.{entry.name}"
         )
-    return [Feed(source=name, settings=section.model_dump(mode="json"))]
+    return [_feed(name, section)]
 
 
 PREPARE = Prepare()

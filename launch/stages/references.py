@@ -14,14 +14,14 @@ def sources(branch: Branch) -> tuple[str, ...]:
     """Which of base, teacher and checkpoint SFT reads, in that order."""
     needs, recipe = branch.objective.needs, branch.recipe
     asked = set(needs.references)
-    if recipe.sft.metrics.kl_from_base or needs.dataset:
+    if recipe.sft.metrics.kl_from_base or needs.dataset is not None:
         asked.add("base")
     return tuple(role for role in FROZEN if role in asked)
 
 
 def is_live(branch: Branch, role: str) -> bool:
     """Whether SFT loads the model itself, because it needs logits over the whole vocabulary."""
-    return "logits" in branch.objective.needs.references.get(role, frozenset())
+    return role in branch.objective.needs.live
 
 
 def is_cached(branch: Branch, role: str) -> bool:
@@ -29,7 +29,7 @@ def is_cached(branch: Branch, role: str) -> bool:
     if role not in sources(branch):
         return False
     needs, recipe = branch.objective.needs, branch.recipe
-    measured = role == "base" and (recipe.sft.metrics.kl_from_base or needs.dataset)
+    measured = role == "base" and (recipe.sft.metrics.kl_from_base or needs.dataset is not None)
     return not is_live(branch, role) or measured
 
 

@@ -99,5 +99,5 @@ class QTarget(Objective):
         adaptive = self.residual_weight == "adaptive"
         if self.residual_rule:
             b = self.residual_part.token_weight(step)
-            return b if adaptive else b * self.residual_weight
-        return 1 - a if adaptive else self.residual_weight
+            return b if adaptive else b * float(self.residual_weight)
+        return 1 - a if adaptive else float(self.residual_weight)

@@ -52,7 +52,7 @@ class StudentStatistics:
 
     def label_mass(self, *, strict: bool) -> Tensor:
         """(n,) mass of the ids that are no more probable than the label; see `sft_objectives.reference`."""
-        from ..reference import label_mass
+        from common.distributions import label_mass
 
         return self._student.statistic(lambda chunk: label_mass(chunk.logits, chunk.labels, strict=strict))
 
@@ -77,7 +77,7 @@ class ReferenceStatistics:
     def label_mass(self, *, strict: bool) -> Tensor:
         if not strict:
             return self._reference.get("label_mass")
-        from ..reference import label_mass
+        from common.distributions import label_mass
 
         return label_mass(self._reference.full_logits(slice(None)), self._step.student.labels, strict=True)
 

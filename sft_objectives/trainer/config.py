@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
+from data_prep.truncation import TRUNCATION
 
 from ..contract import Objective
 from ..registry import load
@@ -89,7 +90,7 @@ def verl_config(settings: Any, inputs: Mapping[str, Path], scratch: Path) -> Dic
         "data.train_files": str(inputs["data"] / "sft_train.parquet"),
         "data.val_files": str(inputs["data"] / "sft_val.parquet"),
         "data.max_length": data.max_length,
-        "data.truncation": _truncation(data.on_long_row),
+        "data.truncation": TRUNCATION[data.on_long_row],
         "data.enable_thinking_default": None,  # verl's YAML says `none`, a string that its data set takes for true
         "data.num_workers": 0 if cpu else 4,
         "data.custom_cls.path": "pkg://data_prep.chat_dataset",
@@ -173,10 +174,6 @@ def check_models(settings: Any, inputs: Mapping[str, Path]) -> None:
             "takes constants of the training set from the base cache; input base_cache is missing; give it, or fix "
             "them as settings"
         )
-
-
-def _truncation(on_long_row: str) -> str:
-    return {"truncate_left": "left", "truncate_right": "right"}.get(on_long_row, "error")
 
 
 def load_objective(settings: Any) -> Objective:

@@ -4,7 +4,7 @@ What a data set must give beside verl's `input_ids`, `position_ids`, `loss_mask`
 tensors are flat, because verl's collator joins two-dimensional ones on the wrong axis; row t of T belongs to the logits
 of position t, that is to the label `input_ids[t + 1]`. `loss_mask` is verl's: 1 at the supervised token itself.
 
-    reference_<source>_words    (T * top_k,) packed ids and log-probabilities (`data_prep.reference_cache.decode`)
+    reference_<source>_packed   (T * top_k,) packed ids and log-probabilities (`data_prep.reference.codec.decode`)
     reference_<source>_<field>  (T,) any other field of `sft_objectives.Reference`
     column_<name>               (T,) a data column that an objective asks for
 """
@@ -24,7 +24,7 @@ from verl.utils.ulysses import slice_input_tensor
 from ..needs import ReferenceNeeds
 from ..reference import Reference
 
-PACKED = "words"  # the data set's name of the packed ids and log-probabilities
+PACKED = "packed"  # the data set's name of the packed ids and log-probabilities
 
 
 def packed(jagged: Any) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ class SupervisedRows:
         prefix, fields = f"reference_{source}_", {}
         for key in map(str, self.data.keys()):
             if key == f"{prefix}{PACKED}":
-                from data_prep.reference_cache import decode
+                from data_prep.reference.codec import decode
 
                 assert layout is not None, f"the layout of the {source} cache is unknown"
                 top_k, id_bits = layout

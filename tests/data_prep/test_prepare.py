@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import ConfigError
+from common.problems import problem_key
 from data_prep.micro_world import world
 from data_prep.micro_world.tokenizer import world_tokenizer
 from data_prep.prepare import run
-from data_prep.rows import problem_key
 from data_prep.sources.feeds import Feed
 from data_prep.sources.files import read_rows
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import toy
 
-from evaluation.artifact import GENERATIONS, write_metrics
+from evaluation.artifact import OUTCOMES, write_metrics
 from evaluation.statistics import bootstrap, pass_at_k
 from launch.graph.model import BranchModel
 from launch.graph.plan import Branch
@@ -31,9 +31,10 @@ def measure(folder, name, counts=None, reproducible=True, base_minimum=None):
     The greedy response is the majority.
     """
     engine = {"vllm": "0", "dtype": "float32", "max_length": 64, "reproducible": reproducible}
-    facts = {"engine": engine, "held_out": None, "tasks": {}, "benchmarks": {}, "base_minimum": base_minimum}
+    facts = {"engine": engine, "base_minimum": base_minimum, "name": name, "protocol": {}}
     if counts is None:
-        facts["held_out"] = {
+        facts |= {
+            "kind": "held_out",
             "counts": {"chats": 9, "chats_too_long": 0, "tokens": 90},
             "metrics": {"entropy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}},
             "entropy_histogram": {
@@ -45,21 +46,20 @@ def measure(folder, name, counts=None, reproducible=True, base_minimum=None):
         metrics = {"ungraded": estimate([0.0] * len(counts)), "self_bleu": estimate([50.0 + c for c in counts])}
         metrics |= {f"pass@{k}": estimate([pass_at_k(SAMPLES, c, k) for c in counts]) for k in (1, 2, 4)}
         sizes = {"problems": len(counts), "responses": 5 * len(counts), "grading": {}}
-        facts["benchmarks"] = {name: {"protocol": {}, "counts": sizes, "metrics": metrics}}
-        _outcomes(folder, name, counts)
+        facts |= {"kind": "benchmark", "counts": sizes, "metrics": metrics}
+        _outcomes(folder, counts)
     write_metrics(folder, facts)
 
 
-def _outcomes(folder, name, counts):
+def _outcomes(folder, counts):
     rows = []
     for problem, count in enumerate(counts):
         verdicts = [("sampled", index, index < count) for index in range(SAMPLES)]
         verdicts.append(("greedy", 0, count > SAMPLES // 2))
         for mode, sample, correct in verdicts:
             row = {"id": str(problem), "mode": mode, "sample": sample, "correct": correct}
-            rows.append(dict.fromkeys(GENERATIONS.names) | row)
-    (folder / "generations").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, GENERATIONS), folder / "generations" / f"{name}.parquet")
+            rows.append(dict.fromkeys(OUTCOMES.names) | row)
+    pq.write_table(pa.Table.from_pylist(rows, OUTCOMES), folder / "outcomes.parquet")
 
 
 def publish(store, stage, write, seconds=10.0, peak=2_000_000_000):

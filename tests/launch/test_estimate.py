@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from data_prep.reference_cache import predict_bytes
 
+from data_prep.reference.layout import predict_bytes
 from launch.bench import fill
 from launch.graph.builder import make_plan
 from launch.graph.estimate import disk_forecast, estimate_plan, parameters

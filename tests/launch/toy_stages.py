@@ -138,23 +138,24 @@ def shares_memory(settings, inputs, output, scratch, report):
 
 def cache(settings, inputs, output, scratch, report):
     """A reference cache of three shards, made as the real stage makes one; writes which shards it had to compute."""
-    from data_prep import reference_cache
+    from data_prep.reference import layout as layouts
+    from data_prep.reference import writer
 
-    layout = reference_cache.Layout("compact", 2, 18, 100, ("entropy",))
+    layout = layouts.Layout("compact", 2, 18, 100, ("entropy",))
     identity = {"producer": "toy"}
-    reference_cache.keep_matching(scratch, identity, layout, [1, 1, 1])
+    writer.keep_matching(scratch, identity, layout, [1, 1, 1])
     records, computed = [], []
     for index in range(3):
-        name = reference_cache.shard_name(index)
-        record = reference_cache.finished_shard(scratch, name)
+        name = layouts.shard_name(index)
+        record = writer.finished_shard(scratch, name)
         if record is None:
             arrays = layout.allocate(4, 1)
             arrays["offsets"][:] = [0, 4]
             arrays["entropy"][:] = index
-            record = reference_cache.write_shard(scratch, name, layout, arrays)
+            record = writer.write_shard(scratch, name, layout, arrays)
             computed.append(name)
         records.append(record)
-    reference_cache.publish(scratch, output, layout, identity, records, None)
+    writer.publish(scratch, output, layout, identity, records, None)
     (output / "timings.jsonl").write_text(json.dumps(computed))
 
 

@@ -151,7 +151,7 @@ def tiny_world(tmp_path_factory) -> dict[str, Path]:
 
 def sft_settings(**changes):
     """Settings of the SFT stage, a recipe of the schema's defaults; a key `sft__lr` changes sft.lr."""
-    from launch.schema import Recipe
+    from launch.recipe.recipe import Recipe
 
     settings = Recipe.model_validate({"model": {"path": "unused"}}).model_dump(mode="json")
     settings["platform"].update(name="cpu", threads=1, env={"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"})

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from common.distributions import label_mass
 from sft_objectives import Reference
-from sft_objectives.reference import label_mass
 
 
 def test_every_field_is_filled():

@@ -21,8 +21,8 @@ from evaluation import benchmarks
 from evaluation.artifact import read_metrics
 from evaluation.grading import Grade, grade_answer
 from evaluation.problems import read_problems, write_problems
-from launch.recipe.compose import RECIPES
 from launch.graph.builder import make_plan
+from launch.recipe.compose import RECIPES
 
 BENCHMARKS = {name: benchmarks.load(name) for name in benchmarks.names()}
 STDIN_TESTS = [{"input": "2\n", "output": "4\n", "testtype": "stdin"}]

@@ -26,7 +26,7 @@ def analysed(tmp_path, monkeypatch):
     extra = toy.steps("histogram", "survey")
     plan = experiment(tmp_path)
     plan.stages[extra.fingerprint] = extra
-    monkeypatch.setattr(artifacts, "shown", lambda stage: ("tables/*.json",) if stage.kind == "survey" else ())
+    monkeypatch.setattr(artifacts, "shown", lambda plan: {"survey": ("tables/*.json",)})
 
     def write(tables, findings=None, figures=()):
         def files(folder):
@@ -105,7 +105,7 @@ def test_a_changed_table_is_not_shown(tmp_path, analysed):
 def test_stages_that_show_nothing_have_no_section(tmp_path):
     plan = experiment(tmp_path)
     fill(plan)
-    assert all(artifacts.shown(stage) == () for stage in plan.stages.values())
+    assert all(artifacts.shown(plan)[stage.kind] == () for stage in plan.stages.values())
     write_report(plan)
     assert "## measure" not in (tmp_path / "toy" / "report.md").read_text()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from data_prep.reference_cache import encode
+from data_prep.reference.codec import encode
 from sft_objectives import BatchConstants, Reference, Step, load
 from sft_objectives.student import DenseStudent
 from sft_objectives.trainer.engine import refuse_dropout
