@@ -243,6 +243,6 @@ def plain_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def installed(name: str) -> Any:
     """The module, or None."""
     try:
-        return importlib.importinstalled(name)
+        return importlib.import_module(name)
     except ImportError:
         return None

@@ -14,7 +14,10 @@ class CriticalToken(Weighted):
     """-c_t log p_y, c_t = 1 on counterfactually critical tokens (CFT; TARGET Table 4), from the column "critical"."""
 
     name: ClassVar[str] = "critical_token"
-    needs = Needs(columns=frozenset({"critical"}))
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(columns=frozenset({"critical"}))
 
     def token_weight(self, step):
         return step.column("critical").to(step.student.log_p_label.dtype)

@@ -88,18 +88,18 @@ class ObjectiveEngine(Engine):
         dist.all_reduce(tokens, group=self.get_data_parallel_group())
         tokens = tokens.item()
         if forward_only:
-            validating = loss.validating(max(tokens, 1.0), shared=shared)
+            validating: Any = loss.validating(max(tokens, 1.0), shared=shared)
             return super().forward_backward_batch(data, validating, forward_only=True)
         if tokens == 0:
             raise ConfigError("a batch has no supervised token: data.max_length cuts every response of it")
         constants = self._batch_constants(data) if loss.objective.needs.batch else BatchConstants()
         normalizer = tokens if constants.normalizer is None else constants.normalizer
-        training = loss.training(constants, normalizer, shared=shared)
+        training: Any = loss.training(constants, normalizer, shared=shared)
         return super().forward_backward_batch(data, training, forward_only=False)
 
     def _batch_constants(self, data: TensorDict) -> BatchConstants:
         objective = self.token_loss.objective
-        collecting = self.token_loss.collecting(shared=self.use_ulysses_sp)
+        collecting: Any = self.token_loss.collecting(shared=self.use_ulysses_sp)
         if objective.needs.student_first:
             super().forward_backward_batch(data, collecting, forward_only=True)
         else:
