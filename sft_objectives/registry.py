@@ -20,6 +20,7 @@ from .contract import Objective
 from .needs import Needs
 
 _ALIASES = {"distill": "kd"}
+_REFUSED = 64  # exit status of a check whose settings are wrong
 
 
 def names() -> list[str]:
@@ -49,7 +50,7 @@ def load(name: str, **settings: Any) -> Objective:
     that is not allowed.
     """
     if ":" in name or "." in name:
-        inspect_external(name, settings)
+        check_external(name, settings)
         return _construct(_external_class(name), name, settings)
     cls = _class(_ALIASES.get(name, name))
     if cls is None:
@@ -77,31 +78,36 @@ def _external_class(path: str) -> type[Objective]:
     return cls
 
 
-def inspect_external(path: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings and needs of the objective at `path`, read in a subprocess: {"settings": ..., "needs": ...}, JSON types.
+def check_external(path: str, settings: dict[str, Any]) -> None:
+    """Construct the objective at `path` in a subprocess, so that its module cannot disturb this one.
 
     Raises ConfigError (one line) if it cannot be imported, is not an objective, or refuses its settings.
     """
-    code = f"import sys; from {__name__} import _describe; _describe(*sys.argv[1:])"
+    code = f"import sys; from {__name__} import _check; _check(*sys.argv[1:])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
     child = subprocess.run(
         [sys.executable, "-c", code, path, json.dumps(settings)],
         capture_output=True, text=True, env=environment, timeout=120, check=False,
     )  # fmt: skip
-    if child.returncode:
-        reason = child.stderr.strip().splitlines()[-1] if child.stderr.strip() else f"exit status {child.returncode}"
-        raise ConfigError(
-            f"objective {path!r}: {reason}; allowed: package.module:Class of a frozen dataclass derived from "
-            "sft_objectives.Objective; check the path, PYTHONPATH and its settings"
-        )
-    return json.loads(child.stdout.strip().splitlines()[-1])
+    if child.returncode == 0:
+        return
+    reason = child.stderr.strip().splitlines()[-1] if child.stderr.strip() else f"exit status {child.returncode}"
+    if child.returncode == _REFUSED:
+        raise ConfigError(reason)
+    raise ConfigError(
+        f"objective {path!r}: {reason}; allowed: package.module:Class of a frozen dataclass derived from "
+        "sft_objectives.Objective; check the path, PYTHONPATH and its settings"
+    )
 
 
-def _describe(path: str, settings: str) -> None:
-    objective = _construct(_external_class(path), path, json.loads(settings))
-    if not isinstance(objective.needs, Needs):
+def _check(path: str, settings: str) -> None:
+    try:
+        objective = _construct(_external_class(path), path, json.loads(settings))
+        needs = objective.needs
+    except ConfigError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        sys.exit(_REFUSED)
+    if not isinstance(needs, Needs):
         raise TypeError("needs is not a sft_objectives.Needs")
     if type(objective).loss is Objective.loss:
         raise TypeError("loss is not defined")
-    description = {"settings": dataclasses.asdict(objective), "needs": dataclasses.asdict(objective.needs)}
-    print(json.dumps(description, default=sorted))

@@ -96,8 +96,7 @@ class QTarget(Objective):
         return -a * step.student.log_p_label + self._b(a, step) * self.distribution.cross_entropy(step)
 
     def _b(self, a, step):
-        adaptive = self.residual_weight == "adaptive"
         if self.residual_rule:
             b = self.residual_part.token_weight(step)
-            return b if adaptive else b * float(self.residual_weight)
-        return 1 - a if adaptive else float(self.residual_weight)
+            return b if isinstance(self.residual_weight, str) else b * self.residual_weight
+        return 1 - a if isinstance(self.residual_weight, str) else self.residual_weight

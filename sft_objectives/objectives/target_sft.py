@@ -44,5 +44,5 @@ class TargetSft(FromReference):
 
     def loss(self, step):
         g = step.student.log_p_label.detach().exp()
-        c = 1 - g if self.residual_weight == "adaptive" else float(self.residual_weight)
+        c = 1 - g if isinstance(self.residual_weight, str) else self.residual_weight
         return -g * step.student.log_p_label + c * self.residual.cross_entropy(step)

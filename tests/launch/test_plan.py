@@ -33,7 +33,7 @@ def test_stages_are_shared_between_objectives(recipe):
     plan = make_plan(recipe, ["objective=sft,dft,lp_sft"])
     assert [branch.name for branch in plan.branches] == ["sft", "dft", "lp_sft"]
     assert {kind: kinds(plan).count(kind) for kind in set(kinds(plan))} == {
-        "prepare": 3, "pretrain": 1, "cache": 1, "sft": 3, "rl": 3, "generate": 7, "measure": 7, "analyse": 2,
+        "prepare": 3, "pretrain": 1, "cache": 1, "sft": 3, "rl": 3, "generate": 7, "measure": 7, "analyse": 1,
     }  # fmt: skip
     seen = set()
     for mark, stage in plan.stages.items():
@@ -80,7 +80,7 @@ def test_fingerprints_follow_what_is_computed_not_how(recipe):
     changed = marks("sft.lr=1e-3")
     assert {key for key in plain if plain[key] != changed[key]} == {
         ("sft", "sft"), ("rl", "sft"), *((kind, f"{model}.held_out") for kind in ("generate", "measure")
-        for model in ("sft", "sft.rl")), ("analyse", "entropy_histogram"), ("analyse", "pass_at_k"),
+        for model in ("sft", "sft.rl")), ("analyse", "entropy_histogram"),
     }  # fmt: skip
     assert marks("seed=1")["pretrain", "base"] == plain["pretrain", "base"]
     assert marks("data.seed=1")["pretrain", "base"] != plain["pretrain", "base"]

@@ -1,10 +1,12 @@
 import dataclasses
+from collections import Counter
 
 import pytest
 import torch
 
 import sft_objectives
 from sft_objectives import BatchConstants, Reference, Step, load, token_losses
+from sft_objectives.fused.chunk_student import ChunkStudent
 from sft_objectives.inputs import resolve_constants
 from sft_objectives.student import DenseStudent
 
@@ -232,3 +234,63 @@ def test_labels_outside_the_vocabulary_are_refused_where_supervised():
 def test_settings_fix_data_set_constants(batch):
     fixed = batch.losses(load("sed_sft", threshold=0.7), reference=None)
     torch.testing.assert_close(batch.losses(load("sed_sft"), constants={"threshold": 0.7}), fixed, rtol=0, atol=0)
+
+
+class Counting(DenseStudent):
+    """Counts the evaluations of each statistic."""
+
+    def __init__(self, logits, labels):
+        super().__init__(logits, labels)
+        self.count, self._inside = Counter(), False
+
+    def _counted(self, name, evaluate):
+        """What `evaluate` gives; statistics that another one is made of do not count."""
+        if self._inside:
+            return evaluate()
+        self.count[name] += 1
+        self._inside = True
+        try:
+            return evaluate()
+        finally:
+            self._inside = False
+
+    def log_p(self, ids):
+        name = "log_p_label" if torch.equal(ids, self.labels.unsqueeze(-1)) else "log_p"
+        return self._counted(name, lambda: super(Counting, self).log_p(ids))
+
+    def expected_log_p(self, weights):
+        return self._counted("expected_log_p", lambda: super(Counting, self).expected_log_p(weights))
+
+    def log_p_outside(self, ids):
+        return self._counted("log_p_outside", lambda: super(Counting, self).log_p_outside(ids))
+
+    def statistic(self, of_chunk):
+        return self._counted("statistic", lambda: super(Counting, self).statistic(of_chunk))
+
+    def top_k(self, k):
+        known = k in self._top
+        return super().top_k(k) if known else self._counted(f"top_{k}", lambda: super(Counting, self).top_k(k))
+
+
+@every_variant
+def test_each_statistic_is_computed_once_and_a_diagnostic_computes_none(name, settings, batch):
+    objective = load(name, **settings)
+    batch.mask[:] = True
+    sequence, rows = torch.repeat_interleave(torch.arange(4), batch.sequence_lengths), torch.arange(len(batch.labels))
+    given = {"threshold": 0.9, "temperature": 1.0, "mean_weight": 1.0}
+    first = Step(DenseStudent(batch.logits, batch.labels), batch.references, batch.columns)
+    constants = resolve_constants(objective, given, first, sequence, rows)
+    student, silent, logged = Counting(batch.logits, batch.labels), Counting(batch.logits, batch.labels), {}
+    losses = objective.loss(Step(student, batch.references, batch.columns, constants, logged=logged))
+    assert student.count and max(student.count.values()) == 1, student.count
+    assert torch.equal(objective.loss(Step(silent, batch.references, batch.columns, constants)), losses)
+    assert silent.count == student.count
+
+
+def test_the_student_keeps_its_statistics(batch):
+    for student in (
+        Counting(batch.logits, batch.labels),
+        ChunkStudent(batch.logits.detach().clone(), batch.labels, whole=False, differentiable=True),
+    ):
+        assert student.top_k(3)[0] is student.top_k(3)[0] and student.entropy is student.entropy
+        assert student.mean_log_p is student.mean_log_p and student.log_p_label is student.log_p_label
