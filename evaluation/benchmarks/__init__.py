@@ -8,13 +8,4 @@ from evaluation.benchmarks.contract import Published
 __all__ = ["Published", "load", "names"]
 
 _registry = Registry("evaluation.benchmarks", Published, "benchmark", apart=("contract",))
-
-
-def names() -> list[str]:
-    """Names of the benchmarks of this package, in alphabetical order."""
-    return _registry.names()
-
-
-def load(name: str) -> Published:
-    """The benchmark called `name`, or one's own by dotted path. Raises ConfigError for an unknown one."""
-    return _registry.load(name)
+names, load = _registry.names, _registry.load
