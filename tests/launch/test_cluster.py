@@ -69,7 +69,7 @@ def test_the_working_directory_of_a_job_is_small_by_rays_own_packing(tmp_path):
     create_package(str(ROOT), package, include_gitignore=True)
     assert package.stat().st_size <= PACKAGE_BYTES
     names = zipfile.ZipFile(package).namelist()
-    for needed in ("launch/run.py", "recipes/base.yaml", "data_prep/prepare.py", "evaluation/evaluate.py"):
+    for needed in ("launch/run.py", "recipes/base.yaml", "data_prep/prepare.py", "evaluation/generate.py"):
         assert needed in names
     assert not [name for name in names if name.split("/")[0] in ("tests", "docs", "runs", ".git", ".venv")]
 
