@@ -65,11 +65,8 @@ class Registry(Generic[T]):
     def _external(self, path: str) -> T:
         module, _, attribute = path.partition(":")
         try:
-            if not attribute and importlib.util.find_spec(module) is None:
+            if not attribute and not _is_module(module):
                 module, _, attribute = module.rpartition(".")
-        except ModuleNotFoundError:
-            module, _, attribute = module.rpartition(".")
-        try:
             found = importlib.import_module(module)
             value: Any = getattr(found, attribute) if attribute else self._only(found, path)
         except ConfigError:
@@ -93,25 +90,29 @@ class Registry(Generic[T]):
         return next(iter(found.values()))
 
 
+def _is_module(path: str) -> bool:
+    try:
+        return importlib.util.find_spec(path) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def code_digest(path: str) -> str | None:
     """sha256 of the text of the user's module that a dotted path leads to; None for a name, and for our own modules.
 
     A user's code is part of what identifies a result; ours bumps versions.
     """
     module = path.partition(":")[0]
-    while "." in path or ":" in path:
-        try:
-            spec = importlib.util.find_spec(module)
-        except ModuleNotFoundError:
-            spec = None
-        if spec is not None and spec.origin is not None:
-            file = Path(spec.origin).resolve()
-            ours = any(file.is_relative_to(ROOT / package) for package in PACKAGES)
-            return None if ours else text_digest(file.read_text())
-        module, _, rest = module.rpartition(".")
-        if not rest or not module:
-            return None
-    return None
+    if "." not in path and ":" not in path:
+        return None
+    if not _is_module(module):
+        module = module.rpartition(".")[0]
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).resolve()
+    ours = any(file.is_relative_to(ROOT / package) for package in PACKAGES)
+    return None if ours else text_digest(file.read_text())
 
 
 PACKAGES = (

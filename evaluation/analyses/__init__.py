@@ -13,16 +13,7 @@ from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Tabl
 __all__ = ["Analysis", "Figure", "Findings", "Given", "Table", "check_settings", "load", "names"]
 
 _registry = Registry("evaluation.analyses", Analysis, "analysis", apart=("contract",))
-
-
-def names() -> list[str]:
-    """Names of the analyses of this package, in alphabetical order."""
-    return _registry.names()
-
-
-def load(name: str) -> Analysis:
-    """The analysis called `name`, or one's own by dotted path. Raises ConfigError for an unknown one."""
-    return _registry.load(name)
+names, load = _registry.names, _registry.load
 
 
 def check_settings(name: str, values: Any) -> Any:

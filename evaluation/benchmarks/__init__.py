@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from common.registry import Registry
-from evaluation.benchmarks.contract import Published
+from evaluation.benchmarks.contract import Published, user
 
-__all__ = ["Published", "load", "names"]
+__all__ = ["Published", "load", "names", "user"]
 
 _registry = Registry("evaluation.benchmarks", Published, "benchmark", apart=("contract",))
-
-
-def names() -> list[str]:
-    """Names of the benchmarks of this package, in alphabetical order."""
-    return _registry.names()
-
-
-def load(name: str) -> Published:
-    """The benchmark called `name`, or one's own by dotted path. Raises ConfigError for an unknown one."""
-    return _registry.load(name)
+names, load = _registry.names, _registry.load

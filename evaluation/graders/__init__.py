@@ -15,16 +15,7 @@ from evaluation.graders.contract import Grade, Grader
 __all__ = ["Grade", "Grader", "load", "names", "parse"]
 
 _registry = Registry("evaluation.graders", Grader, "grader", apart=("contract", "extraction"))
-
-
-def names() -> list[str]:
-    """Names of the graders of this package, in alphabetical order."""
-    return _registry.names()
-
-
-def load(name: str) -> Grader:
-    """The grader called `name`, or one's own by dotted path. Raises ConfigError for an unknown one."""
-    return _registry.load(name)
+names, load = _registry.names, _registry.load
 
 
 def parse(grader: str) -> tuple[Grader, str]:
