@@ -153,6 +153,7 @@ class Measured:
         self.kind = self.name = HELD_OUT
         if benchmark is not None:
             self.kind, self.name = "benchmark", benchmark_name(benchmark.name)
+            self.benchmark = benchmark.model_copy(update={"name": self.name})
         elif task is not None:
             self.kind, self.name = "task", task.name
 
