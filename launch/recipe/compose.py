@@ -247,6 +247,8 @@ def explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not field:
         return message
+    if isinstance(first["input"], dict):
+        return f"{field}: {message}"
     return f"{field}={_shown(first['input'])}: {message}"
 
 

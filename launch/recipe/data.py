@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, create_model, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, create_model, field_validator, model_validator
 
 from common.errors import ConfigError
 from data_prep import sources
@@ -85,5 +85,7 @@ def source_settings(data: Any, name: str, own: dict[str, Any], where: str) -> Ba
     given = shared.model_dump() if isinstance(shared, BaseModel) else {}
     try:
         return source.section.model_validate({**given, **own})
-    except ValueError as error:
-        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, (where, *first["loc"])))
+        raise ConfigError(f"{field}={first['input']}: {first['msg']}") from None
