@@ -248,7 +248,7 @@ def explain(error: ValidationError) -> str:
     if not field:
         return message
     if isinstance(first["input"], dict):
-        return f"{field}: {message}"
+        return message if message.startswith(field) else f"{field}: {message}"
     return f"{field}={_shown(first['input'])}: {message}"
 
 
