@@ -10,8 +10,9 @@ from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step, spread
+from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step
 from launch.stages.references import is_cached, is_live, model_of, numerics, sources
+from launch.stages.sizes import spread
 
 
 class Cache(Section):

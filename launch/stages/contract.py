@@ -230,19 +230,3 @@ class StageKind:
     def mendable(self) -> bool:
         """Whether a damaged artifact is worth taking apart."""
         return type(self).mend is not StageKind.mend
-
-
-def spread(devices: float, platform: Any, *, cpus: float = 1.0) -> Placement:
-    """`devices` over as few nodes as hold them."""
-    nodes = max(1, -(-int(devices) // platform.gpus_per_node))
-    return Placement(nodes=nodes, gpus_per_node=devices / nodes, cpus=cpus)
-
-
-def optimizer_bytes(parameters: float) -> float:
-    """Bytes of fp32 weights and AdamW's two moments."""
-    return 12.0 * parameters
-
-
-def weight_bytes(parameters: float, dtype: str) -> float:
-    """Bytes of a published checkpoint with its tokenizer."""
-    return parameters * (2 if dtype == "bfloat16" else 4) + min(4_000_000, parameters)

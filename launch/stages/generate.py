@@ -9,19 +9,10 @@ from pydantic import model_validator
 
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages.contract import (
-    Branch,
-    Cost,
-    Counts,
-    Made,
-    Outside,
-    Settings,
-    StageKind,
-    Step,
-    spread,
-)
+from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Settings, StageKind, Step
 from launch.stages.prepare import benchmark_name
 from launch.stages.references import model_of, numerics
+from launch.stages.sizes import spread
 
 FILLED = 0.5  # of max_tokens that a response fills when nothing is known
 RESPONSE_BYTES = 2.5  # of a sampled token in a Parquet file
@@ -79,7 +70,9 @@ class Eval(Section):
         return self
 
 
-class GenerateSettings(Settings):
+class MeasuredSettings(Settings):
+    """What is measured: exactly one of the last three."""
+
     eval: Eval = setting(Eval(), "the recipe's eval section")
     benchmark: Benchmark | None = setting(None, "an entry of eval.benchmarks, or")
     task: Task | None = setting(None, "an entry of eval.tasks, or")
@@ -121,7 +114,7 @@ class Generate(StageKind):
                 yield Step(
                     f"generate:{model.name}/{thing.name}",
                     f"{model.label}.{thing.name}",
-                    thing.settings(GenerateSettings, recipe),
+                    thing.settings(MeasuredSettings, recipe),
                     {**thing.generated(recipe), **extra, **numerics(recipe)},
                     inputs,
                 )

@@ -6,18 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launch.recipe.platform import Placement
-from launch.recipe.section import setting
-from launch.stages.contract import Branch, Cost, Counts, Made, Measures, Settings, StageKind, Step
-from launch.stages.generate import Benchmark, Eval, Task, measured
+from launch.stages.contract import Branch, Cost, Counts, Made, Measures, StageKind, Step
+from launch.stages.generate import MeasuredSettings, measured
 
 SCORE_BYTES = 30_000.0
-
-
-class MeasureSettings(Settings):
-    eval: Eval = setting(Eval(), "the recipe's eval section")
-    benchmark: Benchmark | None = setting(None, "an entry of eval.benchmarks, or")
-    task: Task | None = setting(None, "an entry of eval.tasks, or")
-    held_out: bool = setting(False, "held-out chats")
 
 
 class Measure(StageKind):
@@ -42,7 +34,7 @@ class Measure(StageKind):
                 yield Step(
                     f"measure:{model.name}/{thing.name}",
                     branch.steps[role].label,
-                    thing.settings(MeasureSettings, recipe),
+                    thing.settings(MeasuredSettings, recipe),
                     {**thing.scored(recipe), "graders": _graders(thing)},
                     inputs,
                     measures=Measures(model.name, thing.name, thing.kind),

@@ -12,21 +12,10 @@ from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages.contract import (
-    Branch,
-    Cost,
-    Counts,
-    Made,
-    Published,
-    Settings,
-    StageKind,
-    Step,
-    optimizer_bytes,
-    spread,
-    weight_bytes,
-)
+from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
 from launch.stages.references import numerics
 from launch.stages.sft import Lora
+from launch.stages.sizes import optimizer_bytes, spread, weight_bytes
 
 FILLED = 0.5  # of the length limits that prompts and responses fill when nothing is known
 

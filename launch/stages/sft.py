@@ -11,20 +11,9 @@ from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages.contract import (
-    Branch,
-    Cost,
-    Counts,
-    Made,
-    Published,
-    Settings,
-    StageKind,
-    Step,
-    optimizer_bytes,
-    spread,
-    weight_bytes,
-)
+from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
 from launch.stages.references import FROZEN, is_cached, is_live, model_of, numerics, sources
+from launch.stages.sizes import optimizer_bytes, spread, weight_bytes
 
 
 class Lora(Section):

@@ -10,22 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_world import SMALL
 
 from launch.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    "data.microworld.pretrain_examples=1200",
-    "data.microworld.sft_examples=96",
-    "data.microworld.target_problems=12",
-    "data.microworld.skill_problems=4",
-    "model.pretrain.hidden=64",
-    "model.pretrain.layers=2",
-    "model.pretrain.heads=2",
-    "model.pretrain.steps=40",
-    "sft.steps=4",
-    "sft.batch_size=16",
-]
 pytestmark = pytest.mark.e2e
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from common.ports import free_port
 from common.registry import ROOT
+from common.tiny_models import ends_of, random_model, save
 from data_prep.reference.codec import decode
 from data_prep.reference.layout import Layout
 from data_prep.reference.producers.forward import ForwardProducer
@@ -28,26 +29,17 @@ from data_prep.reference.workers import fill_shard
 
 
 def save_qwen2(directory: Path, tokenizer, tied: bool) -> Path:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+    model = random_model(
+        "Qwen2",
+        len(tokenizer),
+        heads=4,
+        key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
         initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **ends_of(tokenizer),
     )
-    Qwen2ForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save(directory, model, tokenizer)
 
 
 def save_granite(directory: Path, tokenizer) -> Path:
