@@ -65,7 +65,7 @@ def train(
     queue_started = in_background(tq.init, config.transfer_queue)
     trainer = None
     try:
-        trainer = make_trainer(config, settings, curve, exports, report, begin_phase, queue_started)
+        trainer = make_trainer(settings.rl.mode, config, settings, curve, exports, report, begin_phase, queue_started)
         trainer.init()
         manager = AgentLoopManagerTQ.create(
             config=config,
@@ -108,26 +108,17 @@ else:
     _Trainer = object
 
 
-def make_trainer(
-    config: Any,
-    settings: Any,
-    curve: Curve,
-    exports: Exports,
-    report: Callable[..., None],
-    begin_phase: Callable[[str], None],
-    queue_started: Callable[[], None],
-) -> Any:
-    """An instance of verl's trainer for `rl.mode`, reporting to `curve`, `exports` and `report`.
-
-    queue_started: returns once TransferQueue is up; called before the trainer uses it.
-    """
-    base: type = get_trainer_cls(settings.rl.mode)
-    trainer = type("Trainer", (_Measured, base), {})
-    return trainer(config, settings, curve, exports, report, begin_phase, queue_started)
+def make_trainer(mode: str, *given: Any) -> Any:
+    """An instance of verl's trainer for `rl.mode`, with what `_Measured` is given."""
+    base: type = get_trainer_cls(mode)
+    return type("Trainer", (_Measured, base), {})(*given)
 
 
 class _Measured(_Trainer):
-    """Mixed in before verl's trainer class."""
+    """Mixed in before verl's trainer class; reports to `curve`, `exports` and `report`.
+
+    queue_started: returns once TransferQueue is up; called before the trainer uses it.
+    """
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ def trainer(tmp_path, monkeypatch, cpu_settings):
         curve = Curve(scratch / "curve.jsonl")
         exports = Exports(scratch, settings, curve)
         return module.make_trainer(
-            None, settings, curve, exports, lambda *_, **__: None, lambda phase: None, lambda: None
+            settings.rl.mode, None, settings, curve, exports, lambda *_, **__: None, lambda phase: None, lambda: None
         )
 
     return make

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from common.tiny_models import random_model, save
 from data_prep.reference import writer
 from data_prep.reference.codec import decode
 from data_prep.reference.layout import VLLM_FIELDS, predict_bytes
@@ -200,20 +201,8 @@ def test_settings_that_cannot_work_are_refused(world, tmp_path):
 
 
 def test_model_that_scales_its_logits_is_refused(world, tmp_path):
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    config = GraniteConfig(
-        vocab_size=len(world.tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        logits_scaling=8.0,
-        initializer_range=0.3,
-    )
-    GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
-    world.tokenizer.save_pretrained(tmp_path / "granite")
+    model = random_model("Granite", len(world.tokenizer), layers=1, logits_scaling=8.0, initializer_range=0.3)
+    save(tmp_path / "granite", model, world.tokenizer)
     with pytest.raises(ValueError, match="scales or caps its logits"):
         world.produce(tmp_path, inputs={"model": tmp_path / "granite"})
 

@@ -19,6 +19,14 @@ def url(request, tmp_path):
     return "memory://bucket/runs"
 
 
+def pushed(tmp_path, url):
+    """A stage that is published and in the replica, and the replica's file system and root."""
+    stage, replica, store = toy.steps(), Replica(url), Store(tmp_path / "here")
+    toy.published(store, stage)
+    replica.push(store, stage)
+    return stage, replica, store, *fsspec.core.url_to_fs(url)
+
+
 def test_an_artifact_goes_to_the_replica_and_comes_back_byte_for_byte(tmp_path, url):
     stage, replica = toy.steps(), Replica(url)
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
@@ -35,10 +43,7 @@ def test_an_artifact_goes_to_the_replica_and_comes_back_byte_for_byte(tmp_path, 
 
 
 def test_an_upload_without_its_record_does_not_exist_and_is_repeated(tmp_path, url):
-    stage, replica, store = toy.steps(), Replica(url), Store(tmp_path / "here")
-    toy.published(store, stage)
-    replica.push(store, stage)
-    files, root = fsspec.core.url_to_fs(url)
+    stage, replica, store, files, root = pushed(tmp_path, url)
     path = f"{root}/{stage.address}/record.json"
     whole = files.cat_file(path)
     files.pipe_file(path, whole[: len(whole) // 2])
@@ -49,10 +54,7 @@ def test_an_upload_without_its_record_does_not_exist_and_is_repeated(tmp_path, u
 
 
 def test_damage_is_not_sent_and_not_taken(tmp_path, url):
-    stage, replica, store = toy.steps(), Replica(url), Store(tmp_path / "here")
-    toy.published(store, stage)
-    replica.push(store, stage)
-    files, root = fsspec.core.url_to_fs(url)
+    stage, replica, store, files, root = pushed(tmp_path, url)
     files.pipe_file(f"{root}/{stage.address}/deep/a.txt", b"hellO")
     there = Store(tmp_path / "there")
     there.acquire(stage, "run")
@@ -68,10 +70,7 @@ def test_damage_is_not_sent_and_not_taken(tmp_path, url):
 
 
 def test_an_address_of_another_fingerprint_and_an_unknown_protocol_are_refused(tmp_path, url):
-    stage, replica, store = toy.steps(), Replica(url), Store(tmp_path / "here")
-    toy.published(store, stage)
-    replica.push(store, stage)
-    files, root = fsspec.core.url_to_fs(url)
+    stage, replica, store, files, root = pushed(tmp_path, url)
     path = f"{root}/{stage.address}/record.json"
     files.pipe_file(path, json.dumps(json.loads(files.cat_file(path)) | {"fingerprint": "f" * 64}).encode())
     with pytest.raises(StoreError, match="belongs to ffff"):
