@@ -70,7 +70,7 @@ def test_damage_is_not_sent_and_not_taken(tmp_path, url):
 
 
 def test_an_address_of_another_fingerprint_and_an_unknown_protocol_are_refused(tmp_path, url):
-    stage, replica, store, files, root = pushed(tmp_path, url)
+    stage, replica, _, files, root = pushed(tmp_path, url)
     path = f"{root}/{stage.address}/record.json"
     files.pipe_file(path, json.dumps(json.loads(files.cat_file(path)) | {"fingerprint": "f" * 64}).encode())
     with pytest.raises(StoreError, match="belongs to ffff"):
