@@ -148,7 +148,7 @@ def test_lora_is_merged_into_the_export(tiny_world, settings_of, tmp_path):
 @pytest.mark.timeout(600)
 def test_cached_base_is_aligned_with_the_student(tiny_world, settings_of, tmp_path):
     """LP-SFT of the base itself: its KL term is 0 at the first step, and positive later."""
-    import data_prep.cache
+    import data_prep.reference.stage
 
     settings = settings_of(objective={"name": "lp_sft"}, sft__metrics={"kl_from_base": True})
     cache = SimpleNamespace(
