@@ -28,6 +28,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from common.files import read_json
 from launch import stages as stage_kinds
 from launch.execution import placements
 from launch.execution.claims import Claims
@@ -39,8 +40,10 @@ from launch.graph.estimate import estimate_plan
 from launch.graph.plan import Plan, Stage
 from launch.store import Store
 from launch.store.leases import Heartbeat
+from launch.store.places import attempt_file
 from launch.store.replica import Replica
 
+SUMMED = ("cached", "done", "failed", "blocked", "stopped")  # states in a run's last line
 PENDING_GROUPS = 16  # placement groups asked for at once; Ray gives them out in the order they were asked for
 
 
@@ -97,15 +100,8 @@ class Driver:
             if progress.state == "failed":
                 print(f"failed: {progress.stage.kind} {progress.stage.label}: {progress.message}")
                 print(f"  log: {self.store.logs(progress.stage) / 'latest'}")
-        counts = {
-            state: states.count(state)
-            for state in ("cached", "done", "failed", "blocked", "stopped")
-            if state in states
-        }
-        print(
-            ", ".join(f"{count} {state}" for state, count in counts.items())
-            + (f" ({self.stopping})" if self.stopping else "")
-        )
+        counts = ", ".join(f"{states.count(state)} {state}" for state in SUMMED if state in states)
+        print(counts + (f" ({self.stopping})" if self.stopping else ""))
         if "failed" in states:
             return 1
         return 3 if self.stopping and "stopped" in states else 0
@@ -128,8 +124,11 @@ class Driver:
             tasks = [job.task for job in self.running]
             if tasks:
                 ended, _ = ray.wait(tasks, num_returns=1, timeout=0.05 if self.queued else 0.2)
-                for job in [job for job in self.running if job.task in ended]:
-                    self._settle(job)
+                for job in list(self.running):
+                    if job.task in ended:
+                        self._settle(job)
+                    else:
+                        self._take_published(job)
             else:
                 time.sleep(0.02 if self.queued else 0.1)
             self.display.update(self.progress)
@@ -216,7 +215,7 @@ class Driver:
         wanted, busy = devices(placement), [*self.running, *self.queued]
         if wanted:
             return int((self.devices - sum(devices(job.placement) for job in busy)) // wanted)
-        return 0 if any(self._engine(job.stages[0]) == engine for job in busy) else 1
+        return 0 if any(job.engine == engine for job in busy) else 1
 
     # --- devices
 
@@ -250,7 +249,7 @@ class Driver:
         placement = dict(stages[0].placement)
         if placement["gpus_per_node"] > 1:  # Ray gives out parts of one device, or whole ones
             placement["gpus_per_node"] = math.ceil(placement["gpus_per_node"])
-        self.queued.append(Job(stages, placement))
+        self.queued.append(Job(stages, placement, engine=self._engine(stages[0])))
         for stage in stages:
             self.progress[stage.fingerprint].state = "queued"
 
@@ -353,6 +352,16 @@ class Driver:
         for stage in job.stages:
             self._take(stage, results[stage.fingerprint])
             self.store.release(stage, self.beat.run)
+
+    def _take_published(self, job: Job) -> None:
+        """Goes on with what a child of several stages has made already."""
+        for stage in list(job.stages) if len(job.attempts) > 1 else ():
+            attempt = job.attempts[stage.fingerprint]
+            result = read_json(attempt_file(self.store.logs(stage), attempt, "result.json"))
+            if result is not None and result["outcome"] == "ok":
+                job.stages.remove(stage)
+                self._take(stage, result)
+                self.store.release(stage, self.beat.run)
 
     def _take(self, stage: Stage, result: dict[str, Any]) -> None:
         """Moves a stage on by the class of its result."""

@@ -35,7 +35,10 @@ class StageProgress:
 
 @dataclass
 class Job:
-    """Stages that run in one child, and Ray's handles of it."""
+    """Stages that run in one child, and Ray's handles of it; `stages` are those that have not ended.
+
+    engine: what they have in common with others that could run in that child.
+    """
 
     stages: list[Stage]
     placement: dict[str, Any]
@@ -44,6 +47,7 @@ class Job:
     lent: float = 0.0
     started: float = 0.0
     attempts: dict[str, int] = field(default_factory=dict)
+    engine: str = ""
 
 
 def devices(placement: dict[str, Any]) -> float:

@@ -138,3 +138,18 @@ def test_a_queued_stage_reserves_no_device_that_a_child_of_the_cluster_is_about_
     monkeypatch.setattr(placements, "reserve", lambda _: pytest.fail("it reserved devices that are lent"))
     driver._start_queued()
     assert released == [waiting] and driver.queued == [waiting]
+
+
+def test_what_a_shared_child_has_published_is_done_before_the_child_ends(tmp_path, monkeypatch):
+    first, second = toy.stage("engine", "a", "generate"), toy.stage("engine", "b", "generate")
+    below = toy.steps("below", "measure", inputs={"generations": first})
+    driver = driver_of(tmp_path, first, second, below)
+    driver.claims = SimpleNamespace(push=lambda stage: None)
+    attempts = {stage.fingerprint: driver.store.begin(stage) for stage in (first, second)}
+    job = Job([first, second], dict(first.placement), attempts=attempts)
+    driver._take_published(job)
+    assert job.stages == [first, second]
+    driver.store.finish(first, attempts[first.fingerprint], ended("ok"))
+    driver._take_published(job)
+    assert job.stages == [second] and driver.progress[first.fingerprint].state == "done"
+    assert [progress.stage.label for progress in driver._ready()] == ["b", "below"]
