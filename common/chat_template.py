@@ -55,8 +55,18 @@ class ChatTemplate:
                 f"model.template_arguments.{taken[0]}: reserved; the messages and tools come from the data"
             )
 
+    @property
+    def eos(self) -> int | None:
+        """The tokenizer's own end of sequence."""
+        index: Any = self.tokenizer.eos_token_id
+        return index
+
+    def token(self, index: int) -> str:
+        """The text of a special token."""
+        return str(self.tokenizer.convert_ids_to_tokens([index])[0])
+
     def render(self, messages: Sequence[Mapping[str, Any]], tools: list | None, prompt: bool) -> str:
-        """The text of a chat that `prepared` gave, ending in the assistant's header if `prompt`. Raises what Jinja does."""
+        """The text of a chat that `prepared` gave, with the assistant's header if `prompt`. Raises what Jinja does."""
         return self._render(messages, tools, add_generation_prompt=prompt)[0]
 
     def marked(
@@ -96,7 +106,7 @@ class ChatTemplate:
     def _prepared(self, number: int, message: Mapping[str, Any]) -> dict[str, Any]:
         clean = {key: value for key, value in message.items() if value is not None and key not in _POLICY}
         clean["content"] = _text(number, message)
-        calls = clean.pop("tool_calls", None)
+        calls = _parsed(clean.pop("tool_calls", None))
         if calls:
             clean["tool_calls"] = [self._call(call) for call in calls]
             if not clean["content"] and not self._form[1]:
@@ -172,7 +182,7 @@ class ChatTemplate:
         tool = None
         if alone is not None and _THOUGHT in alone:
             tool = self._end(_after(alone, _THOUGHT), _after(followed, _THOUGHT, _SAID))
-            if tool not in (last, earlier, self.tokenizer.eos_token_id) and self._closes(tool, alone):
+            if tool not in (last, earlier, self.eos) and self._closes(tool, alone):
                 tool = None
         return Ends(last, earlier, tool)
 
@@ -186,13 +196,13 @@ class ChatTemplate:
             return found
         # Another token ends the last turn. The first one here does, unless it begins the next message's header.
         others = [index for index in self._ids(between) if index in self.specials]
-        return others[0] if len(others) > 1 or others[:1] == [self.tokenizer.eos_token_id] else None
+        return others[0] if len(others) > 1 or others[:1] == [self.eos] else None
 
     def _closes(self, index: int | None, text: str) -> bool:
-        """Whether a token only closes a bracket that another one of the text opens (`<|call_begin|>`, `<|call_end|>`)."""
+        """Whether a token only closes a bracket that the text opens (`<|call_begin|>`, `<|call_end|>`)."""
         if index is None:
             return False
-        token = self.tokenizer.convert_ids_to_tokens([index])[0]
+        token = self.token(index)
         openers = {token.replace(*pair) for pair in _BRACKETS} | {re.sub(r"^<([^|<>]+)\|>$", r"<|\1>", token)}
         return any(opener in text for opener in openers - {token})
 
@@ -242,12 +252,29 @@ def _text(number: int, message: Mapping[str, Any]) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list | tuple) else [content]
-    texts = [
-        part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None for part in parts
-    ]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
     if any(not isinstance(text, str) for text in texts):
         raise ConfigError(f"turn {number} ({message.get('role')}): content must be text or text parts")
     return "".join(map(str, texts))
+
+
+def thinking(message: Mapping[str, Any]) -> str:
+    """The thinking of a prepared message, without white space around it."""
+    for key in REASONING:
+        if message.get(key):
+            return message[key].strip()
+    content = message["content"] or ""
+    return content.split("</think>")[0].split("<think>")[-1].strip() if "</think>" in content else ""
+
+
+def prepared_tools(tools: Any) -> list[dict[str, Any]] | None:
+    """Schemas of functions as a template reads them; each of them, or their list, may be given as JSON text."""
+    found = [_without_none(_parsed(tool)) for tool in _parsed(tools) or ()]
+    return found or None
+
+
+def _parsed(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) and value else value
 
 
 def _without_none(value: Any) -> Any:

@@ -9,12 +9,13 @@ what the model would see; that turn becomes a row of its own: the prompt as infe
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from common.chat_template import REASONING, ChatTemplate, common_prefix
+from common import chat_checks as checks
+from common.chat_template import ChatTemplate, common_prefix, prepared_tools, thinking
+from common.chat_tokens import TokenText, encode, last_of
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 Turns = Literal["all", "last"]
 PromptMismatch = Literal["as_inferred", "error"]
+POLICY = ("turns", "prompt_mismatch", "supervise_after_end")  # settings of `data` that decide what is supervised
 _THINK = re.compile(r"\s*<think>\n?")
 _CUT_TAG = re.compile(r"[<\[][^<>\[\]\s]*$")
 _TAG = re.compile(r"[<\[][^<>\[\]\s]*[>\]]")
-_WORDS = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,20 @@ class Renderer:
 
         Raises ConfigError where the template refuses the chat.
         """
-        text = self._prompt_text(self.template.prepared(messages), tools, len(messages))
-        return text, self._ids(text)
+        chat = self.template.prepared(messages)
+        text = self._prompt_text(chat, prepared_tools(tools), len(chat) + 1)
+        return text, self._batch([text])[0]
 
-    def prompts(self, chats: Iterable[Sequence[Mapping[str, Any]]]) -> list[list[int]]:
-        """The ids of `prompt` for several chats, tokenised together."""
-        texts = [self._prompt_text(self.template.prepared(chat), None, len(chat)) for chat in chats]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    def prompts(self, chats: Iterable[Sequence[Mapping[str, Any]]]) -> list[list[int] | ConfigError]:
+        """The ids of `prompt` for several chats, tokenised together; the error in the place of one that is refused."""
+        texts: list[str | ConfigError] = []
+        for messages in chats:
+            try:
+                texts.append(self._prompt_text(self.template.prepared(messages), None, len(messages) + 1))
+            except ConfigError as error:
+                texts.append(error)
+        found = iter(self._batch([text for text in texts if isinstance(text, str)]))
+        return [text if isinstance(text, ConfigError) else next(found) for text in texts]
 
     def rows(self, messages: Sequence[Mapping[str, Any]], tools: list | None = None) -> list[Rendered]:
         """The training rows of one chat.
@@ -135,45 +143,36 @@ class Renderer:
             except ConfigError as error:
                 plans.append(error)
         good = [plan for plan in plans if isinstance(plan, _Plan)]
-        encoded = _encode(self.tokenizer, [plan.whole for plan in good])
-        places = [
-            (text, turn, text.place(turn.start))
-            for plan, text in zip(good, encoded, strict=True)
-            for turn in plan.turns
+        encoded = encode(self.tokenizer, [plan.whole for plan in good])
+        fits = self._fits([(text, turn) for plan, text in zip(good, encoded, strict=True) for turn in plan.turns])
+        taken = iter(encoded)
+        return [plan if isinstance(plan, ConfigError) else self._assembled(plan, next(taken), fits) for plan in plans]
+
+    def _fits(self, turns: list[tuple[TokenText, _Turn]]) -> Iterator[bool]:
+        """Whether the ids of a turn's prompt are those that the whole text begins with, in the order of `turns`."""
+        places = [text.place(turn.start) for text, turn in turns]
+        tails = [
+            text.tail(place, turn.start, self.template.specials)
+            for (text, turn), place in zip(turns, places, strict=True)
         ]
-        tails = [text.tail(place, turn.start, self.template.specials) for text, turn, place in places]
-        matches = iter(
+        found = self._batch([tail for tail, _ in tails])
+        return (
             place is not None and ids == expected
-            for (_, _, place), (_, expected), ids in zip(
-                places, tails, self._batch([tail for tail, _ in tails]), strict=True
-            )
+            for place, (_, expected), ids in zip(places, tails, found, strict=True)
         )
-        taken = iter(zip(good, encoded, strict=True))
-        found: list[list[Rendered] | ConfigError] = []
-        for plan in plans:
-            if isinstance(plan, ConfigError):
-                found.append(plan)
-                continue
-            _, text = next(taken)
-            fits = [next(matches) for _ in plan.turns]
-            try:
-                found.append(self._assembled(plan, text, fits))
-            except ConfigError as error:
-                found.append(error)
-        return found
 
     def _plan(self, messages: Sequence[Mapping[str, Any]], tools: list | None) -> _Plan:
         """What of a chat is supervised, as text."""
-        chat = self.template.prepared(messages)
+        chat, tools = self.template.prepared(messages), prepared_tools(tools)
         answers = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
         wanted = [index for index in answers if _is_trained(messages[index])]
         if not wanted:
             raise ConfigError("no assistant turn is trained on; a chat needs one")
         if self.turns == "last":
             wanted = wanted[-1:]
-        self._check_text(chat)
+        checks.no_end_in_text(self.template, chat)
         whole, marks = self._whole(chat, tools)
-        self._check_kept(chat, tools, whole)
+        checks.nothing_left_out(self.template, chat, tools, whole)
         turns, own = [], []
         for index in wanted:
             prompt = self._prompt_text(chat[:index], tools, index + 1)
@@ -191,8 +190,8 @@ class Renderer:
         return _Plan(whole, marks, turns, own, wanted[-1] + 1)
 
     def _keeps_thinking(self, chat: list[dict[str, Any]], index: int, rest: str) -> bool:
-        """Whether the thinking of the chat's last turn stands in the whole text; templates drop that of earlier ones."""
-        thought = _thinking(chat[index])
+        """Whether the last turn's thinking stands in the whole text; templates drop that of earlier turns."""
+        thought = thinking(chat[index])
         return index < len(chat) - 1 or not thought or thought in rest
 
     def _whole(self, chat: list[dict[str, Any]], tools: list | None) -> tuple[str, list[tuple[int, int]] | None]:
@@ -221,44 +220,6 @@ class Renderer:
             f"turn {number} ({chat[number - 1]['role']}): {self.template.name} refuses it: {_line(error)}"
         )
 
-    def _check_text(self, chat: list[dict[str, Any]]) -> None:
-        """Refuses text in which the tokenizer would read the end of a turn."""
-        ends = {index for index in (*self.template.ends, self.tokenizer.eos_token_id) if index is not None}
-        for token in self.tokenizer.convert_ids_to_tokens(sorted(ends)):
-            for number, message in enumerate(chat, 1):
-                if token in (message["content"] or ""):
-                    raise ConfigError(
-                        f"turn {number} ({message['role']}): its text has {token}, which would end the turn there; "
-                        "write it in another way or leave the row out"
-                    )
-
-    def _check_kept(self, chat: list[dict[str, Any]], tools: list | None, whole: str) -> None:
-        """Refuses a chat of which the template leaves something out."""
-        for number, message in enumerate(chat, 1):
-            content = (message["content"] or "").split("</think>")[-1].strip()
-            if content and content not in whole and not _mostly_in(content, whole):
-                raise self._left_out(number, message, "its content")
-            if message.get("tool_calls") and not self._shows_calls(chat, number - 1):
-                raise self._left_out(number, message, "its tool_calls")
-        for tool in tools or ():
-            name = str(tool.get("function", tool).get("name"))
-            if name not in whole:
-                raise ConfigError(f"{self.template.name} leaves out the tools; use another model.chat_template")
-
-    def _shows_calls(self, chat: list[dict[str, Any]], index: int) -> bool:
-        """Whether the calls of a turn stand in what the template writes of the chat up to it."""
-        try:
-            text = self.template.render(chat[: index + 1], None, False)  # without tools: their names would be there
-        except Exception:  # it takes calls of declared tools alone, so it reads them
-            return True
-        return all(str(call["function"].get("name")) in text for call in chat[index]["tool_calls"])
-
-    def _left_out(self, number: int, message: Mapping[str, Any], what: str) -> ConfigError:
-        return ConfigError(
-            f"turn {number} ({message['role']}): {self.template.name} leaves out {what}; "
-            "use another role or model.chat_template, or leave the row out"
-        )
-
     def _upto(self, chat: list[dict[str, Any]], tools: list | None, index: int) -> str:
         """The text of the chat that ends with the message `index`."""
         try:
@@ -272,7 +233,7 @@ class Renderer:
         order = [ends.last, ends.earlier] if index == len(chat) - 1 else [ends.earlier, ends.last]
         if chat[index].get("tool_calls"):
             order.insert(0, ends.tool)
-        order.append(self.tokenizer.eos_token_id)
+        order.append(self.template.eos)
         return tuple(dict.fromkeys(end for end in order if end is not None))
 
     def _bound(self, chat: list[dict[str, Any]], tools: list | None, index: int, whole: str) -> int:
@@ -295,61 +256,60 @@ class Renderer:
         if cut and _TAG.match(text, cut.start()):
             shared = cut.start()
         opened, answer = prompt[shared:], text[shared:]
-        thought = _thinking(chat[index])
+        thought = thinking(chat[index])
         if thought and "</think>" in opened and prompt.rfind("<think>") < shared:  # closed before any thinking
             return text[prompt.rfind("<think>") :]
         if thought and thought not in answer:
             content = chat[index]["content"]
             said = content.split("</think>")[-1]
             if not content.lstrip().startswith("<think>") or said.strip() not in answer:
-                raise self._left_out(index + 1, chat[index], "its thinking")
+                raise checks.left_out(self.template, index + 1, chat[index], "its thinking")
             written = _THINK.sub("", content, count=1) if _THINK.fullmatch(opened) else content
             answer = written + answer[answer.index(said.strip()) + len(said.strip()) :]
         return answer
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
     def _batch(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
-    def _assembled(self, plan: _Plan, text: _Text, fits: list[bool]) -> list[Rendered]:
+    def _assembled(self, plan: _Plan, text: TokenText, fits: Iterator[bool]) -> list[Rendered] | ConfigError:
+        """The rows of a chat; `fits` has an entry for each of its turns. An error where a turn has no end."""
+        fitting = [next(fits) for _ in plan.turns]
         rows: list[tuple[int, Rendered]] = []
         supervised = [0] * len(text.ids)
-        end = first = latest = 0
-        for turn, fit in zip(plan.turns, fits, strict=True):
-            last = text.end_before(turn.bound, turn.start, turn.ends, self.template.specials)
-            if last is None:
-                raise self._endless(turn.number)
-            if not fit:  # the tokens of prompt and answer grow together
-                answer = plan.whole[turn.start : text.char_after(last)]
-                rows.append(
-                    (turn.number, self._own(_Own(turn.number, plan.whole[: turn.start], answer, turn.ends), plan))
-                )
-                continue
-            begin = text.place(turn.start)
-            assert begin is not None
-            for place in range(begin, last + 1):
-                supervised[place] = int(plan.marks is None or place == last or text.is_marked(place, plan.marks))
-            end = self._mark_space(text.ids, supervised, last)
-            first, latest = first or turn.number, turn.number
-        if first:
+        first = latest = end = 0
+        try:
+            for turn, fit in zip(plan.turns, fitting, strict=True):
+                last = text.end_before(turn.bound, turn.start, turn.ends, self.template.specials)
+                if last is None:
+                    raise self._endless(turn.number)
+                if not fit:  # tokens of the prompt and of the answer grow together
+                    answer = plan.whole[turn.start : text.char_after(last)]
+                    own = _Own(turn.number, plan.whole[: turn.start], answer, turn.ends)
+                    rows.append((turn.number, self._own(own, plan)))
+                    continue
+                for place in range(text.place(turn.start) or 0, last + 1):
+                    supervised[place] = int(plan.marks is None or place == last or text.is_marked(place, plan.marks))
+                end = self._mark_space(text.ids, supervised, last)
+                first, latest = first or turn.number, turn.number
+            rows += [(own.number, self._own(own, plan)) for own in plan.own]
+        except ConfigError as error:
+            return error
+        if first:  # without what follows the last supervised turn, where that is not the chat's last
             kept = len(text.ids) if latest == plan.last else end + 1
             rows.append((first, Rendered(text.ids[:kept], supervised[:kept], plan.whole, latest == plan.last)))
-        rows += [(own.number, self._own(own, plan)) for own in plan.own]
         return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
     def _own(self, own: _Own, plan: _Plan) -> Rendered:
         """A row of the prompt's own ids and those of the answer, up to the token that ends the turn."""
-        asked = self._ids(own.prompt)
-        (text,) = _encode(self.tokenizer, [own.prompt + own.answer])
+        asked = self._batch([own.prompt])[0]
+        (text,) = encode(self.tokenizer, [own.prompt + own.answer])
         ids = text.ids
         if ids[: len(asked)] != asked:
             # A special token before the answer keeps the tokenizer from treating it as the beginning of a text.
-            guard = self.tokenizer.convert_ids_to_tokens(own.ends[0]) if own.ends else ""
-            (tail,) = _encode(self.tokenizer, [guard + own.answer])
+            guard = self.template.token(own.ends[0]) if own.ends else ""
+            (tail,) = encode(self.tokenizer, [guard + own.answer])
             ids = [*asked, *tail.ids[1 if own.ends else 0 :]]
-        last = _last_of(self.tokenizer, ids, len(asked), len(ids), own.ends)
+        last = last_of(self.tokenizer, ids, len(asked), len(ids), own.ends)
         if last is None:
             raise self._endless(own.number)
         supervised = [0] * len(asked) + [1] * (last + 1 - len(asked)) + [0] * (len(ids) - last - 1)
@@ -358,7 +318,9 @@ class Renderer:
 
     def _mark_space(self, ids: list[int], supervised: list[int], last: int) -> int:
         """Supervise the white space after the end of a turn where that is asked for; the last supervised place."""
-        while self.supervise_after_end and last + 1 < len(ids) and not self.tokenizer.decode([ids[last + 1]]).strip():
+        while (
+            self.supervise_after_end and last + 1 < len(ids) and not str(self.tokenizer.decode([ids[last + 1]])).strip()
+        ):
             last += 1
             supervised[last] = 1
         return last
@@ -370,99 +332,22 @@ class Renderer:
         )
 
 
+def template_arguments(model: Any) -> dict[str, Any]:
+    """`model.template_arguments` of a recipe's model section; none where a caller leaves them out."""
+    return dict(getattr(model, "template_arguments", None) or {})
+
+
+def renderer_for(tokenizer: PreTrainedTokenizerBase, model: Any, data: Any = None) -> Renderer:
+    """The renderer of a recipe's `model` and `data` sections."""
+    given = {name: getattr(data, name) for name in POLICY if hasattr(data, name)}
+    path = getattr(model, "chat_template", None)
+    name = "the tokenizer's chat template" if path is None else f"the chat template {path}"
+    return Renderer(tokenizer, template_arguments=template_arguments(model), name=name, **given)
+
+
 def _is_trained(message: Mapping[str, Any]) -> bool:
     return all(message.get(key) is None or bool(message[key]) for key in ("weight", "train", "loss"))
 
 
-def _thinking(message: Mapping[str, Any]) -> str:
-    """The thinking of a prepared message."""
-    for key in REASONING:
-        if message.get(key):
-            return message[key].strip()
-    content = message["content"] or ""
-    return content.split("</think>")[0].split("<think>")[-1].strip() if "</think>" in content else ""
-
-
-def _mostly_in(content: str, whole: str) -> bool:
-    """Whether a text stands in another one that escapes or respells some of it."""
-    words = set(_WORDS.findall(content))
-    return bool(words) and 2 * len(words & set(_WORDS.findall(whole))) > len(words)
-
-
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _last_of(tokenizer: Any, ids: Sequence[int], begin: int, end: int, wanted: Sequence[int]) -> int | None:
-    """The last place in [begin, end) of the first of the `wanted` ids that is there; the first of those that follow
-    one another with nothing but white space between (Phi writes its end and then EOS)."""
-    found = next((at for index in wanted for at in range(end - 1, begin - 1, -1) if ids[at] == index), None)
-    if found is not None:
-        for place in range(found - 1, begin - 1, -1):
-            if ids[place] in wanted:
-                found = place
-            elif tokenizer.decode([ids[place]]).strip():
-                break
-    return found
-
-
-class _Text:
-    """A text and its ids; `starts` and `stops` are the characters of each, None for a tokenizer that does not tell."""
-
-    def __init__(self, tokenizer: Any, text: str, ids: list[int], offsets: list[tuple[int, int]] | None):
-        self.tokenizer, self.text, self.ids = tokenizer, text, ids
-        self.starts = None if offsets is None else [first for first, _ in offsets]
-        self.stops = None if offsets is None else [last for _, last in offsets]
-
-    def place(self, char: int) -> int | None:
-        """The id that begins at a character; None where one spans it."""
-        if self.starts is None:
-            ids = self.tokenizer(self.text[:char], add_special_tokens=False)["input_ids"]
-            return len(ids) if self.ids[: len(ids)] == ids else None
-        place = bisect_left(self.starts, char)
-        assert self.stops is not None
-        return None if place and self.stops[place - 1] > char else place
-
-    def tail(self, place: int | None, char: int, specials: frozenset[int]) -> tuple[str, list[int]]:
-        """The text from the last special token before `char` up to it, and the ids that stand there.
-
-        Special tokens cut a text, so these ids are the prompt's if and only if the tail alone gives them.
-        """
-        if place is None or self.starts is None:
-            return "", []
-        begin = place
-        while begin and self.ids[begin - 1] not in specials:
-            begin -= 1
-        begin = max(0, begin - 1)
-        return self.text[self.starts[begin] if begin else 0 : char], self.ids[begin:place]
-
-    def end_before(self, bound: int, start: int, wanted: Sequence[int], specials: frozenset[int]) -> int | None:
-        """The place of the token that ends a turn of the characters [start, bound)."""
-        if self.starts is None:
-            first, end = (
-                len(self.tokenizer(self.text[:at], add_special_tokens=False)["input_ids"]) for at in (start, bound)
-            )
-        else:
-            first, end = bisect_left(self.starts, start), bisect_left(self.starts, bound)
-        found = _last_of(self.tokenizer, self.ids, first, end, wanted)
-        if found is None and end == len(self.ids):
-            place = next((at for at in range(end - 1, first - 1, -1) if self.ids[at] in specials), None)
-            if place is not None and not self.tokenizer.decode(self.ids[place + 1 :]).strip():
-                found = place
-        return found
-
-    def char_after(self, place: int) -> int:
-        return len(self.tokenizer.decode(self.ids[: place + 1])) if self.stops is None else self.stops[place]
-
-    def is_marked(self, place: int, marks: Sequence[tuple[int, int]]) -> bool:
-        if self.starts is None:
-            return True
-        return any(first <= self.starts[place] < last for first, last in marks)
-
-
-def _encode(tokenizer: Any, texts: list[str]) -> list[_Text]:
-    if not texts:
-        return []
-    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast))
-    offsets = batch["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
-    return [_Text(tokenizer, *entry) for entry in zip(texts, batch["input_ids"], offsets, strict=True)]
