@@ -88,7 +88,7 @@ class GenerateSettings(Settings):
 
 class Generate(StageKind):
     name = "generate"
-    version = 1
+    version = 2
     function = "evaluation.generate:run"
     section = Eval
     describes = "evaluation"

@@ -33,7 +33,7 @@ class PrepareSettings(Settings):
 
 class Prepare(StageKind):
     name = "prepare"
-    version = 3
+    version = 4
     function = "data_prep.prepare:run"
 
     def steps(self, branch: Branch) -> Iterable[Step]:
@@ -68,6 +68,7 @@ class Prepare(StageKind):
         identity: dict[str, Any] = {
             "part": what,
             "eos": recipe.model.eos,
+            "template_arguments": recipe.model.template_arguments,
             "sources": feeds.identity(entries, what),
         }
         found = dict(inputs)
@@ -89,6 +90,8 @@ class Prepare(StageKind):
             field: getattr(data, field)
             for field in ("seed", "system_prompt", "max_length", "on_long_row", "on_bad_row")
         }
+        if part == "sft":
+            identity |= {field: getattr(data, field) for field in ("turns", "prompt_mismatch", "supervise_after_end")}
         if part == "rl":
             identity["allow_shared_prompts"] = data.allow_shared_prompts
         if recipe.model.path is not None:
