@@ -93,7 +93,7 @@ class ChatDataset(Dataset):
         self.table = table if max_samples < 0 else table.slice(0, max_samples)
         self.first = np.concatenate(
             [[0], np.cumsum(self._rows_of_chats())]
-        )  # the first row of each chat, and their sum
+        )  # the first row of each chat, their sum last
         self.references: dict[str, AlignedReference] = {}
         self.columns: tuple[str, ...] = ()
         if self.files == _as_list(config.get("train_files")):
@@ -172,10 +172,11 @@ class ChatDataset(Dataset):
         number = int(np.searchsorted(self.first, item, side="right")) - 1
         chat = self.table.slice(number, 1).to_pylist()[0]
         found = self.renderer.rows(chat["messages"], chat.get("tools"))
-        if len(found) != self.first[number + 1] - self.first[number]:
+        prepared = int(self.first[number + 1] - self.first[number])
+        if len(found) != prepared:
             raise ConfigError(
-                f"{self.files[0]}: chat {number} was prepared as {self.first[number + 1] - self.first[number]} rows and "
-                f"is {len(found)} under this model's chat template; run prepare again with it"
+                f"{self.files[0]}: chat {number} was prepared as {prepared} rows and is {len(found)} under this model's "
+                "chat template; run prepare again with it"
             )
         rendered = found[item - int(self.first[number])]
         row = {

@@ -29,7 +29,9 @@ def checked_tokenizer(
     trust_remote_code: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, after checking with the template's `arguments` that its ids and its end-of-sequence token are the model's own.
+    """The model's tokenizer, after checking that its ids and its end-of-sequence token are the model's own.
+
+    arguments: variables of the chat template.
 
     Raises:
         ConfigError: no chat template, ids that are not the model's, or a token that ends a turn and does not stop

@@ -94,8 +94,8 @@ def run_task(
     `artifact.TASK_ROWS`, in the harness' order}.
 
     loaded: of `load_tasks`, with this task. What the engine answers is kept in `directory`, where a run that starts
-    over finds it. template_arguments: variables of the chat template. Scores that are no mean over problems (a corpus' perplexity) are left out. Raises ConfigError for a
-    text longer than `max_length` that is scored as a whole.
+    over finds it. template_arguments: variables of the chat template. Scores that are no mean over problems (a corpus'
+    perplexity) are left out. Raises ConfigError for a text longer than `max_length` that is scored as a whole.
     """
     from lm_eval.evaluator import simple_evaluate
 

@@ -129,7 +129,7 @@ class Prepare(StageKind):
             summary = read_json(directory / "summary.json") or {}
             counts = summary.get("tokens", {}).get("sft_train")
             if counts is not None:
-                return Tokens(counts["chats"], counts["tokens"], counts["response_tokens"], True)
+                return Tokens(counts.get("rows", counts["chats"]), counts["tokens"], counts["response_tokens"], True)
         rows, tokens = 0.0, Tokens(0.0, 0.0, 0.0, False)
         for entry in settings["sources"]:
             source = sources.load(entry["source"])
