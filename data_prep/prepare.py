@@ -77,7 +77,10 @@ def _lengths(settings: Any, inputs: Mapping[str, Path]) -> ChatLengths:
         raise ConfigError("data: needs model.path, whose tokenizer measures the rows, or model.pretrain")
     from data_prep.micro_world.tokenizer import world_tokenizer
 
-    return ChatLengths(world_tokenizer(), settings.model, settings.data)
+    tokenizer = world_tokenizer()
+    if "chat_template" in inputs:
+        tokenizer.chat_template = inputs["chat_template"].read_text(encoding="utf-8")
+    return ChatLengths(tokenizer, settings.model, settings.data)
 
 
 def _write_chats(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path], output: Path, report) -> dict:

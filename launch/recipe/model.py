@@ -10,8 +10,9 @@ from launch.recipe.section import Section, setting
 
 
 class Pretrain(Section):
-    """A small Qwen2 model trained from nothing on the data set's `pretrain` part (micro-world only)."""
+    """A small model trained from nothing on the data set's `pretrain` part (micro-world only)."""
 
+    architecture: Literal["qwen2", "qwen3"] = setting("qwen2", "the family whose layers it has")
     hidden: int = setting(192, "hidden size", gt=0)
     layers: int = setting(4, "transformer layers", gt=0)
     heads: int = setting(6, "attention heads; divides hidden", gt=0)
