@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.chats import template_arguments
 from common.errors import ConfigError
 from common.files import write_json, write_json_lines
 from common.problems import problem_key
@@ -97,6 +98,7 @@ def _task(settings: Any, task: Any, inputs, output: Path, scratch: Path, report:
         loaded,
         engine,
         _prompter(settings, inputs).tokenizer,
+        template_arguments=template_arguments(settings.model),
         max_length=evaluation.max_length,
         seed=evaluation.seed,
         heartbeat=lambda: report(0, 1),
@@ -116,13 +118,14 @@ def _held_out(settings: Any, _: bool, inputs, output: Path, scratch: Path, repor
     path = inputs["data"] / HELD_OUT_FILE
     if not path.is_file():
         raise ConfigError(f"{path}: no held-out chats; prepare some or set eval.held_out_chats=0")
-    rows = pq.read_table(path, columns=["messages"]).slice(0, evaluation.held_out_chats)["messages"].to_pylist()
+    columns = [name for name in ("messages", "tools") if name in pq.read_schema(path).names]
+    rows = pq.read_table(path, columns=columns).slice(0, evaluation.held_out_chats).to_pylist()
     prompter = _prompter(settings, inputs)
     started = time.monotonic()
     encoded = []
-    for number, messages in enumerate(rows):
+    for number, row in enumerate(rows):
         try:
-            encoded.append(encode(prompter, messages, evaluation.max_length))
+            encoded.append(encode(prompter, row["messages"], evaluation.max_length, row.get("tools")))
         except ConfigError as error:
             raise ConfigError(f"{path}: row {number}: {error}; or set eval.held_out_chats=0") from None
     chats = [chat for chat in encoded if chat is not None]
@@ -148,7 +151,7 @@ def _prompter(settings: Any, inputs: dict[str, Path]):
 
     model = settings.model
     template = inputs.get("chat_template") or model.chat_template or None
-    return Prompter(inputs["model"], template, model.trust_remote_code)
+    return Prompter(inputs["model"], template, model.trust_remote_code, template_arguments(model))
 
 
 def _engine(settings: Any, inputs: dict[str, Path]):

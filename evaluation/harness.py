@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -88,13 +88,14 @@ def run_task(
     seed: int,
     heartbeat: Callable[[], None],
     directory: Path,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run one task or group; returns {"versions": {task: version}, "rows": one a problem and filter, as in
     `artifact.TASK_ROWS`, in the harness' order}.
 
     loaded: of `load_tasks`, with this task. What the engine answers is kept in `directory`, where a run that starts
-    over finds it. Scores that are no mean over problems (a corpus' perplexity) are left out. Raises ConfigError for a
-    text longer than `max_length` that is scored as a whole.
+    over finds it. template_arguments: variables of the chat template. Scores that are no mean over problems (a corpus'
+    perplexity) are left out. Raises ConfigError for a text longer than `max_length` that is scored as a whole.
     """
     from lm_eval.evaluator import simple_evaluate
 
@@ -102,7 +103,9 @@ def run_task(
     if unsafe:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     found: Any = simple_evaluate(
-        model=_language_model(KeptEngine(engine, directory), tokenizer, max_length, heartbeat, seed),
+        model=_language_model(
+            KeptEngine(engine, directory), tokenizer, max_length, heartbeat, seed, dict(template_arguments or {})
+        ),
         tasks=[task.name],
         task_manager=loaded.manager,
         num_fewshot=task.num_fewshot,
@@ -181,7 +184,14 @@ def _version() -> str:
     return version("lm_eval")
 
 
-def _language_model(engine: KeptEngine, tokenizer, max_length: int, heartbeat: Callable[[], None], seed: int):
+def _language_model(
+    engine: KeptEngine,
+    tokenizer,
+    max_length: int,
+    heartbeat: Callable[[], None],
+    seed: int,
+    template_arguments: Mapping[str, Any],
+):
     """Our engine as the harness sees a model."""
     from lm_eval.api.model import TemplateLM
 
@@ -207,6 +217,7 @@ def _language_model(engine: KeptEngine, tokenizer, max_length: int, heartbeat: C
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
+                **template_arguments,
             )
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:

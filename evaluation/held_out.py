@@ -38,20 +38,19 @@ class HeldOut:
     histogram: np.ndarray
 
 
-def encode(prompter: Prompter, messages: Sequence[dict], max_length: int) -> tuple[list[int], int] | None:
-    """Token ids of a chat and the place where its last message, the response, begins; None if over `max_length`.
+def encode(
+    prompter: Prompter, messages: Sequence[dict], max_length: int, tools: list | None = None
+) -> tuple[list[int], int] | None:
+    """Token ids of a chat up to the end of its last message, the response, and the place where that begins; None if
+    over `max_length`.
 
-    Raises ConfigError if the last message is not the assistant's or the template rewrites what came before it.
+    Raises ConfigError if the last message is not the assistant's or the template refuses the chat.
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise ConfigError("held-out chat: the last message is not the assistant's")
-    prompt = prompter.prompt(messages[:-1])
-    whole = cast(str, prompter.tokenizer.apply_chat_template(list(messages), tokenize=False))
-    if not whole.startswith(prompt.text):
-        raise ConfigError("held-out chat: the chat template does not extend the prompt by the response")
-    response = prompter.tokenizer(whole[len(prompt.text) :], add_special_tokens=False)["input_ids"]
-    ids = [*prompt.ids, *response]
-    return (ids, len(prompt.ids)) if len(ids) <= max_length else None
+    row = prompter.renderer.rows(messages, tools)[-1]
+    start, end = row.supervised.index(1), len(row.ids) - row.supervised[::-1].index(1)
+    return (row.ids[:end], start) if end <= max_length else None
 
 
 def forward(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.chats import template_arguments
 from common.errors import ConfigError
 from common.files import write_json
 from rl_stage.rewards import load_reward, score_many
@@ -61,8 +62,14 @@ def pass_rates(
 
     rl = settings.rl
     # The recipe's template is its base model's; a model that only filters has its own.
-    template = settings.model.chat_template if rl.filter.model is None else None
-    prompter = Prompter(model, template and Path(template).expanduser(), settings.model.trust_remote_code)
+    own = rl.filter.model is not None
+    template = None if own else settings.model.chat_template
+    prompter = Prompter(
+        model,
+        template and Path(template).expanduser(),
+        settings.model.trust_remote_code,
+        {} if own else template_arguments(settings.model),
+    )
     prompts = [prompter.prompt(row["prompt"]).ids for row in rows]
     fits = [number for number, ids in enumerate(prompts) if len(ids) <= rl.max_prompt_length]
     options = EngineOptions(

@@ -39,7 +39,7 @@ class CacheSettings(Settings):
 
 class CacheStage(StageKind):
     name = "cache"
-    version = 1
+    version = 2
     function = "data_prep.reference.stage:run"
     section = Cache
     describes = "reference cache"

@@ -81,7 +81,7 @@ class MeasuredSettings(Settings):
 
 class Generate(StageKind):
     name = "generate"
-    version = 1
+    version = 2
     function = "evaluation.generate:run"
     section = Eval
     describes = "evaluation"

@@ -33,7 +33,7 @@ class PrepareSettings(Settings):
 
 class Prepare(StageKind):
     name = "prepare"
-    version = 3
+    version = 4
     function = "data_prep.prepare:run"
 
     def steps(self, branch: Branch) -> Iterable[Step]:
@@ -68,6 +68,7 @@ class Prepare(StageKind):
         identity: dict[str, Any] = {
             "part": what,
             "eos": recipe.model.eos,
+            "template_arguments": recipe.model.template_arguments,
             "sources": feeds.identity(entries, what),
         }
         found = dict(inputs)
@@ -89,6 +90,8 @@ class Prepare(StageKind):
             field: getattr(data, field)
             for field in ("seed", "system_prompt", "max_length", "on_long_row", "on_bad_row")
         }
+        if part == "sft":
+            identity |= {field: getattr(data, field) for field in ("turns", "prompt_mismatch", "supervise_after_end")}
         if part == "rl":
             identity["allow_shared_prompts"] = data.allow_shared_prompts
         if recipe.model.path is not None:
@@ -126,7 +129,7 @@ class Prepare(StageKind):
             summary = read_json(directory / "summary.json") or {}
             counts = summary.get("tokens", {}).get("sft_train")
             if counts is not None:
-                return Tokens(counts["chats"], counts["tokens"], counts["response_tokens"], True)
+                return Tokens(counts.get("rows", counts["chats"]), counts["tokens"], counts["response_tokens"], True)
         rows, tokens = 0.0, Tokens(0.0, 0.0, 0.0, False)
         for entry in settings["sources"]:
             source = sources.load(entry["source"])

@@ -49,6 +49,8 @@ def numerics(recipe: Any) -> dict[str, Any]:
     """Settings of the model and the platform on which sums depend."""
     model, platform = recipe.model, recipe.platform
     return {
-        "model": {name: getattr(model, name) for name in ("attention", "dtype", "trust_remote_code")},
+        "model": {
+            name: getattr(model, name) for name in ("attention", "dtype", "trust_remote_code", "template_arguments")
+        },
         "platform": {"name": platform.name, "threads": platform.threads},
     }

@@ -136,7 +136,7 @@ class RlSettings(Settings):
 
 class RlStage(StageKind):
     name = "rl"
-    version = 1
+    version = 2
     function = "rl_stage.stage:run"
     section = Rl
     describes = "reinforcement learning"

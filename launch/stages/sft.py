@@ -69,7 +69,7 @@ class SftSettings(Settings):
 
 class SftStage(StageKind):
     name = "sft"
-    version = 1
+    version = 2
     function = "sft_objectives.trainer.stage:run"
     section = Sft
     describes = "supervised fine-tuning"

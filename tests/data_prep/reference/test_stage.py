@@ -153,11 +153,16 @@ def test_truncated_chats_keep_only_their_tokens(world, tmp_path):
 
 @pytest.mark.parametrize(("on_long_row", "max_length"), [("error", 128), ("truncate_left", 30), ("truncate_right", 30)])
 def test_counts_of_the_prepared_data_predict_tokens_and_bytes(world, tmp_path, on_long_row, max_length):
-    from data_prep.lengths import count_tokens
+    from data_prep.lengths import ChatLengths
 
     settings = world.settings(on_long_row=on_long_row, max_length=max_length, sample_sequences=32)
     found = world.produce(tmp_path, on_long_row=on_long_row, max_length=max_length, sample_sequences=32)
-    counts = count_tokens(world.tokenizer, world.chats, settings.data)
+    measured = ChatLengths(world.tokenizer, settings.model, settings.data).chats(world.chats)
+    counts = {
+        "chats": len(measured),
+        "tokens": sum(sum(chat.tokens) for chat in measured),
+        "response_tokens": sum(sum(chat.supervised) for chat in measured),
+    }
     assert counts["response_tokens"] == found.tokens
     assert counts["chats"] == len(found)
     predicted = predict_bytes({"tokens": {"sft_train": counts}}, vars(settings.cache))
