@@ -7,6 +7,7 @@ from typing import Any
 
 from launch.recipe.platform import Placement
 from launch.recipe.section import setting
+from launch.stages._code import own_code
 from launch.stages.contract import Branch, Cost, Counts, Made, Measures, Settings, StageKind, Step
 from launch.stages.generate import Benchmark, Eval, Task, measured
 
@@ -58,13 +59,16 @@ class Measure(StageKind):
         return Cost(bytes=SCORE_BYTES, start_seconds=5.0)
 
 
-def _graders(thing: Any) -> dict[str, int]:
-    """Versions of the graders, so that a better grader grades again and generates nothing."""
+def _graders(thing: Any) -> dict[str, Any]:
+    """Versions of the graders, and the code of the user's, so that another grader grades again and generates nothing."""
     if thing.benchmark is None:
         return {}
-    from evaluation import graders
+    from evaluation import benchmarks, graders
 
-    return {name: graders.load(name).version for name in graders.names()}
+    found: dict[str, Any] = {name: graders.load(name).version for name in graders.names()}
+    if "." in thing.path or ":" in thing.path:
+        found |= own_code(benchmarks.load(thing.path).grader)
+    return found
 
 
 MEASURE = Measure()
