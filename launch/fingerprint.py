@@ -13,6 +13,8 @@ from typing import Any
 from common.errors import ConfigError
 from common.files import file_digest, read_json, text_digest, write_json
 
+MEMORY = ".hashes.json"  # in a store: hashes of outside files
+
 # What of a model's directory is the model: weights, configuration, tokenizer, chat templates, its own code.
 MODEL_FILES = (
     "*.safetensors",

@@ -15,7 +15,7 @@ from common.errors import ConfigError
 from common.registry import code_digest
 from common.settings import describe
 from launch import stages
-from launch.fingerprint import PathHasher, fingerprint
+from launch.fingerprint import MEMORY, PathHasher, fingerprint
 from launch.graph.model import BranchModel
 from launch.graph.names import branch_parts, titles
 from launch.graph.outside import OutsideIdentities
@@ -24,8 +24,6 @@ from launch.recipe.compose import Composed, RecipeError, branches
 from launch.recipe.section import is_runtime_path
 from launch.stages.contract import Given, Made, Outside, Published, StageKind, Step
 from launch.stages.references import model_of
-
-MEMORY = ".hashes.json"  # in the store
 
 
 def make_plan(recipe: str, overrides: Sequence[str], memory: Path | None = None) -> Plan:
@@ -151,9 +149,7 @@ class _Branch:
 
 
 class _Builder:
-    def __init__(
-        self, kinds: Sequence[StageKind], hash_path: PathHasher, parts: Mapping[str, tuple[str, ...]]
-    ) -> None:
+    def __init__(self, kinds: Sequence[StageKind], hash_path: PathHasher, parts: Mapping[str, tuple[str, ...]]) -> None:
         self._kinds = kinds
         self._parts = parts
         self._outside = OutsideIdentities(hash_path)

@@ -19,8 +19,8 @@ _FILES = (".jsonl", ".parquet", ".json", ".csv", ".arrow", ".gz", ".zst", ".txt"
 class Known:
     """What is known of an outside input when planned.
 
-    identity: goes into fingerprints. path: where it lies, or its hub name. digest: of a local path its bytes' hash, else
-    "". revision: of a hub name its commit, or the recipe's revision where the commit is not known.
+    identity: goes into fingerprints. path: where it lies, or its hub name. digest: of a local path the hash of its
+    bytes, else "". revision: of a hub name its commit, or the recipe's revision where the commit is not known.
     """
 
     identity: str

@@ -49,13 +49,13 @@ def _unknown(schema: type[BaseModel], location: Sequence[int | str]) -> str:
     close = difflib.get_close_matches(name, sorted(known), 1)
     words = set(name.lower().split("_"))
     close += [key for key, info in known.items() if words <= set((info.description or "").lower().split())][:1]
-    elsewhere = [path for path in _paths(schema) if path.rpartition(".")[2] == name]
+    elsewhere = sorted((path for path in _paths(schema) if path.endswith(f".{name}")), key=lambda path: path.count("."))
     hint = ""
-    if close:
+    if elsewhere and not above:
+        hint = f"did you mean {' or '.join(elsewhere[:3])}? "
+    elif close:
         whole = ".".join(map(str, (*above, close[0])))
         hint = f"did you mean {close[0]}? " + (f"write {whole}; " if above else "")
-    elif elsewhere:
-        hint = f"did you mean {' or '.join(elsewhere[:3])}? "
     return f"{field}: unknown field; {hint}allowed: {', '.join(sorted(known))}"
 
 

@@ -15,12 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.errors import ConfigError
-from launch.recipe import fields
 from launch.recipe.complaints import explain
 from launch.recipe.library import RECIPES, RecipeError, RecipeWarning, groups, locate, recipe_names
 from launch.recipe.overrides import Assignment, assignment, parse, shown
 from launch.recipe.recipe import Recipe, recipe_class
 from launch.recipe.sweeps import spread
+from launch.recipe.tree import assign, leaves, put, value_at
 
 __all__ = ["RECIPES", "Assignment", "Composed", "RecipeError", "branches", "groups", "recipe_names"]
 
@@ -50,15 +50,20 @@ class Composer:
     def _compose(self, choices: tuple[str, ...]) -> dict[str, Any]:
         """The composed tree; interpolations are as they are written."""
         if choices not in self._composed:
-            from omegaconf.errors import OmegaConfBaseException
             from hydra.errors import HydraException
+            from omegaconf.errors import OmegaConfBaseException
+
+            from launch.recipe.files import composed
 
             try:
-                self._composed[choices] = _hydra(self._located.folder, self.name, choices)
+                self._composed[choices] = composed(self._located.folder, self.name, choices)
             except RecipeError:
                 raise
             except RecursionError:
-                raise RecipeError(f"recipe {self.name}: its defaults lead to itself; rename the file") from None
+                raise RecipeError(
+                    f"recipe {self.name}: its defaults lead back to themselves; rename the file beside it "
+                    "that is called as one of them"
+                ) from None
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 raise RecipeError(f"recipe {self.name}: {self._complaint(error, choices)}") from None
             if len(self._composed) == 1:
@@ -79,7 +84,7 @@ class Composer:
         tree = self._compose(tuple(f"{a.key}={a.value}" for a in assignments if a.is_group))
         for one in assignments:
             if not one.is_group:
-                _set(tree, one)
+                assign(tree, one)
         tree = self._resolved(tree)
         tree["name"] = self.name
         schema: Any = Recipe
@@ -96,7 +101,7 @@ class Composer:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
-        if any(isinstance(value, str) and "${" in value for _, value in _leaves(tree)):
+        if any(isinstance(value, str) and "${" in value for _, value in leaves(tree)):
             rows = tree.pop(_OVERRIDDEN, None)  # they are branches, and no branch reads them
             try:
                 tree = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[assignment]
@@ -105,14 +110,14 @@ class Composer:
                 said = str(error).splitlines()[0].partition("raised while resolving interpolation: ")
                 raise RecipeError(f"recipe {self.name}: {where}{said[2] or said[0]}") from None
             tree[_OVERRIDDEN] = rows
-        for path, value in list(_leaves(tree)):
+        for path, value in list(leaves(tree)):
             field = ".".join(map(str, path))
             if value == "???":
                 raise RecipeError(f"recipe {self.name}: {field} has no value; give {field}=...")
             if isinstance(value, float) and not math.isfinite(value) and path[0] != _OVERRIDDEN:
                 raise RecipeError(f"recipe {self.name}: {field}={value}: give a finite number")
             if isinstance(value, str) and _HOME.fullmatch(value) and field not in _TEXTS:
-                _put(tree, path, _expanded(self.name, field, value))
+                put(tree, path, _expanded(self.name, field, value))
         return tree
 
     def rows(self, assignments: Sequence[Assignment]) -> list[dict[str, Any]]:
@@ -138,7 +143,7 @@ class Composer:
         order = own.pop("defaults", None) or []
         if "_self_" not in order or order[-1] == "_self_":
             return
-        lost = [".".join(map(str, path)) for path, value in _leaves(own) if _at(tree, path) != value]
+        lost = [".".join(map(str, path)) for path, value in leaves(own) if value_at(tree, path) != value]
         if lost:
             warnings.warn(
                 f"recipe {self.name}: {', '.join(lost)}: the value of a group replaces the recipe's own, since _self_ "
@@ -148,95 +153,13 @@ class Composer:
             )
 
 
-def _hydra(folder: Path, name: str, choices: tuple[str, ...]) -> dict[str, Any]:
-    """What Hydra composes from a folder's file `name`, our recipes and the chosen groups."""
-    import hydra
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.version import setbase
-    from omegaconf import OmegaConf
-
-    from launch.recipe.files import SCHEME
-
-    path = create_config_search_path(f"{SCHEME}://{folder}")
-    if folder != RECIPES:
-        path.prepend("recipes", f"{SCHEME}://{RECIPES}", anchor="schema")
-    GlobalHydra.instance().clear()
-    setbase("1.3")
-    Hydra.create_main_hydra2("launch", path)
-    try:
-        with warnings.catch_warnings():
-            # since Hydra 1.1 a file's own values come last where it does not say
-            warnings.filterwarnings("ignore", r"In '.*': Defaults list is missing `_self_`")
-            config = hydra.compose(name, list(choices))
-        return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
-    finally:
-        GlobalHydra.instance().clear()
-
-
 def _expanded(recipe: str, field: str, value: str) -> str:
     try:
         return str(Path(value).expanduser())
     except RuntimeError:
-        raise RecipeError(f"recipe {recipe}: {field}={value}: there is no such home directory; write the path") from None
-
-
-def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, (*path, key))
-    elif isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from _leaves(item, (*path, place))
-    else:
-        yield path, value
-
-
-def _at(tree: Any, path: Sequence[str | int]) -> Any:
-    for part in path:
-        known = isinstance(tree, dict) and part in tree or isinstance(tree, list) and part in range(len(tree))
-        tree = tree[part] if known else None
-    return tree
-
-
-def _put(tree: Any, path: Sequence[str | int], value: Any) -> None:
-    for part in path[:-1]:
-        tree = tree[part]
-    tree[path[-1]] = value
-
-
-def _set(tree: dict[str, Any], given: Assignment) -> None:
-    """Sets a field, or one entry of a list by its place (`eval.benchmarks.0.num_samples`)."""
-    *parents, last = given.key.split(".")
-    node: Any = tree
-    for depth, part in enumerate(parents):
-        place = _place(node, part, given, parents[:depth])
-        if node[place] is None if isinstance(node, list) else node.get(place) is None:
-            node[place] = {}
-        node = node[place]
-        if not isinstance(node, dict | list):
-            raise RecipeError(f"override {given}: {part} is a value, not a section")
-    place = _place(node, last, given, parents)
-    node[place] = _merged(node[place] if isinstance(node, list) else node.get(place), given.value)
-
-
-def _place(node: Any, part: str, given: Assignment, above: Sequence[str]) -> Any:
-    """The key or index that a part of a path names. Raises RecipeError for an entry that a list has not."""
-    if not isinstance(node, list):
-        return part
-    if not part.isdecimal() or int(part) >= len(node):
-        name = ".".join(above)
-        known = f"0 to {len(node) - 1}" if node else f"none yet: give the list as {name}=[...]"
-        raise RecipeError(f"override {given}: {name} has no entry {part}; allowed: {known}")
-    return int(part)
-
-
-def _merged(old: Any, new: Any) -> Any:
-    """A mapping is merged into the section that is there, as Hydra does; any other value replaces it."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return copy.deepcopy(new)
-    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+        raise RecipeError(
+            f"recipe {recipe}: {field}={value}: there is no such home directory; write the path"
+        ) from None
 
 
 def _overlap(key: str, other: str) -> bool:

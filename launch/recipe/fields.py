@@ -119,12 +119,21 @@ def _values_of(kind: Any) -> list[Any]:
     return [get_args(one)[1] for one in _members(kind) if get_origin(one) is dict]
 
 
+def below(schema: type[BaseModel], path: Path, part: str | int) -> tuple[str | int, ...]:
+    """The path of an entry of a mapping or list: in a row of `sweep` keys are whole paths, and lists may be axes."""
+    if len(path) == 2 and path[0] == "sweep":
+        return tuple(str(part).split("."))
+    if isinstance(part, int) and not holds_list(annotation(schema, path)):
+        return tuple(path)
+    return (*path, part)
+
+
 def settled(schema: type[BaseModel], path: Path, value: Any) -> Any:
     """`value`, which is given for the field at `path`, with its written numbers as the schema reads them."""
     if isinstance(value, dict):
-        return {key: settled(schema, (*path, key), item) for key, item in value.items()}
+        return {key: settled(schema, below(schema, path, key), item) for key, item in value.items()}
     if isinstance(value, list):
-        return [settled(schema, (*path, place), item) for place, item in enumerate(value)]
+        return [settled(schema, below(schema, path, place), item) for place, item in enumerate(value)]
     if not isinstance(value, WrittenInt | WrittenFloat | WrittenBool):
         return value
     plain = value.value if isinstance(value, WrittenBool) else int(value) if isinstance(value, int) else float(value)

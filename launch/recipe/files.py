@@ -6,18 +6,24 @@ that it is given for decides.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import hydra
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.version import setbase
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from launch.recipe import fields
-from launch.recipe.library import RecipeError
+from launch.recipe.library import RECIPES, RecipeError
 from launch.recipe.recipe import Recipe
 
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -79,22 +85,15 @@ def _as_written(loader: Any, node: yaml.Node, path: tuple[str | int, ...], file:
                     "give each key once"
                 )
             seen[key.value] = line
-            _as_written(loader, value, _below(path, key.value), file)
+            _as_written(loader, value, fields.below(Recipe, path, key.value), file)
     elif isinstance(node, yaml.SequenceNode):
         for place, value in enumerate(node.value):
-            _as_written(loader, value, (*path, place), file)
+            _as_written(loader, value, fields.below(Recipe, path, place), file)
     elif isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in _NUMBERS:
         value = loader.construct_object(node)
         loader.constructed_objects.pop(node, None)
         if fields.reads_as_text(Recipe, path, value, node.value):
             node.tag = _TEXT
-
-
-def _below(path: tuple[str | int, ...], key: str) -> tuple[str | int, ...]:
-    """The path of a key; in an entry of `sweep` keys are whole paths."""
-    if len(path) == 2 and path[0] == "sweep":
-        return tuple(key.split("."))
-    return (*path, key)
 
 
 class RecipeSource(FileConfigSource):
@@ -122,3 +121,21 @@ def _package(config_path: str, given: str | None) -> tuple[str, ...]:
 
 
 SourcesRegistry.instance().register(RecipeSource)
+
+
+def composed(folder: Path, name: str, choices: tuple[str, ...]) -> dict[str, Any]:
+    """What Hydra composes from a folder's file `name`, our recipes and the chosen groups; interpolations as written."""
+    path = create_config_search_path(f"{SCHEME}://{folder}")
+    if folder != RECIPES:
+        path.prepend("recipes", f"{SCHEME}://{RECIPES}", anchor="schema")
+    GlobalHydra.instance().clear()
+    setbase("1.3")
+    Hydra.create_main_hydra2("launch", path)
+    try:
+        with warnings.catch_warnings():
+            # since Hydra 1.1 a file's own values come last where it does not say
+            warnings.filterwarnings("ignore", r"In '.*': Defaults list is missing `_self_`")
+            config = hydra.compose(name, list(choices))
+        return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
+    finally:
+        GlobalHydra.instance().clear()

@@ -22,7 +22,9 @@ class _Visitor(HydraOverrideVisitor):
 
     def visitPrimitive(self, ctx: Any) -> Any:
         value = super().visitPrimitive(ctx)
-        return value if value is None or isinstance(value, str | QuotedString) else written(value, ctx.getText().strip())
+        return (
+            value if value is None or isinstance(value, str | QuotedString) else written(value, ctx.getText().strip())
+        )
 
     def visitDictKey(self, ctx: Any) -> Any:
         value = super().visitDictKey(ctx)
@@ -37,7 +39,7 @@ def _override(text: str) -> Override:
     for reader in (lexer, parser):
         reader.removeErrorListeners()
         reader.addErrorListener(listener)
-    found = _Visitor(_FUNCTIONS).visit(parser.override())
+    found: Any = _Visitor(_FUNCTIONS).visit(parser.override())
     found.input_line = text
     return found
 

@@ -52,7 +52,7 @@ def recipe_names() -> list[str]:
 
 
 def close_to(given: str, known: list[str]) -> str:
-    """"did you mean x? ", or nothing."""
+    """ "did you mean x? ", or nothing."""
     close = difflib.get_close_matches(given, known, 1)
     return f"did you mean {close[0]}? " if close else ""
 

@@ -70,7 +70,9 @@ def _alternatives(text: str, schema: type[BaseModel], choices: dict[str, list[st
     if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key):
         raise RecipeError(f"override {text!r}: {key!r} names no field; write key=value, such as sft.lr=1e-5")
     if not raw.strip():
-        raise RecipeError(f"override {text!r}: there is no value; write {key}=null for none, {key}=\"''\" for an empty one")
+        raise RecipeError(
+            f"override {text!r}: there is no value; write {key}=null for none, {key}=\"''\" for an empty one"
+        )
     values = _read(key, raw, choices.get(key))
     kind = fields.annotation(schema, key.split("."))
     lists = fields.holds_list(kind) and not fields.holds_text(kind)
@@ -97,7 +99,9 @@ def check_path(key: str, schema: type[BaseModel]) -> None:
         above = fields.annotation(schema, parts[:place])
         if fields.holds_names(above) and fields.holds_text(fields.annotation(schema, parts[: place + 1])):
             name = ".".join(parts[place:])
-            raise RecipeError(f"override {key}: names in {'.'.join(parts[:place])} hold no dot; choose another than {name}")
+            raise RecipeError(
+                f"override {key}: names in {'.'.join(parts[:place])} hold no dot; choose another than {name}"
+            )
 
 
 def _read(key: str, raw: str, choices: list[str] | None) -> list[Any]:
@@ -110,18 +114,29 @@ def _read(key: str, raw: str, choices: list[str] | None) -> list[Any]:
         return values(key, raw, choices)
     except HydraException as error:
         reason = " ".join(str(error).split())
-    found: list[Any] = []
-    for text in _between_commas(raw):
-        try:
-            found += values(key, text, choices)
-        except HydraException:
-            if not _is_plain(text):
-                raise RecipeError(
-                    f"override {key}={raw}: {reason}; write key=value, key=a,b for a sweep, or quote the text twice: "
-                    f"{key}=\"'...'\""
-                ) from None
-            found.append(text)
-    return found
+    return [one for text in _between_commas(raw) for one in _loosely(key, text, choices, f"{key}={raw}: {reason}")]
+
+
+def _loosely(key: str, text: str, choices: list[str] | None, refusal: str) -> list[Any]:
+    """The alternatives of a part of a value that Hydra's grammar refuses as a whole; in lists and mappings too."""
+    from hydra.errors import HydraException
+
+    from launch.recipe.grammar import values
+
+    try:
+        return values(key, text, choices)
+    except HydraException:
+        if _is_plain(text):
+            return [text]
+    parts = _between_commas(text[1:-1]) if text[-1:] in ("]", "}") else []
+    if text.startswith("[") and parts:
+        return [[one for part in parts for one in _loosely(key, part, choices, refusal)]]
+    if text.startswith("{") and parts and all(":" in part for part in parts):
+        split = [part.partition(":") for part in parts]
+        return [{name.strip(): _loosely(key, item.strip(), choices, refusal)[0] for name, _, item in split}]
+    raise RecipeError(
+        f"override {refusal}; write key=value, key=a,b for a sweep, or quote the text twice: {key}=\"'...'\""
+    )
 
 
 def _is_plain(text: str) -> bool:
@@ -134,11 +149,11 @@ def _is_plain(text: str) -> bool:
 
 def _between_commas(raw: str) -> list[str]:
     """The parts between the commas that stand outside brackets and quotes, without spaces around them."""
-    parts, depth, quote, start = [""], 0, "", True
+    parts, depth, quote, before = [""], 0, "", ","
     for letter in raw:
         if quote:
             quote = "" if letter == quote else quote
-        elif letter in "'\"" and start:
+        elif letter in "'\"" and before in ",:[{":
             quote = letter
         elif letter in _OPENING:
             depth += 1
@@ -146,8 +161,8 @@ def _between_commas(raw: str) -> list[str]:
             depth = max(0, depth - 1)
         elif letter == "," and not depth:
             parts.append("")
-            start = True
+            before = letter
             continue
         parts[-1] += letter
-        start = start and letter.isspace()
+        before = before if letter.isspace() else letter
     return [part.strip() for part in parts]

@@ -182,6 +182,7 @@ class StageKind:
     after: tuple[str, ...] = ()  # kinds whose steps have to be in the branch before this kind is asked
     halves: tuple[str, ...] = ()  # runtime fields ("sft.micro_batch_size") that an out-of-memory retry halves
     shares_engine: bool = False  # stages with equal settings of `engine` may run in turn in one child
+    reads_rows: bool = False  # it only reads rows, without a device: `prepare` and `--dry-run --data` run it
     decides: bool = False  # its metrics.json may decide a selection
     tables: tuple[str, ...] = ()  # patterns of the tables (JSON) in its artifact that the report shows
 

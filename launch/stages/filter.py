@@ -48,9 +48,7 @@ class Filter(StageKind):
 
 def _model(chosen: Any) -> Outside:
     field = "rl.filter"
-    return Outside(
-        chosen.model, f"{field}.model", chosen.revision, model=True, revision_field=f"{field}.revision"
-    )
+    return Outside(chosen.model, f"{field}.model", chosen.revision, model=True, revision_field=f"{field}.revision")
 
 
 FILTER = Filter()

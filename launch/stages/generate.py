@@ -118,9 +118,7 @@ class Generate(StageKind):
                 if thing.task is not None:
                     extra = {"eos": recipe.model.eos}
                     if recipe.model.chat_template is not None:
-                        inputs["chat_template"] = Outside(
-                            recipe.model.chat_template, "model.chat_template", local=True
-                        )
+                        inputs["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template", local=True)
                     if recipe.eval.task_files is not None:
                         inputs["task_files"] = Outside(recipe.eval.task_files, "eval.task_files", local=True)
                 yield Step(
@@ -229,8 +227,8 @@ def _check_names(recipe: Any, names: list[str]) -> None:
     unused = [name for name in recipe.data.files.benchmarks if name not in names]
     if unused:
         raise ConfigError(
-            f"data.files.benchmarks.{unused[0]}: given but not evaluated; add {{name: {unused[0]}}} to eval.benchmarks, "
-            "or leave the file out"
+            f"data.files.benchmarks.{unused[0]}: given but not evaluated; add {{name: {unused[0]}}} to "
+            "eval.benchmarks, or leave the file out"
         )
 
 

@@ -60,14 +60,15 @@ class Measure(StageKind):
 
 
 def _graders(thing: Any) -> dict[str, Any]:
-    """Versions of the graders, and the code of the user's, so that another grader grades again and generates nothing."""
+    """Versions of the graders, and the user's own code: another grader grades again and generates nothing."""
     if thing.benchmark is None:
         return {}
     from evaluation import benchmarks, graders
 
     found: dict[str, Any] = {name: graders.load(name).version for name in graders.names()}
     if "." in thing.path or ":" in thing.path:
-        found |= own_code(benchmarks.load(thing.path).grader)
+        grader = benchmarks.load(thing.path).grader
+        found |= own_code(grader) if isinstance(grader, str) else {}
     return found
 
 

@@ -35,6 +35,7 @@ class Prepare(StageKind):
     name = "prepare"
     version = 3
     function = "data_prep.prepare:run"
+    reads_rows = True
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe

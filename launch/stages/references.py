@@ -42,9 +42,7 @@ def model_of(recipe: Any, role: str) -> Made | Outside:
     if model.path is None:
         raise ConfigError(f"the objective asks for a {role}; set {field}.path or {field}.pretrain")
     eos = recipe.model.eos if role == "base" else None
-    return Outside(
-        model.path, f"{field}.path", model.revision, model=True, eos=eos, revision_field=f"{field}.revision"
-    )
+    return Outside(model.path, f"{field}.path", model.revision, model=True, eos=eos, revision_field=f"{field}.revision")
 
 
 def numerics(recipe: Any, *used: str) -> dict[str, Any]:
