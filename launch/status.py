@@ -37,6 +37,7 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "kind": stage.kind,
             "label": stage.label,
+            "name": stage.name,
             "fingerprint": fingerprint,
             "state": "waiting",
             "done": None,
@@ -104,7 +105,7 @@ def _table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Group:
     for row in rows:
         colour = colours.get(row["state"], "")
         table.add_row(
-            f"{row['kind']} {row['label']}",
+            row["name"],
             f"[{colour}]{row['state']}[/]" if colour else row["state"],
             f"{row['done']}/{row['total']}" if row["total"] else "",
             seconds_text(row["seconds"]) if row["seconds"] else "",
@@ -112,7 +113,7 @@ def _table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Group:
             metrics_text(row["metrics"]) or row["message"],
         )
     shown = [row for row in rows if row["state"] in ("running", "failed", "stale") and row["log"]]
-    logs = [f"{row['kind']} {row['label']}: {row['log']}" for row in shown]
+    logs = [f"{row['name']}: {row['log']}" for row in shown]
     states = [row["state"] for row in rows]
     return Group(table, ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)), *logs)
 

@@ -26,6 +26,7 @@ from common.settings import rebuild
 from launch.execution.outcomes import Stopped, classify
 from launch.execution.progress import Reporter
 from launch.execution.requests import request_file
+from launch.fingerprint import MEMORY, verify_outside
 
 POSITION = struct.Struct("qq")  # shared with the guard: index of the request in work, peak bytes since it began
 
@@ -64,6 +65,8 @@ def _call(request: dict[str, Any]) -> None:
     settings = settings_of(request["settings"])
     check_origin()
     scratch = Path(request["scratch"])
+    memory = Path(request["logs"]).parent.parent / MEMORY
+    verify_outside(request["inputs"], request.get("digests", {}), request["models"], memory)
     inputs = input_paths(request["inputs"], request["models"], scratch)
     report = Reporter(Path(request["logs"]) / "progress.json", request["attempt"])
     report(0, 1)

@@ -54,7 +54,7 @@ class Claims:
         if damaged is None:
             return False
         progress.mended, progress.state = True, "waiting"
-        self._say(f"{stage.kind} {stage.label}: damaged; computing {damaged} again")
+        self._say(f"{stage.name}: damaged; computing {damaged} again")
         return True
 
     def push(self, stage: Stage) -> None:
@@ -64,7 +64,7 @@ class Claims:
         try:
             self._replica.push(self._store, stage)
         except (StoreError, OSError) as error:
-            self._say(f"{stage.kind} {stage.label} was not copied to {self._replica.url}: {error}")
+            self._say(f"{stage.name} was not copied to {self._replica.url}: {error}")
 
     def _pull(self, stage: Stage, progress: StageProgress) -> bool:
         """Takes a stage's artifact from the replica; a damaged one is said and made again."""
@@ -79,5 +79,5 @@ class Claims:
             return False
         progress.state, progress.seconds = "cached", record.seconds
         progress.peak_memory_bytes = record.peak_memory_bytes
-        self._say(f"{stage.kind} {stage.label} taken from {self._replica.url}")
+        self._say(f"{stage.name} taken from {self._replica.url}")
         return True

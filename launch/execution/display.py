@@ -87,7 +87,7 @@ class Display:
 
     def _changed(self, fingerprint: str, shown: StageState) -> None:
         self._states[fingerprint] = shown.state
-        stage, name = shown.stage, f"{shown.stage.kind} {shown.stage.label}"
+        stage, name = shown.stage, shown.stage.name
         if shown.state == "running":
             self.say(f"{name} started, log {attempt_file(self._places.logs(stage), shown.attempt, 'log')}")
             self._said[fingerprint] = time.monotonic()
@@ -117,7 +117,7 @@ class Display:
             )
         elif now - self._said[fingerprint] >= PLAIN_INTERVAL:
             self._said[fingerprint] = now
-            self.say(f"{stage.kind} {stage.label} {count} {metrics}".rstrip())
+            self.say(f"{stage.name} {count} {metrics}".rstrip())
 
 
 def print_budget(stages: Sequence[StageState], elapsed: float) -> None:
@@ -129,7 +129,7 @@ def print_budget(stages: Sequence[StageState], elapsed: float) -> None:
         for name in ("state", "time", "waited", "peak memory"):
             table.add_column(name, justify="right", no_wrap=True)
         for p in ran:
-            name = f"{p.stage.kind} {p.stage.label}"
+            name = p.stage.name
             table.add_row(
                 name, p.state, seconds_text(p.seconds), seconds_text(p.waited), bytes_text(p.peak_memory_bytes)
             )

@@ -98,7 +98,7 @@ class Driver:
         states = [p.state for p in self.progress.values()]
         for progress in self.progress.values():
             if progress.state == "failed":
-                print(f"failed: {progress.stage.kind} {progress.stage.label}: {progress.message}")
+                print(f"failed: {progress.stage.name}: {progress.message}")
                 print(f"  log: {self.store.logs(progress.stage) / 'latest'}")
         counts = ", ".join(f"{states.count(state)} {state}" for state in SUMMED if state in states)
         print(counts + (f" ({self.stopping})" if self.stopping else ""))
@@ -366,7 +366,7 @@ class Driver:
     def _take(self, stage: Stage, result: dict[str, Any]) -> None:
         """Moves a stage on by the class of its result."""
         progress = self.progress[stage.fingerprint]
-        name = f"{stage.kind} {stage.label}"
+        name = stage.name
         outcome, progress.message = result["outcome"], result["message"]
         progress.seconds += result["seconds"]
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, result["peak_memory_bytes"])

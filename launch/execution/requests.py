@@ -32,12 +32,13 @@ def request_of(
     shown["platform"] = redact(settings["platform"])
     logs = places.logs(stage)
     request = {
-        "stage": f"{stage.kind} {stage.label}",
+        "stage": stage.name,
         "fingerprint": stage.fingerprint,
         "function": stage.function,
         "settings": {"type": stage.settings_type, "values": shown},
         "inputs": {name: str(path) for name, path in inputs.items()},
         "models": stage.models,
+        "digests": {name: given.digest for name, given in stage.inputs.items() if given.digest},
         "output": str(places.temporary(stage, attempt)),
         "scratch": str(places.scratch(stage)),
         "logs": str(logs),

@@ -9,6 +9,7 @@ from launch.report.figures import training_curves
 from launch.report.lines import Line, lines
 from launch.report.parts import Cell, Grid, Page, Section
 from launch.report.source import Source
+from launch.report.versions import different_packages
 
 NOTES = (
     "pass@1 and pass@k are of the target benchmark, sampled; k is the largest one measured. General is the mean "
@@ -44,10 +45,11 @@ def page(selected: Selected, source: Source) -> tuple[Page, list[tuple[Line, dic
         sections += _section("Selection", tables.budget(selected), tables.selection(selected, source.store))
     sections += artifacts.sections(plan, source)
     sections += _section("Cost", "", tables.costs(plan, source.store))
-    there = sum(source.record(stage) is not None for stage in plan.stages.values())
+    made_by = [record for stage in plan.stages.values() if (record := source.record(stage)) is not None]
+    head = f"{len(plan.branches)} branches; {len(made_by)} of {len(plan.stages)} stages have a record."
     made = Page(
         title=f"{plan.recipe}: SFT objectives, then RL",
-        head=f"{len(plan.branches)} branches; {there} of {len(plan.stages)} stages have a record.",
+        head=" ".join(filter(None, (head, different_packages(made_by)))),
         damaged=tuple(dict.fromkeys(source.damaged)),
         main=tables.main_grid(rows),
         note=" ".join(filter(None, (NOTES, source.reproducible()))),

@@ -68,7 +68,10 @@ class CacheStage(StageKind):
                 CacheSettings(
                     cache=recipe.cache, data=recipe.data, role=role, model=recipe.model, platform=recipe.platform
                 ),
-                {"cache": identity(recipe.cache), **numerics(recipe)},
+                {
+                    "cache": identity(recipe.cache),
+                    **numerics(recipe, *(("attention",) if recipe.cache.producer == "forward" else ())),
+                },
                 inputs,
             )
 

@@ -41,8 +41,8 @@ class Made:
 class Outside:
     """An input from outside the store: a local path, or a hub name with its revision.
 
-    field: of the recipe, for messages. model: whether it is a model, which the stage gets as a directory with `eos` as
-    the token that ends a turn.
+    field: of the recipe, for messages; revision_field: the one that holds its revision. model: whether it is a model,
+    which the stage gets as a directory with `eos` as the token that ends a turn. local: it cannot be a hub name.
     """
 
     path: str
@@ -50,6 +50,8 @@ class Outside:
     revision: str | None = None
     model: bool = False
     eos: str | None = None
+    local: bool = False
+    revision_field: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class Branch(Protocol):
     """One line of the results, as the kinds see it while its steps are collected."""
 
     name: str
+    overrides: tuple[str, ...]  # that tell it from its siblings
     recipe: Any
     steps: dict[str, Step]
     fingerprints: dict[str, str]  # by role; of all steps once `joint_steps` is asked
@@ -179,6 +182,7 @@ class StageKind:
     after: tuple[str, ...] = ()  # kinds whose steps have to be in the branch before this kind is asked
     halves: tuple[str, ...] = ()  # runtime fields ("sft.micro_batch_size") that an out-of-memory retry halves
     shares_engine: bool = False  # stages with equal settings of `engine` may run in turn in one child
+    reads_rows: bool = False  # it only reads rows, without a device: `prepare` and `--dry-run --data` run it
     decides: bool = False  # its metrics.json may decide a selection
     tables: tuple[str, ...] = ()  # patterns of the tables (JSON) in its artifact that the report shows
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from common.errors import ConfigError
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Settings, StageKind, Step
@@ -110,7 +111,9 @@ class Generate(StageKind):
                 if thing.task is not None:
                     extra = {"eos": recipe.model.eos}
                     if recipe.model.chat_template is not None:
-                        inputs["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template")
+                        inputs["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template", local=True)
+                    if recipe.eval.task_files is not None:
+                        inputs["task_files"] = Outside(recipe.eval.task_files, "eval.task_files", local=True)
                 yield Step(
                     f"generate:{model.name}/{thing.name}",
                     f"{model.label}.{thing.name}",
@@ -143,6 +146,7 @@ class Measured:
 
     def __init__(self, *, benchmark: Benchmark | None = None, task: Task | None = None, held_out: bool = False) -> None:
         self.benchmark, self.task, self.held_out = benchmark, task, held_out
+        self.path = "" if benchmark is None else benchmark.name
         self.kind = self.name = HELD_OUT
         if benchmark is not None:
             self.kind, self.name = "benchmark", benchmark_name(benchmark.name)
@@ -176,8 +180,7 @@ class Measured:
             return {"held_out": evaluation.held_out_chats, **common}
         common |= {"seed": evaluation.seed, "batch_size": evaluation.batch_size}
         if self.task is not None:
-            code = {"run_generated_code": evaluation.run_generated_code, "task_files": evaluation.task_files}
-            return {"task": identity(self.task), **code, **common}
+            return {"task": identity(self.task), "run_generated_code": evaluation.run_generated_code, **common}
         sampling = ("num_samples", "temperature", "top_p", "max_tokens", "greedy", "prompting")
         return {"benchmark": {"name": self.name, **self._sampling(sampling)}, **common}
 
@@ -206,7 +209,20 @@ def measured(recipe: Any) -> list[Measured]:
     found = [Measured(held_out=True)] if evaluation.held_out_chats else []
     found += [Measured(benchmark=entry) for entry in evaluation.benchmarks]
     found += [Measured(task=entry) for entry in evaluation.tasks]
+    _check_names(recipe, [thing.name for thing in found if not thing.held_out])
     return found
+
+
+def _check_names(recipe: Any, names: list[str]) -> None:
+    """Refuses a target that is not measured, and a benchmark whose file is given but that nothing evaluates."""
+    if names and recipe.eval.target not in names:
+        raise ConfigError(f"eval.target={recipe.eval.target}: is not evaluated; allowed: {', '.join(names)}")
+    unused = [name for name in recipe.data.files.benchmarks if name not in names]
+    if unused:
+        raise ConfigError(
+            f"data.files.benchmarks.{unused[0]}: given but not evaluated; add {{name: {unused[0]}}} to "
+            "eval.benchmarks, or leave the file out"
+        )
 
 
 GENERATE = Generate()

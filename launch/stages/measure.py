@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launch.recipe.platform import Placement
+from launch.stages._code import own_code
 from launch.stages.contract import Branch, Cost, Counts, Made, Measures, StageKind, Step
 from launch.stages.generate import MeasuredSettings, measured
 
@@ -50,13 +51,17 @@ class Measure(StageKind):
         return Cost(bytes=SCORE_BYTES, start_seconds=5.0)
 
 
-def _graders(thing: Any) -> dict[str, int]:
-    """Versions of the graders, so that a better grader grades again and generates nothing."""
+def _graders(thing: Any) -> dict[str, Any]:
+    """Versions of the graders, and the user's own code: another grader grades again and generates nothing."""
     if thing.benchmark is None:
         return {}
-    from evaluation import graders
+    from evaluation import benchmarks, graders
 
-    return {name: graders.load(name).version for name in graders.names()}
+    found: dict[str, Any] = {name: graders.load(name).version for name in graders.names()}
+    if "." in thing.path or ":" in thing.path:
+        grader = benchmarks.load(thing.path).grader
+        found |= own_code(grader) if isinstance(grader, str) else {}
+    return found
 
 
 MEASURE = Measure()

@@ -35,6 +35,7 @@ class Prepare(StageKind):
     name = "prepare"
     version = 4
     function = "data_prep.prepare:run"
+    reads_rows = True
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
@@ -72,8 +73,11 @@ class Prepare(StageKind):
             "sources": feeds.identity(entries, what),
         }
         found = dict(inputs)
-        for key, path in feeds.inputs(entries, what).items():
-            found[key] = Outside(path, _field(key, part, name))
+        for place, entry in enumerate(entries):
+            before = feeds.inputs(entries[:place], what)
+            for key, path in feeds.inputs(entries[: place + 1], what).items():
+                if key not in before:
+                    found[key] = _outside(entry, path, key, part, name)
         if not entries:
             published = _published(name)
             identity["published"] = {
@@ -97,7 +101,7 @@ class Prepare(StageKind):
         if recipe.model.path is not None:
             found["model"] = model_of(recipe, "base")
         if recipe.model.chat_template is not None:
-            found["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template")
+            found["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template", local=True)
         settings = PrepareSettings.model_validate(
             {
                 "part": part,
@@ -149,9 +153,12 @@ class Prepare(StageKind):
         return tokens if part == "sft" else max(1.0, rows)
 
 
-def _field(key: str, part: str, name: str) -> str:
-    """The recipe's field that names an outside file, for messages."""
-    return f"data.files.benchmarks.{name}" if part == "benchmark" else f"data.files.{key}"
+def _outside(entry: Feed, path: str, key: str, part: str, name: str) -> Outside:
+    """What a source reads from outside; the source `files` reads local files alone."""
+    if entry.source != "files":
+        return Outside(path, f"data source {entry.source}: {key}")
+    field = f"data.files.benchmarks.{name}" if part == "benchmark" else f"data.files.{key}"
+    return Outside(path, field, local=True)
 
 
 def _what(settings: Mapping[str, Any]) -> str:

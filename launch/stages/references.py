@@ -42,15 +42,13 @@ def model_of(recipe: Any, role: str) -> Made | Outside:
     if model.path is None:
         raise ConfigError(f"the objective asks for a {role}; set {field}.path or {field}.pretrain")
     eos = recipe.model.eos if role == "base" else None
-    return Outside(model.path, f"{field}.path", model.revision, model=True, eos=eos)
+    return Outside(model.path, f"{field}.path", model.revision, model=True, eos=eos, revision_field=f"{field}.revision")
 
 
-def numerics(recipe: Any) -> dict[str, Any]:
-    """Settings of the model and the platform on which sums depend."""
+def numerics(recipe: Any, *used: str) -> dict[str, Any]:
+    """Settings of the model and the platform on which sums depend: of the model's those that a stage has `used`."""
     model, platform = recipe.model, recipe.platform
     return {
-        "model": {
-            name: getattr(model, name) for name in ("attention", "dtype", "trust_remote_code", "template_arguments")
-        },
+        "model": {name: getattr(model, name) for name in (*used, "trust_remote_code", "template_arguments")},
         "platform": {"name": platform.name, "threads": platform.threads},
     }

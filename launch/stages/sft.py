@@ -11,6 +11,7 @@ from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
+from launch.stages._code import own_code
 from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
 from launch.stages.references import FROZEN, is_cached, is_live, model_of, numerics, sources
 from launch.stages.sizes import optimizer_bytes, spread, weight_bytes
@@ -34,7 +35,7 @@ class SftMetrics(Section):
 class Sft(Section):
     lr: float = setting(1e-5, "peak learning rate", gt=0)
     epochs: int = setting(1, "passes over the data", gt=0)
-    steps: int | None = setting(None, "optimizer steps; replaces epochs")
+    steps: int | None = setting(None, "optimizer steps; replaces epochs", gt=0)
     batch_size: int = setting(64, "chats a step, over all devices", gt=0)
     schedule: Literal["constant", "cosine"] = setting("cosine", "learning rate after warm-up")
     warmup: float = setting(0.05, "share of the steps", ge=0, lt=1)
@@ -146,10 +147,10 @@ class SftStage(StageKind):
                 platform=recipe.platform,
             ),
             {
-                "objective": {"name": label, **dataclasses.asdict(branch.objective)},
+                "objective": {"name": label, **dataclasses.asdict(branch.objective), **own_code(label)},
                 "sft": identity(recipe.sft),
                 "seed": recipe.seed,
-                **numerics(recipe),
+                **numerics(recipe, "attention", "dtype"),
             },
             {**inputs, "data": Made("prepare:sft")},
             (published,),

@@ -76,9 +76,9 @@ def test_every_stage_runs_and_a_second_run_recomputes_nothing(tmp_path):
         "rl": 2,
         "evaluate": 5,
     }
-    report = (root / "microworld" / "report.md").read_text()
-    assert "lp_sft" in report
-    assert (root / "microworld" / "report.html").read_text().count("<svg") >= 1
+    (report,) = root.glob("microworld/*/report.md")
+    assert "lp_sft" in report.read_text()
+    assert report.with_suffix(".html").read_text().count("<svg") >= 1
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/*/record.json")}
     begun = time.monotonic()
     finish(start(root, "objective=sft,lp_sft"), root, 60)
