@@ -26,7 +26,7 @@ from common.files import write_json
 from common.models import model_directory
 from common.registry import check_origin
 from common.settings import rebuild
-from launch.execution.outcomes import DISK_FULL, Stopped, classify, traceback_digest
+from launch.execution.outcomes import DISK_FULL, Stopped, classify, is_full, traceback_digest
 from launch.execution.progress import Reporter
 from launch.execution.requests import read_request, request_file
 
@@ -115,8 +115,8 @@ def work(paths: Sequence[str], shared: mmap.mmap) -> int:
             result |= {"seconds": time.monotonic() - begun, "peak_memory_bytes": peak}
             try:
                 write_json(request_file(request, "child.json"), result)
-            except OSError:
-                return DISK_FULL if result["outcome"] == "disk" else 1
+            except OSError as error:
+                return DISK_FULL if is_full(error) else 1
             if result["outcome"] not in ("ok", "config"):  # an engine shared with the next request may be broken
                 return 1
         return 0

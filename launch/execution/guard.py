@@ -25,7 +25,7 @@ from pathlib import Path
 from common.files import write_json
 from common.processes import shared_memory
 from launch.execution.child import POSITION, work
-from launch.execution.outcomes import DISK_FULL, NO_SPACE
+from launch.execution.outcomes import DISK_FULL, NO_SPACE, is_full
 from launch.execution.requests import read_request, request_file
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -141,8 +141,8 @@ class Guard:
                 outcome, message = "disk", f"{NO_SPACE}; free space and run the same command again"
             try:
                 write_json(result, {"outcome": outcome, "message": message, "peak_memory_bytes": peak})
-            except OSError:
-                return DISK_FULL if code == DISK_FULL else 1
+            except OSError as error:
+                return DISK_FULL if code == DISK_FULL or is_full(error) else 1
         return 0 if code == 0 else 1
 
 

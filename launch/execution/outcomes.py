@@ -18,7 +18,6 @@ from common.errors import ConfigError
 DISK_FULL = 28  # exit status of a child and of its guard where even the result finds no space
 NO_SPACE = "no space left on the disk"
 _FREE_SPACE = "free space and run the same command again"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Rust's and C++'s libraries keep the operating system's error as a text only.
 _DISK_SIGNS = (
     "no space left on device",
@@ -34,7 +33,9 @@ _LOG_TAIL = 65536  # bytes at the end of a log in which a process below the chil
 _TRACEBACK = "Traceback (most recent call last):"
 _RAY_PREFIX = re.compile(r"^(\x1b\[\d+m)?\([^()]*pid=\d+[^()]*\)(\x1b\[\d+m)? ?")
 _RANK_PREFIX = re.compile(r"^\[?rank\d+\]?:\s?|^(INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\] ?")
-_ERROR_LINE = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning|Full|Empty|Timeout)?(\([\w.]+\))?(: .*)?$")
+_ERROR_LINE = re.compile(
+    r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning|Full|Empty|Timeout)?(\([\w.]+\))?(: .*)?$"
+)
 _CONFIG_LINE = re.compile(r"common\.errors\.ConfigError: (.+)")
 _LONGEST = 400  # characters of a message
 
@@ -54,8 +55,7 @@ def classify(error: BaseException) -> tuple[str, str]:
     chain = list(_chain(error))
     texts = [f"{type(e).__name__}: {e}".lower() for e in chain]
     message = _message(error)
-    full = any(isinstance(e, OSError) and e.errno in _FULL for e in chain)
-    if full or any(sign in text for text in texts for sign in _DISK_SIGNS):
+    if any(map(is_full, chain)) or any(sign in text for text in texts for sign in _DISK_SIGNS):
         return "disk", f"{NO_SPACE} ({message}); {_FREE_SPACE}"
     ours = _our_error(error)
     if ours is not None:
@@ -63,6 +63,11 @@ def classify(error: BaseException) -> tuple[str, str]:
     if any(isinstance(e, MemoryError) for e in chain) or any(sign in t for t in texts for sign in _MEMORY_SIGNS):
         return "oom", message
     return "fault", message + _remedy(chain)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the operating system refused for want of space or quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _message(error: BaseException) -> str:
@@ -110,7 +115,9 @@ def traceback_digest(error: BaseException) -> str:
 
     Numbers do not count: they are the attempts', the processes' and the addresses'.
     """
-    lines = [f"{at.filename}:{at.lineno}:{at.name}" for e in _chain(error) for at in traceback.extract_tb(e.__traceback__)]
+    lines = [
+        f"{at.filename}:{at.lineno}:{at.name}" for e in _chain(error) for at in traceback.extract_tb(e.__traceback__)
+    ]
     texts = [re.sub(r"0x[0-9a-f]+|\d+", "#", f"{type(e).__name__}: {e}") for e in _chain(error)]
     return hashlib.sha256("\n".join([*lines, *texts]).encode(errors="replace")).hexdigest()[:16]
 

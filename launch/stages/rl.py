@@ -215,6 +215,10 @@ class RlStage(StageKind):
     def placement(self, recipe: Any) -> Placement:
         return spread(recipe.rl.processes, recipe.platform)
 
+    def halved(self, settings: Mapping[str, Any], field: str) -> int:
+        longest = settings["rl"]["max_prompt_length"] + settings["rl"]["max_response_length"]
+        return max(min(longest, settings["rl"]["tokens_per_micro_batch"]), super().halved(settings, field))
+
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         rl, size = counts.settings["rl"], counts.parameters()
         responses = rl["steps"] * rl["prompts"] * rl["samples"]

@@ -181,6 +181,15 @@ class SftStage(StageKind):
     def placement(self, recipe: Any) -> Placement:
         return spread(recipe.sft.processes, recipe.platform)
 
+    def halved(self, settings: Mapping[str, Any], field: str) -> int:
+        sft, half = settings["sft"], super().halved(settings, field)
+        if field == "sft.tokens_per_micro_batch":
+            return max(min(settings["data"]["max_length"], sft["tokens_per_micro_batch"]), half)
+        if sft["dynamic_batch"]:
+            return sft["micro_batch_size"]  # not in use
+        chats = sft["batch_size"] // (sft["processes"] // sft["sequence_parallel"])
+        return next(size for size in range(min(half, chats), 0, -1) if chats % size == 0)
+
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         sft, tokens, size = counts.settings["sft"], counts.tokens(), counts.parameters()
         passes = sft["epochs"]

@@ -59,6 +59,6 @@ def _forbidden(path: Path, error: OSError) -> str:
         owner = f"; {there} belongs to user {uid}"
         owner = f"; {there} belongs to {pwd.getpwuid(uid).pw_name}"
     return (
-        f"{path} cannot be written ({error.strerror}){owner}; a store of several users needs one group, its directories "
-        "`chmod g+rws` and `umask 002` in every shell, or set run.root to one of your own"
+        f"{path} cannot be written ({error.strerror}){owner}; a store of several users needs one group, "
+        "its directories `chmod g+rws` and `umask 002` in every shell, or set run.root to one of your own"
     )

@@ -14,7 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 from common.files import read_json
 from launch.store.errors import StoreError
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # ESTALE: the file was replaced or removed on the server since this node opened it; a new look finds the new one.
 PASSING = frozenset({errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
 from common.files import file_digest, sync_directory, write_json
-from launch.store.errors import LeaseLost, StoreError, damaged, clear_errors
+from launch.store.errors import LeaseLost, StoreError, clear_errors, damaged
 from launch.store.leases import Leases
 from launch.store.ledger import append_cost, read_costs
 from launch.store.patience import patiently, read, seen
