@@ -61,6 +61,11 @@ class Branch:
     models: tuple[BranchModel, ...] = ()
 
 
+def _nothing_joint(kept: Mapping[str, Collection[str]]) -> dict[str, Stage]:
+    """No stage reads several branches; a function of the module, so that a plan can be sent to another process."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Plan:
     """The stages of all branches, each once, inputs before users.
@@ -75,7 +80,7 @@ class Plan:
     own_stages: tuple[str, ...] = ()
     joint: tuple[str, ...] = ()
     rejoin: Callable[[Mapping[str, Collection[str]]], dict[str, Stage]] = field(
-        default=lambda kept: {}, compare=False, repr=False
+        default=_nothing_joint, compare=False, repr=False
     )
 
     @property
