@@ -33,8 +33,8 @@ from launch.execution.cluster import Refused, check_fits, check_store_is_shared,
 from launch.execution.copies import Copies
 from launch.execution.display import Display, print_budget, print_outcome
 from launch.execution.entries import entry_of
-from launch.execution.forecast import check_disk
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
+from launch.execution.preconditions import check_disk, check_models
 from launch.execution.stopping import abandon, last_resort, signals
 from launch.fingerprint import fingerprint
 from launch.graph.estimate import estimate_plan
@@ -97,6 +97,7 @@ class Driver:
     def _make(self) -> None:
         """Makes what is missing."""
         estimates = estimate_plan(self.plan, self.store)
+        check_models(self.plan, [p.stage for p in self.progress.values() if p.state != "cached"])
         check_disk(self.plan, self.store, estimates)
         self.flops = {mark: estimate.flops for mark, estimate in estimates.items()}
         self.device_seconds = 3600 * device_hours(self.store.root, self.whole.stages)

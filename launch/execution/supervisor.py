@@ -120,7 +120,9 @@ class _Watch:
 
     def run(self, temporary: str) -> None:
         job = self.job
-        env = environment(job["tag"], self.entries[0]["stage"].settings, job["cluster"], temporary)
+        first = self.entries[0]["stage"]
+        tracker = self.store.logs(first) / f"trackers-{first.kind}-{first.label}-{first.fingerprint[:8]}"
+        env = environment(job["tag"], first.settings, job["cluster"], temporary, tracker)
         cwd = job["cwd"] if os.path.isdir(job["cwd"]) else None
         for entry in self.entries:  # made by the driver, on a node whose directories we may see late
             patiently(self.store.logs(entry["stage"]).mkdir, parents=True, exist_ok=True)

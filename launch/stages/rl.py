@@ -25,7 +25,7 @@ from launch.stages.contract import (
     spread,
     weight_bytes,
 )
-from launch.stages.references import numerics
+from launch.stages.references import numerics, without_loggers
 from launch.stages.sft import Lora
 
 FILLED = 0.5  # of the length limits that prompts and responses fill when nothing is known
@@ -207,7 +207,7 @@ class RlStage(StageKind):
                 RlSettings(
                     rl=recipe.rl, data=recipe.data, seed=recipe.seed, model=recipe.model, platform=recipe.platform
                 ),
-                {"rl": counted, "seed": recipe.seed, **numerics(recipe)},
+                {"rl": without_loggers(counted), "seed": recipe.seed, **numerics(recipe)},
                 {"model": model, "data": Made(prompts)},
                 tuple(published),
             )

@@ -21,10 +21,11 @@ from launch.stages.contract import (
     StageKind,
     Step,
     optimizer_bytes,
+    placed,
     spread,
     weight_bytes,
 )
-from launch.stages.references import FROZEN, is_cached, is_live, model_of, numerics, sources
+from launch.stages.references import FROZEN, is_cached, is_live, model_of, numerics, sources, without_loggers
 
 
 class Lora(Section):
@@ -158,7 +159,7 @@ class SftStage(StageKind):
             ),
             {
                 "objective": {"name": label, **dataclasses.asdict(branch.objective)},
-                "sft": identity(recipe.sft),
+                "sft": without_loggers(identity(recipe.sft)),
                 "seed": recipe.seed,
                 **numerics(recipe),
             },
@@ -168,15 +169,14 @@ class SftStage(StageKind):
 
     def _check_devices(self, recipe: Any) -> None:
         platform, processes = recipe.platform, recipe.sft.processes
-        given = platform.placement.get(self.name)
-        nodes = (given or self.placement(recipe)).nodes
+        devices = platform.nodes * platform.gpus_per_node
+        if platform.name == "gpu" and processes > devices:  # whatever platform.placement.sft says
+            raise ConfigError(f"sft.processes={processes} exceeds platform.nodes * platform.gpus_per_node={devices}")
+        nodes = placed(self.placement(recipe), platform.placement.get(self.name), self.name, platform.name).nodes
         if processes % nodes:
             raise ConfigError(
                 f"sft.processes={processes} does not divide over {nodes} nodes; make it a multiple of {nodes}"
             )
-        devices = platform.nodes * platform.gpus_per_node
-        if platform.name == "gpu" and processes > devices:  # whatever platform.placement.sft says
-            raise ConfigError(f"sft.processes={processes} exceeds platform.nodes * platform.gpus_per_node={devices}")
 
     def placement(self, recipe: Any) -> Placement:
         return spread(recipe.sft.processes, recipe.platform)

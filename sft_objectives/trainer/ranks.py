@@ -34,7 +34,7 @@ def node_count(settings: Any) -> int:
     platform, processes = settings.platform, settings.sft.processes
     given = platform.placement.get("sft")
     derived = 1 if platform.nodes == 1 else -(-processes // platform.gpus_per_node)
-    nodes = derived if given is None else given.nodes
+    nodes = derived if given is None or given.nodes is None else given.nodes
     if processes % nodes:
         raise ConfigError(
             f"sft.processes={processes} does not divide over {nodes} nodes; make it a multiple of {nodes}"
