@@ -259,8 +259,8 @@ def placed(derived: Placement, given: GivenPlacement | None, kind: str, platform
     found = derived.model_copy(update=named)
     if platform == "gpu" and found.nodes * found.gpus_per_node < wanted and wanted >= 1:
         raise ConfigError(
-            f"platform.placement.{kind}: {found.nodes} x {found.gpus_per_node:g} devices, but its processes take {wanted:g}; "
-            "leave nodes and gpus_per_node out, or lower the stage's processes"
+            f"platform.placement.{kind}: {found.nodes} x {found.gpus_per_node:g} devices, but its processes take "
+            f"{wanted:g}; leave nodes and gpus_per_node out, or lower the stage's processes"
         )
     return found
 
