@@ -15,6 +15,7 @@ from verl.trainer.ppo.v1 import AgentLoopManagerTQ, get_trainer_cls
 from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import collate_fn
 
+from common.errors import ConfigError
 from rl_stage.checkpoints import Exports
 from rl_stage.config import POLL_SECONDS
 from rl_stage.curve import Curve
@@ -221,7 +222,9 @@ class _Measured(_Trainer):
         self.report(global_steps, self.settings.rl.steps, **shown)
         failed = row.get("rewards_failed", 0.0)
         if failed > MAX_FAILED_REWARDS:
-            raise RuntimeError(
+            # a reward that fails from the first step on would fail again; later the machine may be to blame
+            kind = ConfigError if global_steps == 1 else RuntimeError
+            raise kind(
                 f"rl.reward.name: {self.settings.rl.reward.name} failed on {failed:.0%} of the responses of step "
                 f"{global_steps} (raised, timed out or crashed); its first failures are in the log"
             )

@@ -64,7 +64,7 @@ class BatchConstants:
             if name in constants:
                 return constants[name]
         present = ", ".join([*self.values, *self.tokens]) or "none"
-        raise ValueError(f"constant {name!r} is missing; present: {present}; compute it first, or run the first pass")
+        raise ConfigError(f"constant {name!r} is missing; present: {present}; compute it first, or run the first pass")
 
     def rows(self, index: slice | Tensor) -> BatchConstants:
         """The constants of some rows; `index` is anything that indexes the first dimension of a tensor."""
@@ -100,7 +100,7 @@ class Step:
     def student(self) -> Student:
         """Statistics of the model that is trained; each is computed once. Raises ValueError if it is absent."""
         if self._student is None:
-            raise ValueError("this step has no student: the needs of the objective do not ask for one")
+            raise ConfigError("this step has no student: the needs of the objective do not ask for one")
         return self._student
 
     def reference(self, source: str) -> Reference:
@@ -123,7 +123,7 @@ class Step:
     @staticmethod
     def _given(what: str, given: Mapping[str, Any], name: str) -> Any:
         if name not in given:
-            raise ValueError(f"{what} {name!r} is missing; present: {', '.join(given) or 'none'}; add it to the needs")
+            raise ConfigError(f"{what} {name!r} is missing; present: {', '.join(given) or 'none'}; add it to the needs")
         return given[name]
 
 

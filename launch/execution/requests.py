@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_json
+from launch.store.patience import appears
 from launch.store.places import Places, attempt_file
 from launch.store.records import redact
 
@@ -48,6 +49,11 @@ def request_of(
     write_json(path, request)
     path.chmod(0o600)
     return path
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """A request; waits for one that another node wrote a moment ago. Raises StoreError if it does not appear."""
+    return appears(path)
 
 
 def request_file(request: Mapping[str, Any], suffix: str) -> Path:

@@ -24,6 +24,7 @@ from launch.recipe.compose import Composed, RecipeError, branches
 from launch.recipe.section import is_runtime_path
 from launch.stages.contract import Given, Made, Outside, Published, StageKind, Step
 from launch.stages.references import model_of
+from launch.stages.sizes import placed
 
 
 def make_plan(recipe: str, overrides: Sequence[str], memory: Path | None = None) -> Plan:
@@ -255,12 +256,12 @@ class _Builder:
 
 
 def placement_of(recipe: Any, kind: StageKind) -> dict[str, Any]:
-    """Devices of a stage: `platform.placement.<kind>`, else what its kind derives from the recipe.
+    """Devices of a stage: what its kind derives from the recipe, changed by the fields that `platform.placement` names.
 
-    Raises ConfigError where the cluster has fewer.
+    Raises ConfigError where the cluster has fewer, or the stage needs more.
     """
     platform = recipe.platform
-    given = platform.placement.get(kind.name) or kind.placement(recipe)
+    given = placed(kind.placement(recipe), platform.placement.get(kind.name), kind.name, platform.name)
     if given.nodes > platform.nodes or given.gpus_per_node > platform.gpus_per_node:
         raise ConfigError(
             f"stage {kind.name} wants {given.nodes} x {given.gpus_per_node:g} devices, the cluster has "

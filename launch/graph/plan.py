@@ -72,6 +72,7 @@ class Branch:
 
 
 def _nothing_joint(kept: Mapping[str, Collection[str]]) -> dict[str, Stage]:
+    """No stage reads several branches; a function of the module, so that a plan can be sent to another process."""
     return {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +109,13 @@ class CacheStage(StageKind):
             )
 
     def placement(self, recipe: Any) -> Placement:
-        return spread(recipe.cache.workers * recipe.cache.processes, recipe.platform)
+        cache = recipe.cache
+        of_a_worker = cache.tensor_parallel if cache.producer == "vllm" else cache.processes
+        return spread(cache.workers * of_a_worker, recipe.platform)
+
+    def halved(self, settings: Mapping[str, Any], field: str) -> int:
+        given = settings["cache"]["tokens_per_batch"]
+        return max(min(settings["data"]["max_length"], given), super().halved(settings, field))
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         from data_prep.reference.layout import predict_bytes

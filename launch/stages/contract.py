@@ -222,6 +222,11 @@ class StageKind:
         """Rows (float) or Tokens that its artifact holds, from the artifact if it is there; None: those of its data."""
         return None
 
+    def halved(self, settings: Mapping[str, Any], field: str) -> int:
+        """What an out-of-memory retry makes of one of `halves` ("section.field"); its value where it may not shrink."""
+        section, name = field.split(".")
+        return max(1, settings[section][name] // 2)
+
     def dry_run(self, settings: Any, inputs: Mapping[str, Path], scratch: Path) -> str | None:
         """Checks what can be checked without running; returns what was found fine. Raises ValueError."""
         return None

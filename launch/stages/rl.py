@@ -14,7 +14,7 @@ from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages._code import own_code, require
 from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
-from launch.stages.references import numerics
+from launch.stages.references import numerics, without_loggers
 from launch.stages.sft import Lora
 from launch.stages.sizes import optimizer_bytes, spread, weight_bytes
 
@@ -198,13 +198,22 @@ class RlStage(StageKind):
                 RlSettings(
                     rl=recipe.rl, data=recipe.data, seed=recipe.seed, model=recipe.model, platform=recipe.platform
                 ),
-                {"rl": counted, "seed": recipe.seed, **reward_code(recipe), **numerics(recipe, "attention", "dtype")},
+                {
+                    "rl": without_loggers(counted),
+                    "seed": recipe.seed,
+                    **reward_code(recipe),
+                    **numerics(recipe, "attention", "dtype"),
+                },
                 {"model": model, "data": Made(prompts)},
                 tuple(published),
             )
 
     def placement(self, recipe: Any) -> Placement:
         return spread(recipe.rl.processes, recipe.platform)
+
+    def halved(self, settings: Mapping[str, Any], field: str) -> int:
+        longest = settings["rl"]["max_prompt_length"] + settings["rl"]["max_response_length"]
+        return max(min(longest, settings["rl"]["tokens_per_micro_batch"]), super().halved(settings, field))
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         rl, size = counts.settings["rl"], counts.parameters()

@@ -13,9 +13,13 @@ import toy
 from launch.execution import placements
 from launch.execution.driver import Driver
 from launch.execution.jobs import Job
+from launch.execution.stopping import signals
 from launch.store import Store
 
-SMALL = {"sft": {"tokens_per_micro_batch": 8, "micro_batch_size": 2}}
+SMALL = {
+    "sft": {"tokens_per_micro_batch": 8, "micro_batch_size": 2, "dynamic_batch": True},
+    "data": {"max_length": 2},
+}
 
 
 def driver_of(tmp_path, *stages, **limits):
@@ -84,7 +88,7 @@ def test_a_signal_asks_every_running_stage_to_stop_and_is_undone_afterwards(tmp_
     driver = driver_of(tmp_path, stage)
     asked = running(driver, stage)
     before = signal.getsignal(number)
-    with driver._signals():
+    with signals(driver._ask_to_stop):
         driver._notice_stop()
         assert not driver.stopping and not asked.exists()
         os.kill(os.getpid(), number)
@@ -106,7 +110,7 @@ def test_used_up_device_hours_let_running_stages_end_and_a_signal_still_stops_th
     driver.running[0].started -= 5.0  # five seconds on two devices
     driver._notice_stop()
     assert driver.stopping == "run.max_device_hours=1 is used up" and not asked.exists()
-    with driver._signals():
+    with signals(driver._ask_to_stop):
         os.kill(os.getpid(), signal.SIGTERM)
         driver._notice_stop()
     assert asked.exists()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from common.errors import ConfigError
+
 
 class Section(BaseModel):
     """Any fields by attribute, as a stage reads its settings."""
@@ -58,7 +60,7 @@ def model(settings, inputs, output, scratch, report):
 
 
 def bad_config(settings, inputs, output, scratch, report):
-    raise ValueError("toy.rows: row 7 has no answer; give one")
+    raise ConfigError("toy.rows: row 7 has no answer; give one")
 
 
 def fails_times(settings, inputs, output, scratch, report):
@@ -66,8 +68,10 @@ def fails_times(settings, inputs, output, scratch, report):
     count = scratch / "count"
     calls = int(count.read_text()) + 1 if count.exists() else 1
     count.write_text(str(calls))
-    if calls <= settings.toy.times:
+    if calls <= settings.toy.times and calls % 2:
         raise RuntimeError("a passing fault")
+    if calls <= settings.toy.times:
+        raise ConnectionError("another passing fault")
     (output / "calls.txt").write_text(str(calls))
 
 
