@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from launch.execution.copies import Copies
 from launch.execution.jobs import FINISHED, StageProgress
+from launch.graph.plan import Stage
 from launch.stages.contract import StageKind
-from launch.store import Corrupt, Record, Store
+from launch.store import Corrupt, Record, Store, StoreError
 
 
 class Claims:
@@ -61,6 +63,13 @@ class Claims:
             return
         _cached(progress, record)
         self._store.release(progress.stage, self._run)
+
+    def release_all(self, stages: Iterable[Stage]) -> None:
+        """Gives back every lease that is still ours, whatever ended the driver's loop."""
+        for stage in stages:
+            with contextlib.suppress(StoreError, OSError):
+                if self._store.owner(stage) == self._run:
+                    self._store.release(stage, self._run)
 
     def mend(self, progress: StageProgress) -> bool:
         """Has what is damaged of an artifact made again, once a run; False if its kind cannot mend it."""

@@ -17,7 +17,6 @@ otherwise: the ones that are ready together then run in one child (or in as many
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -36,6 +35,7 @@ from launch.execution.display import Display, print_budget, print_outcome
 from launch.execution.entries import entry_of
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
 from launch.execution.preconditions import check_disk, check_models
+from launch.execution.sharing import engine_of, free_places
 from launch.execution.stopping import abandon, last_resort, signals
 from launch.fingerprint import fingerprint
 from launch.graph.estimate import estimate_plan
@@ -133,7 +133,7 @@ class Driver:
                 if progress.state not in FINISHED:
                     progress.state = "stopped"
         finally:
-            self._release_all()
+            self.claims.release_all(p.stage for p in self.progress.values())
 
     def _loop(self) -> None:
         import ray
@@ -203,17 +203,10 @@ class Driver:
                 self.progress[stage.fingerprint].state = "waiting"
                 self.store.release(stage, self.beat.run)
 
-    def _release_all(self) -> None:
-        """Gives back every lease that is still ours, whatever ended the loop."""
-        for progress in self.progress.values():
-            with contextlib.suppress(StoreError, OSError):
-                if self.store.owner(progress.stage) == self.beat.run:
-                    self.store.release(progress.stage, self.beat.run)
-
     def _give_up(self) -> None:
         """Ends this process with code 3 and without Ray, which does not answer: its cluster got the same signal."""
         abandon(self.running, self.store)
-        self._release_all()
+        self.claims.release_all(p.stage for p in self.progress.values())
         self.store.sign_off(self.beat.run)
         shutil.rmtree(self.temporary, ignore_errors=True)
         print(f"stopped without Ray, which does not answer ({self.stopping or CONTINUES})", flush=True)
@@ -259,7 +252,7 @@ class Driver:
         for progress in ready:
             groups[self._engine(progress.stage)].append(progress)
         for engine, members in groups.items():
-            count = self._free_places(engine, members[0].stage.placement)
+            count = free_places(engine, members[0].stage.placement, self.devices, [*self.running, *self.queued])
             if not count:
                 continue
             claimed = [progress.stage for progress in members if self.claims.claim(progress)]
@@ -268,17 +261,7 @@ class Driver:
                 self._queue(claimed[start : start + size])
 
     def _engine(self, stage: Stage) -> str:
-        """What two stages have in common that can run in one child."""
-        common = self.kinds[stage.kind].engine(stage.settings)
-        halved = self.progress[stage.fingerprint].halved
-        return json.dumps([stage.kind, common, stage.placement, halved], sort_keys=True)
-
-    def _free_places(self, engine: str, placement: dict[str, Any]) -> int:
-        """How many jobs of this placement could start now; of one that takes no device, one at a time."""
-        wanted, busy = devices(placement), [*self.running, *self.queued]
-        if wanted:
-            return int((self.devices - sum(devices(job.placement) for job in busy)) // wanted)
-        return 0 if any(job.engine == engine for job in busy) else 1
+        return engine_of(self.kinds[stage.kind], stage, self.progress[stage.fingerprint].halved)
 
     # --- devices
 
