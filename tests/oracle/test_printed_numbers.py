@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import brentq, minimize
 
-from sft_objectives.reference import WINDOW, effective_support
+from common.distributions import WINDOW, effective_support
 
 # printed probabilities, N1, R
 PLATEAUS = {
