@@ -51,8 +51,8 @@ class BatchConstants:
 
     values: floats by name, from the data set and from the batch.
     tokens: detached (M,) tensors by name, aligned with the rows that `batch_constants` was given.
-    normalizer: what the sum of the global batch is divided by; None: the number of supervised tokens. 0 becomes 1: where
-    nothing is kept the sum is 0 too.
+    normalizer: what the sum of the global batch is divided by; None: the number of supervised tokens. 0 becomes 1:
+    where nothing is kept the sum is 0 too.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)

@@ -63,7 +63,7 @@ def _gradient_kernel(
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """While open, kernels are launched on the tensor's GPU: Triton takes the current one, whatever its arguments are."""
+    """While open, kernels are launched on the tensor's GPU: Triton takes the current one, whatever its arguments."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 

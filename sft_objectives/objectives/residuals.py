@@ -77,7 +77,7 @@ class Product(Truncated):
 
 
 def _on_support(score: Tensor) -> Tensor:
-    """softmax of (n, K) scores; all 0 in a row whose every id the student rules out, which leaves nothing to pull to."""
+    """softmax of (n, K) scores; all 0 in a row whose every id the student rules out: nothing is left to pull to."""
     nothing = score.isneginf().all(-1, keepdim=True)
     return score.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0)
 

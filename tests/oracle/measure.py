@@ -212,8 +212,8 @@ def dense(objective: Objective, batch: Batch, constants: dict[str, float] | None
 
 
 def fused(objective: Objective, batch: Batch, constants: dict[str, float] | None = None) -> tuple[Tensor, Tensor]:
-    """The fused path over chunks of 4 rows; its head is the identity, so that d hidden is d logits. A bias rules out the
-    ids that the batch rules out everywhere."""
+    """The fused path over chunks of 4 rows; its head is the identity, so that d hidden is d logits. A bias rules out
+    the ids that the batch rules out everywhere."""
     nowhere = batch.logits.detach().isneginf().all(0)
     hidden = batch.logits.detach().masked_fill(nowhere, 0).requires_grad_()
     bias = torch.zeros_like(hidden[0]).masked_fill_(nowhere, -torch.inf) if nowhere.any() else None

@@ -71,8 +71,7 @@ def test_a_label_that_the_student_rules_out(name, settings, provider, make_batch
 @pytest.mark.parametrize("exponent", [0.1, 0.5, 1.0, 2.0, 5.0, 10.0])
 @pytest.mark.parametrize("probability", [0.9, 0.3, 1e-4, 1e-8, 1e-12])
 def test_the_gradient_of_beyond_log_keeps_its_digits(exponent, probability, provider, make_batch):
-    """Each row relative to its own gradient p^exponent (p - e_y), which ends at 1e-120; log p is exact to its last bits,
-    and the exponent multiplies their number."""
+    """Each row relative to its own gradient p^exponent (p - e_y), which ends at 1e-120."""
     batch = with_label_probability(make_batch(), [probability])
     _, gradient = provider(load("beyond_log", exponent=exponent), batch, None)
     p = batch.logits.detach().softmax(-1)

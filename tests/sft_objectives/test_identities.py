@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from sft_objectives import Reference, load
 from common.distributions import effective_support
+from sft_objectives import Reference, load
 
 EQUAL_GRADIENTS = [
     (("prift_mass", {"threshold": 0.0}), ("sft", {})),
