@@ -51,12 +51,17 @@ class BatchConstants:
 
     values: floats by name, from the data set and from the batch.
     tokens: detached (M,) tensors by name, aligned with the rows that `batch_constants` was given.
-    normalizer: what the sum of the global batch is divided by; None: the number of supervised tokens.
+    normalizer: what the sum of the global batch is divided by; None: the number of supervised tokens. 0 becomes 1:
+    where nothing is kept the sum is 0 too.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     normalizer: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalizer == 0:
+            object.__setattr__(self, "normalizer", 1.0)
 
     def get(self, name: str) -> Any:
         """The float or the (n,) tensor `name`. Raises ValueError if it was not computed."""

@@ -186,7 +186,7 @@ def weights_by_hand(batch):
         "idft base": ({"source": "base"}, log_q_y.exp() ** torch.exp(-(log_q_y + base_entropy).clamp(-1, 1))),
         "idft repo": ({"variant": "repo"}, log_p_y.exp() ** torch.exp(-(log_p_y + entropy)).clamp(0.1, 2)),
         "iw_sft": ({}, per_sequence(lambda x: x.sum().exp())),
-        "iw_sft repo": ({"variant": "repo"}, per_sequence(lambda x: (2 * x.mean()).exp().clamp(max=16))),
+        "iw_sft repo": ({"variant": "repo"}, per_sequence(lambda x: x.mean().exp().clamp(max=16))),
         "iw_sft token": ({"variant": "repo_token"}, ratio.exp().clamp(0.2, 1.8)),
         "profit": ({}, log_p_y.exp() >= 0.1),
         "critical_token": ({}, batch.columns["critical"]),
