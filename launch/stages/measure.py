@@ -22,7 +22,7 @@ class MeasureSettings(Settings):
 
 class Measure(StageKind):
     name = "measure"
-    version = 1
+    version = 2
     function = "evaluation.measure:run"
     after = ("generate",)
     shares_engine = True  # the pool of graders
