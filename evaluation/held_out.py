@@ -6,6 +6,7 @@ log-probabilities that a sampler returns would truncate both figures.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,29 @@ def forward(
     """Forward passes of `model`, and of `base` if given, over encoded chats, one at a time.
 
     dtype: of the weights (`float32`, `bfloat16`); distributions are always reduced in float32. device: `cpu` or `cuda`.
-    progress(done) is called after each chat. Raises ConfigError if the two vocabularies differ in size.
+    progress(done) is called after each chat; the device's memory is free again afterwards. Raises ConfigError if the
+    two vocabularies differ in size.
     """
+    try:
+        return _forward(model, base, chats, dtype, device, progress, trust_remote_code)
+    finally:
+        # The models were local to that call; what PyTorch keeps of their memory is not vLLM's to use.
+        gc.collect()
+        if device != "cpu":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def _forward(
+    model: Path,
+    base: Path | None,
+    chats: Sequence[tuple[list[int], int]],
+    dtype: str,
+    device: str,
+    progress: Callable[[int], None],
+    trust_remote_code: bool,
+) -> HeldOut:
     import torch
     from transformers import AutoModelForCausalLM
 

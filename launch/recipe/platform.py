@@ -31,6 +31,7 @@ class Platform(Section):
     env: dict[str, str] = runtime({}, "environment of every stage")
     nodes: int = runtime(1, "nodes of the cluster", gt=0)
     gpus_per_node: int = runtime(1, "devices of a node; logical ones on the CPU platform", gt=0)
+    device_memory: float = runtime(80.0, "GB of one device, for what is refused when planned", gt=0)
     placement: dict[str, GivenPlacement] = runtime(
         {}, "stage -> devices; the rest is derived from processes and replicas"
     )

@@ -15,7 +15,7 @@ SCORE_BYTES = 30_000.0
 
 class Measure(StageKind):
     name = "measure"
-    version = 1
+    version = 2
     function = "evaluation.measure:run"
     after = ("generate",)
     shares_engine = True  # the pool of graders

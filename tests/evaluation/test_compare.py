@@ -56,8 +56,9 @@ def test_difference_is_paired_by_problem(tmp_path):
     a = artifact(tmp_path / "a", {"x": [True, False], "y": [False, False]})
     b = artifact(tmp_path / "b", {"y": [True, False], "x": [True, True]}, {**PROTOCOL, "seed": 7})
     (row,) = compare(a, b, resamples=100)
-    # Both problems gain exactly 0.5, so resampling problems changes nothing.
-    assert (row["a"], row["b"], row["difference"], row["low"], row["high"]) == (0.25, 0.75, 0.5, 0.5, 0.5)
+    assert (row["a"], row["b"], row["difference"]) == (0.25, 0.75, 0.5)
+    # Both problems gain exactly 0.5, and two problems that agree are no certainty: no test at 5% rejects on two.
+    assert (row["low"], row["high"], row["p_value"], row["detectable"]) == (-1.0, 1.0, 0.5, None)
     assert row["n"] == 2 and row["p_holm"] == row["p_value"]
     assert (row["a_low"], row["a_high"], row["b_low"], row["b_high"]) == (0.0, 1.0, 0.0, 1.0)
 
@@ -70,7 +71,8 @@ def test_the_table_gives_every_number_an_interval_and_says_what_does_not_repeat(
         assert main() == 0
         _, line, note, *more = capsys.readouterr().out.splitlines()
         assert "0.2500 [0.000, 1.000]" in line and "0.7500 [0.000, 1.000]" in line and line.count("[") == 3
-        assert "adjusted for the 1 comparisons" in note
+        assert "adjusted for the 1 comparisons" in note and "Detectable: the smallest" in note
+        assert line.split()[-2:] == ["none", "2"]
         assert more == ([] if reproducible else [NOT_REPRODUCIBLE])
 
 

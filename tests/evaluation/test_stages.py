@@ -29,6 +29,10 @@ BENCHMARK = {
     "max_tokens": 12,
     "greedy": True,
     "prompting": "chat",
+    "plain": "{prompt}\n\n{answer}",
+    "shots": [],
+    "stop": [],
+    "prefill": "",
     "balanced": False,
 }
 
@@ -45,6 +49,7 @@ def make_settings(**overrides):
         "batch_size": 10,
         "replicas": 1,
         "gpu_memory": 0.6,
+        "tensor_parallel": 1,
         "tasks": [],
         "task_files": None,
         "base_minimum": None,
@@ -326,7 +331,7 @@ def test_other_graders_or_resamples_measure_what_was_generated_again(tmp_path, g
         directory = tmp_path / str(resamples)
         directory.mkdir()
         measure.run(settings, {"generations": output}, directory, tmp_path, lambda *_, **__: None)
-        found.append(read_measured(directory)["metrics"]["pass@1"])
+        found.append(read_measured(directory)["metrics"]["distinct_1"])
     assert found[0]["value"] == found[1]["value"] and found[0] != found[1]
 
 
