@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Dataset
@@ -110,7 +109,7 @@ class ChatDataset(Dataset):
     def _rows_of_chats(self) -> list[int]:
         """How many rows each chat becomes: as `prepare` counted, or counted here."""
         if "row_tokens" in self.table.column_names:
-            return pc.list_value_length(self.table["row_tokens"]).to_pylist()
+            return [len(chat) for chat in self.table["row_tokens"].to_pylist()]
         counts = []
         for chats in self._chats():
             for found in self.renderer.many((chat["messages"], chat.get("tools")) for chat in chats):
@@ -175,8 +174,8 @@ class ChatDataset(Dataset):
         prepared = int(self.first[number + 1] - self.first[number])
         if len(found) != prepared:
             raise ConfigError(
-                f"{self.files[0]}: chat {number} was prepared as {prepared} rows and is {len(found)} under this model's "
-                "chat template; run prepare again with it"
+                f"{self.files[0]}: chat {number} was prepared as {prepared} rows and is {len(found)} under this "
+                "model's chat template; run prepare again with it"
             )
         rendered = found[item - int(self.first[number])]
         row = {
