@@ -15,7 +15,7 @@ from typing import Any
 from common.errors import ConfigError
 from common.files import read_json
 from common.settings import rebuild
-from launch import stages
+from launch import interrupts, stages
 from launch.execution.child import input_paths
 from launch.fingerprint import MEMORY, verify_outside
 from launch.graph.plan import Plan, Stage
@@ -38,6 +38,7 @@ def read_rows(plan: Plan, *, keep: bool) -> int:
     wanted = [stage for stage in plan.stages.values() if stage.kind in readers]
     store = Store(plan.root)
     os.environ.update(plan.branches[0].recipe.platform.env)
+    interrupts.raise_again()
     there: dict[str, Path] = {}
     wrong = 0
     with _Kept(store, plan.recipe) if keep else _Thrown(store) as place:
@@ -142,7 +143,7 @@ def _reporter(name: str) -> Iterator[Callable[..., None]]:
         nonlocal said
         if time.monotonic() - said >= SAID_EVERY:
             said = time.monotonic()
-            print(f"{name}: {done / max(1, total):.0%}", file=sys.stderr)
+            print(f"{name}: {done / max(1, total):.0%}", flush=True)
 
     yield report
 

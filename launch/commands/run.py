@@ -26,8 +26,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run or arguments.data:
         return _dry_run(arguments)
     plan = planned(arguments, write=True)
+    from launch import interrupts
     from launch.execution.run import run
 
+    interrupts.raise_again()
     return run(plan)
 
 

@@ -52,7 +52,7 @@ def _unknown(schema: type[BaseModel], location: Sequence[int | str]) -> str:
     elsewhere = sorted((path for path in _paths(schema) if path.endswith(f".{name}")), key=lambda path: path.count("."))
     hint = ""
     if elsewhere and not above:
-        hint = f"did you mean {' or '.join(elsewhere[:3])}? "
+        hint = f"did you mean {' or '.join(elsewhere[:2])}? "
     elif close:
         whole = ".".join(map(str, (*above, close[0])))
         hint = f"did you mean {close[0]}? " + (f"write {whole}; " if above else "")

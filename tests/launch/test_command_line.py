@@ -198,7 +198,7 @@ def test_the_console_command_is_the_same(tmp_path, monkeypatch, capsys):
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts["sft-then-rl"].partition(":")
     command = getattr(importlib.import_module(module), function)
-    monkeypatch.setattr("launch.__main__.signal.signal", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/sft-then-rl", "plan", "microworld", "--json", f"run.root={tmp_path}"])
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
     with pytest.raises(SystemExit) as left:
