@@ -66,8 +66,8 @@ def label_mass(logits: Tensor, labels: Tensor, *, strict: bool = False) -> Tenso
 
     float32, float64 for float64 logits.
 
-    strict: the published code's form, the sum over q(v) < q(y) plus q(y): ids tied with y do not count, and 1 exactly is
-    for a y that is the only one at the top.
+    strict: the published code's form, the sum over q(v) < q(y) plus q(y): ids tied with y do not count, and 1 exactly
+    is for a y that is the only one at the top.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     q = logits.softmax(-1)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -134,8 +135,8 @@ def share(
         effective = own if spread == 0 else max(own, value * (1 - value) / spread)
         if n > 1:
             effective *= (NormalDist().inv_cdf(1 - alpha / 2) / float(t.ppf(1 - alpha / 2, n - 1))) ** 2
-    low, high = proportion_confint(value * effective, effective, alpha=alpha, method="wilson")
-    return Estimate(value, float(low), float(high), n)
+    interval: Any = proportion_confint(value * effective, effective, alpha=alpha, method="wilson")
+    return Estimate(value, float(interval[0]), float(interval[1]), n)
 
 
 def same_problems(correct: Sequence[Sequence[bool]], *, confidence: float = 0.95) -> Estimate:

@@ -128,7 +128,8 @@ class MicroBatchLoss:
 
         verl makes them inside its autocast context, where sums of products would be bfloat16.
         """
-        with torch.autocast(data["input_ids"].device.type, enabled=False):
+        tokens = cast(Tensor, data["input_ids"])
+        with torch.autocast(tokens.device.type, enabled=False):
             if student_logits is not None:
                 return self.token_values(student_logits.squeeze(0), data)
             assert model_output is not None

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import pytest
 
+from common.errors import ConfigError
+
 # What verl measures in a step, by its names; values are the places in this list.
 THEIRS = [
     "critic/rewards/mean",
