@@ -108,6 +108,7 @@ def check_runner(name: str, task: Any) -> None:
     """Raises ConfigError for a harness task that runs programs by other means than `code_eval`, and so unguarded."""
     functions = [*getattr(task, "_metric_fn_list", {}).values(), task.config.process_results]
     for function in functions:
+        function = getattr(function, "__self__", function)  # the harness keeps a function's own `__call__`
         if any(isinstance(value, _Current) for value in getattr(function, "__globals__", {}).values()):
             return
     raise ConfigError(

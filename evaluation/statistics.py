@@ -7,6 +7,7 @@ interval over problems is one over problems and samples.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -318,9 +319,7 @@ def spearman(
 
 def class_weights(classes: Sequence[Hashable]) -> np.ndarray:
     """(problems,) weights under which a mean over problems is the mean over the classes of the mean in each."""
-    counts = dict.fromkeys(classes, 0)
-    for label in classes:
-        counts[label] += 1
+    counts = Counter(classes)
     return np.array([len(classes) / (len(counts) * counts[label]) for label in classes])
 
 

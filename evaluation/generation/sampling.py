@@ -38,11 +38,12 @@ def sample(
     """Draw `sampling.num_samples` responses to each prompt (token ids); returns them per prompt, in order.
 
     context: tokens of prompt and response; where it leaves a prompt fewer than `sampling.max_tokens`, its responses get
-    what is left (`room`). Equal prompts are drawn once and share their responses. Requests are cut into fixed shards of
-    `batch_size`; each finished shard is a file in `directory`, found again by a run that starts over, so a kill loses
-    only the shards in flight: one on the CPU, on a GPU as many as fill the engine. progress(done, total) counts
-    requests and is called every few seconds at least. on_sample(prompt index, sample index, sample) is called as
-    responses arrive.
+    what is left (`room`).
+
+    Equal prompts are drawn once and share their responses. Requests are cut into fixed shards of `batch_size`; each
+    finished shard is a file in `directory`, found again by a run that starts over, so a kill loses only the shards in
+    flight: one on the CPU, on a GPU as many as fill the engine. progress(done, total) counts requests and is called
+    every few seconds at least. on_sample(prompt index, sample index, sample) is called as responses arrive.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for place, prompt in enumerate(prompts):

@@ -158,3 +158,32 @@ def test_the_average_has_an_interval_and_says_what_does_not_repeat(tmp_path, cap
     found = json.loads(captured.out)
     assert found["low"] < found["value"] < found["high"] and found["reproducible"] is reproducible
     assert captured.err == ("" if reproducible else NOT_REPRODUCIBLE + "\n")
+
+
+@pytest.mark.parametrize(("column", "value"), [("asked", "other"), ("answer", "7"), ("grader", "exact")])
+def test_equal_ids_do_not_make_equal_problems(tmp_path, column, value):
+    found = []
+    for name in ("a", "b"):
+        (directory,) = artifact(tmp_path / name, {"x": [True], "y": [False]})
+        rows = pq.read_table(directory / "outcomes.parquet").to_pylist()
+        same = {"asked": "chat", "answer": "2", "grader": "math"}
+        changed = {column: value} if name == "b" else {}
+        rows = [row | same | (changed if row["id"] == "y" else {}) for row in rows]
+        pq.write_table(pa.Table.from_pylist(rows, OUTCOMES), directory / "outcomes.parquet")
+        found.append(directory)
+    with pytest.raises(ValueError, match=f"'sums': problem 'y' is another one under the same id: {column} differ"):
+        compare(*found)
+
+
+def test_another_version_of_a_grader_is_another_protocol(tmp_path):
+    a = artifact(tmp_path / "a", {"x": [True]}, {**PROTOCOL, "graders": {"math": 1}})
+    b = artifact(tmp_path / "b", {"x": [True]}, {**PROTOCOL, "graders": {"math": 2}})
+    with pytest.raises(ValueError, match="differ in graders"):
+        compare(a, b)
+
+
+def test_six_of_thirty_one_way_is_the_exact_test_with_what_it_could_have_found(tmp_path):
+    before = {str(i): [False] for i in range(30)}
+    after = before | {str(i): [True] for i in range(6)}
+    (row,) = compare(artifact(tmp_path / "a", before), artifact(tmp_path / "b", after))
+    assert row["p_value"] == 0.03125 and 0.2 <= row["detectable"] < 0.22 and 0 < row["low"] < 0.2 < row["high"]
