@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import pytest
 
+from common.errors import ConfigError
+
 # What verl measures in a step, by its names; values are the places in this list.
 THEIRS = [
     "critic/rewards/mean",
@@ -41,8 +43,7 @@ class Scripted:
 
 @pytest.fixture
 def trainer(tmp_path, monkeypatch, cpu_settings):
-    from common.errors import ConfigError
-from rl_stage import trainer as module
+    from rl_stage import trainer as module
     from rl_stage.checkpoints import Exports
     from rl_stage.curve import Curve
 
@@ -73,7 +74,8 @@ def measured(trainer, monkeypatch, infos: list[dict[str, float]], step: int = 3)
     names = [str(number) for number in range(len(infos) + 1)]
     tags = [{"is_padding": name == names[-1]} for name in names]
     metrics: dict[str, float] = {}
-    trainer._compute_metrics(SimpleNamespace(keys=names, tags=tags, partition_id="train"), metrics, {"gen": 1.0}, step, 1)
+    batch = SimpleNamespace(keys=names, tags=tags, partition_id="train")
+    trainer._compute_metrics(batch, metrics, {"gen": 1.0}, step, 1)
     return metrics
 
 
