@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.store.leases import HEARTBEAT
-from launch.store.patience import read
+from launch.store.leases import HEARTBEAT, lease_owner
 from launch.store.records import read_record
 from launch.store.store import Store
 
@@ -42,8 +41,7 @@ def collect(store: Store, *, delete: bool) -> list[Path]:
 def _runs(store: Store) -> set[str]:
     """Drivers that have left a trace: signed on, or holding a lease."""
     signed = {path.stem for path in store.drivers.glob("*.json")}
-    leases = (read(path) for path in store.root.glob("*/.lease-*.json"))
-    return signed | {str(lease.get("run")) for lease in leases if isinstance(lease, dict)}
+    return signed | {run for path in store.root.glob("*/.lease-*.json") if (run := lease_owner(path)) is not None}
 
 
 def _lives(store: Store, run: str) -> bool:
@@ -62,8 +60,8 @@ def _lives(store: Store, run: str) -> bool:
 def _unreferenced(store: Store, kind: Path, dead: set[str]) -> Iterator[Path]:
     held = set()
     for path in kind.glob(".lease-*.json"):
-        lease = read(path)
-        if isinstance(lease, dict) and lease.get("run") not in dead:
+        run = lease_owner(path)
+        if run is not None and run not in dead:
             held.add(path.name.removeprefix(".lease-").removesuffix(".json"))
         else:
             yield path

@@ -56,6 +56,13 @@ def end_run(run: str) -> None:
         raise StoreError(str(error)) from None
 
 
+def lease_owner(lease: Path) -> str | None:
+    """The run that a lease names; None where it is absent or not whole."""
+    value = read(lease)
+    run = value.get("run") if isinstance(value, dict) else None
+    return run if isinstance(run, str) else None
+
+
 def _driver(value: Any) -> Driver | None:
     """A driver from its file; None for one that is not whole, or of another version."""
     try:
@@ -124,9 +131,7 @@ class Leases(Places):
 
     def owner(self, stage: Stage) -> str | None:
         """Name of the run that holds the stage, dead or alive; None if none does or its lease is not whole."""
-        value = read(self.lease(stage))
-        run = value.get("run") if isinstance(value, dict) else None
-        return run if isinstance(run, str) else None
+        return lease_owner(self.lease(stage))
 
     def acquire(self, stage: Stage, run: str) -> bool:
         """Claim a stage for a run; takes over from a dead owner after killing what is left of its processes here.
@@ -144,20 +149,21 @@ class Leases(Places):
                 return False  # another run was quicker
             self._check_readable(self.lease(stage))
             patiently(write_json, self.lease(stage), {"run": run, "stage": stage.fingerprint})
-            leftovers = self.set_aside((self.root / stage.kind).glob(f".tmp-{stage.fingerprint[:16]}-*"))
+            folder, pattern = self.root / stage.kind, f".tmp-{stage.fingerprint[:16]}-*"
+            leftovers = self.set_aside(patiently(lambda: list(folder.glob(pattern))))
         for leftover in leftovers:
             shutil.rmtree(leftover, ignore_errors=True)
         return True
 
     def _check_readable(self, lease: Path) -> None:
         """Refuses a lease that says nothing to us because it is another user's: whose it is, it stays."""
-        if lease.exists() and not os.access(lease, os.R_OK):
+        if patiently(lease.exists) and not os.access(lease, os.R_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(lease))
 
     def set_aside(self, paths: Iterable[Path]) -> list[Path]:
         """Renames directories out of the way, so that deleting them needs no lock; returns their new paths."""
         aside = []
-        for path in list(paths):
+        for path in paths:
             gone = path.with_name(f".tmp-gone-{uuid.uuid4().hex[:12]}")
             with contextlib.suppress(FileNotFoundError):
                 patiently(os.rename, path, gone)

@@ -136,24 +136,25 @@ class Store(Leases):
         """
         logs = self.logs(stage)
         with clear_errors(self.root):
-            logs.mkdir(parents=True, exist_ok=True)
+            patiently(logs.mkdir, parents=True, exist_ok=True)
             numbers = attempt_numbers(logs, "request.json")
             for number in numbers:
                 if read(attempt_file(logs, number, "result.json")) is None:
                     log = attempt_file(logs, number, "log")
-                    begun = attempt_file(logs, number, "request.json").stat().st_mtime
-                    seconds = max(0.0, (log.stat().st_mtime if log.exists() else begun) - begun)
+                    begun = patiently(attempt_file(logs, number, "request.json").stat).st_mtime
+                    ended = patiently(log.stat).st_mtime if patiently(log.exists) else begun
+                    seconds = max(0.0, ended - begun)
                     lost = {"outcome": "lost", "message": "the driver or its node was lost", "seconds": seconds}
                     self.finish(stage, number, lost)
             attempt = numbers[-1] + 1 if numbers else 1
-            self.scratch(stage).mkdir(parents=True, exist_ok=True)
+            patiently(self.scratch(stage).mkdir, parents=True, exist_ok=True)
             temporary = self.temporary(stage, attempt)
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
+            patiently(temporary.mkdir, exist_ok=True)
             latest = logs / f".latest-{uuid.uuid4().hex[:12]}"
             latest.symlink_to(attempt_file(logs, attempt, "log").name)
             patiently(os.replace, latest, logs / "latest")
-            (logs / "progress.json").unlink(missing_ok=True)
+            patiently((logs / "progress.json").unlink, missing_ok=True)
         return attempt
 
     def finish(self, stage: Stage, attempt: int, result: dict[str, Any]) -> None:
@@ -174,16 +175,17 @@ class Store(Leases):
         """
         temporary = self.temporary(stage, attempt)
         with clear_errors(self.root):
-            names, folders = _tree(temporary)
+            names, folders = patiently(_tree, temporary)
             if not names:
                 raise ConfigError(f"stage {stage.kind} {stage.label} wrote nothing")
             umask = _umask()
             for path in (*folders, *(temporary / name for name in names)):
-                _open_to_group(path, umask)
+                patiently(_open_to_group, path, umask)
             with ThreadPoolExecutor(READERS) as pool:
-                payload = dict(zip(names, pool.map(lambda name: _seal(temporary / name), names), strict=True))
+                sealed = pool.map(lambda name: patiently(_seal, temporary / name), names)
+                payload = dict(zip(names, sealed, strict=True))
             for folder in folders:
-                sync_directory(folder)
+                patiently(sync_directory, folder)
             record = Record(
                 version=RECORD_VERSION,
                 kind=stage.kind,
@@ -248,14 +250,14 @@ class Store(Leases):
         target = self.directory(stage)
         with self.locked(stage.kind):
             # a lease that is there and not whole is a crash's, not another driver's
-            if self.owner(stage) != run and not (self.owner(stage) is None and self.lease(stage).exists()):
+            if self.owner(stage) != run and not (self.owner(stage) is None and patiently(self.lease(stage).exists)):
                 raise LeaseLost(f"{target}: another driver took this stage over")
             existing = self.find(stage)
             if existing is not None:
                 return existing
             gone = self.set_aside([target])  # a rename without its record: it was never published
             patiently(os.rename, temporary, target)
-            sync_directory(target.parent)
+            patiently(sync_directory, target.parent)
             patiently(write_json, target / RECORD, asdict(record), durable=True)
         for path in gone:
             shutil.rmtree(path, ignore_errors=True)

@@ -8,9 +8,14 @@ import pytest
 
 from evaluation.statistics import (
     bootstrap,
+    class_weights,
     holm,
+    over_seeds,
     paired,
     pass_at_k,
+    same_problems,
+    share,
+    spearman,
 )
 
 

@@ -74,9 +74,8 @@ def measured(trainer, monkeypatch, infos: list[dict[str, float]], step: int = 3)
     names = [str(number) for number in range(len(infos) + 1)]
     tags = [{"is_padding": name == names[-1]} for name in names]
     metrics: dict[str, float] = {}
-    trainer._compute_metrics(
-        SimpleNamespace(keys=names, tags=tags, partition_id="train"), metrics, {"gen": 1.0}, step, 1
-    )
+    batch = SimpleNamespace(keys=names, tags=tags, partition_id="train")
+    trainer._compute_metrics(batch, metrics, {"gen": 1.0}, step, 1)
     return metrics
 
 
