@@ -36,10 +36,11 @@ MESSAGE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one program. seconds: in which nothing of it runs (a wait, a deadlock), never counted while it waits for
-    a processor; cpu_seconds: whole seconds of processor time, of every run or call by itself, no more than `seconds`; memory_bytes: address space of a process; output_bytes: of standard
-    output and error together; value_bytes: of what a function returns; disk_bytes: in its folder, files that no folder
-    lists any more included; threads: of a process."""
+    """Bounds of one program. seconds: in which nothing of it runs (a wait, a deadlock), never counted while it waits
+    for a processor; cpu_seconds: whole seconds of processor time, of every run or call by itself, no more than
+    `seconds`; memory_bytes: address space of a process; output_bytes: of standard output and error together;
+    value_bytes: of what a function returns; disk_bytes: in its folder, files that no folder lists any more included;
+    threads: of a process."""
 
     seconds: float = 10.0
     cpu_seconds: int = 10
