@@ -19,6 +19,7 @@ from evaluation.artifact import GENERATIONS, TASK_ROWS
 from evaluation.graders import parse
 from evaluation.problems import Problem, read_problems
 from evaluation.protocol import asked, form, modes
+from evaluation.sandbox import check_sandbox
 
 Report = Callable[..., None]
 HELD_OUT_FILE = "sft_val.parquet"
@@ -47,11 +48,13 @@ def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Pat
 
     evaluation = settings.eval
     problems = read_problems(inputs["problems"], benchmark.name)
-    if not evaluation.run_generated_code and any(parse(problem.grader)[0].runs_code for problem in problems):
-        raise ConfigError(
-            f"eval.benchmarks: {benchmark.name!r} runs programs that the model writes; set "
-            f"eval.run_generated_code=true to allow it, in the sandbox (docs/evaluation.md)"
-        )
+    if any(parse(problem.grader)[0].runs_code for problem in problems):
+        if not evaluation.run_generated_code:
+            raise ConfigError(
+                f"eval.benchmarks: {benchmark.name!r} runs programs that the model writes; set "
+                f"eval.run_generated_code=true to allow it, in the sandbox (docs/sandbox.md)"
+            )
+        check_sandbox()
     prompter = _prompter(settings, inputs)
     around = form(benchmark)
     prompts = [prompter.prompt(problem.prompt, around) for problem in problems]

@@ -16,10 +16,12 @@ from common.files import read_json, write_json_lines
 from evaluation import graders
 from evaluation.artifact import OUTCOMES, SCORES, write_metrics
 from evaluation.generation.contract import Sample
+from evaluation.graders import parse
 from evaluation.grading.pool import GradingPool, default_pool
 from evaluation.metrics import of_benchmark, of_held_out, of_task
 from evaluation.overlap import check_trained_on
 from evaluation.protocol import asked, described
+from evaluation.sandbox import check_sandbox
 
 Report = Callable[..., None]
 MOST_UNGRADED = 0.02  # share of answers without a verdict above which there is no score
@@ -55,6 +57,8 @@ def _benchmark(evaluation: Any, benchmark: Any, inputs: dict[str, Path], report:
     keys = {row["key"]: row["id"] for row in rows}
     check_trained_on(benchmark.name, keys, inputs, lambda: report(0, len(rows)))
 
+    if evaluation.run_generated_code and any(parse(grader)[0].runs_code for grader in {row["grader"] for row in rows}):
+        check_sandbox()
     pool = default_pool()
     futures = [
         pool.submit_grade(

@@ -19,7 +19,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from evaluation.sandbox import guest, usage
@@ -49,7 +48,6 @@ class Keeper(Watcher):
 
     def run(self, stdin: bytes) -> list[bytes]:
         """The program from start to end with this standard input."""
-        usage.empty(os.path.join(self._folder, WORK))
         path = os.path.join(self._folder, INPUT, "stdin")
         with open(path, "wb") as file:
             file.write(stdin)
@@ -68,6 +66,9 @@ class Keeper(Watcher):
             frame(b"E", bytes(process.errors[: self._limits["output_bytes"]])),
         ]
         self.clear()
+        if not self._tidy():
+            report["limit"] = report["limit"] or "disk"
+            replies[0] = frame(b"S", json.dumps(report).encode())
         return replies
 
     def load(self, request: dict[str, Any]) -> list[bytes]:
@@ -90,9 +91,8 @@ class Keeper(Watcher):
         if ours is not None:
             theirs.close()
             self._peer = ours
-        found: list[tuple[bytes, bytes]] = []
-        replies = self._until(process, found, lambda: bool(found))
-        if found and found[0][0] == b"L":
+        replies = self._until(process, last=b"LF")
+        if replies[-1][:1] == b"L":
             self._loaded = process
             self._entries = frozenset(os.listdir(os.path.join(self._folder, WORK)))
         return replies
@@ -100,16 +100,14 @@ class Keeper(Watcher):
     def call(self, content: bytes) -> list[bytes]:
         """The calls of one case, in one copy of the loaded program."""
         process = self._loaded
-        assert process is not None
+        if process is None:
+            return [self._end(None, None)]
         process.forks = 1
         process.outgoing += frame(b"C", content)
         self.select_link(process)
-        found: list[tuple[bytes, bytes]] = []
-        replies = self._until(process, found, lambda: bool(found) and found[-1][0] == b"E")
+        replies = self._until(process, last=b"E", before=b"VXU")
         process.forks = 0
-        if os.listdir(os.path.join(self._folder, WORK)) != list(self._entries):
-            usage.empty(os.path.join(self._folder, WORK), self._entries)
-        return replies
+        return replies if self._tidy() else [self._end(process, "disk")]
 
     def test(self, request: dict[str, Any]) -> list[bytes]:
         """A test text, in a process of its own that calls the loaded program."""
@@ -125,29 +123,51 @@ class Keeper(Watcher):
             body, self._null, keep=(self._peer.fileno(),), rules=self._test_rules, cpu_seconds=hard, hard=hard + 1
         )
         self._peer.close()
-        found: list[tuple[bytes, bytes]] = []
-        return self._until(process, found, lambda: bool(found))
+        return self._until(process, last=b"P")
 
-    def _until(self, process: Process, found: list[tuple[bytes, bytes]], done: Callable[[], bool]) -> list[bytes]:
-        """Messages of a process until `done`, or D if it ended or broke a limit before."""
+    def _until(self, process: Process, *, last: bytes, before: bytes = b"") -> list[bytes]:
+        """Messages of a process of the kinds `before` up to one of the kinds `last`; D instead of that if it ended,
+        broke a limit or sent anything else."""
+        found: list[tuple[bytes, bytes]] = []
 
         def received() -> bool:
             while (message := take(process.incoming, self._limits["value_bytes"])) is not None:
+                if message[0] not in before + last:
+                    raise Garbage("a message out of turn")
                 found.append(message)
-            return done() or process.status is not None
+                if message[0] in last:
+                    return True
+            return process.status is not None
 
         for each in self._processes:
             each.output.clear()
             each.errors.clear()
+        limit = None
         try:
             limit = self.wait(received)
         except Garbage:
             limit = "output"
-        replies = [frame(*message) for message in found]
-        if limit or not done():
-            replies.append(frame(b"D", json.dumps(self._ended(process, limit)).encode()))
-            self.clear()
-        return replies
+            found.clear()
+        if found and found[-1][0] in last and limit is None:
+            return [frame(*message) for message in found]
+        return [*(frame(*message) for message in found if message[0] in before), self._end(process, limit)]
+
+    def _end(self, process: Process | None, limit: str | None) -> bytes:
+        """The message D; nothing runs after it."""
+        about = self._ended(process, limit) if process else {"limit": limit, "status": None, "errors": ""}
+        self.clear()
+        self._loaded = None
+        return frame(b"D", json.dumps(about).encode())
+
+    def _tidy(self) -> bool:
+        """Remove what a case has left in the folder; whether that went well."""
+        folder = os.path.join(self._folder, WORK)
+        try:
+            if frozenset(os.listdir(folder)) != self._entries:
+                usage.empty(folder, self._entries)
+        except (OSError, RecursionError):
+            return False
+        return True
 
     def _ended(self, process: Process, limit: str | None) -> dict[str, Any]:
         """What became of a process: the limit that it broke, and its exit status (negative: the signal)."""

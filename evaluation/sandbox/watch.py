@@ -251,7 +251,6 @@ class Watcher:
             for stream in (process.listener, process.handle, *process.streams):
                 os.close(stream)
         self._processes.clear()
-        self._loaded = None
         while True:  # theirs too: orphans become the keeper's
             try:
                 os.waitpid(-1, 0)
