@@ -17,9 +17,8 @@ import toy
 
 from common.files import read_json, write_json
 from launch.status import collect
-from launch.store import LeaseLost, Store, StoreError
+from launch.store import LeaseLost, Store, StoreError, patience
 from launch.store import lock as locks
-from launch.store import patience
 from launch.store.gc import collect as garbage
 from launch.store.leases import PATIENCE, Heartbeat
 from launch.store.patience import appears, patiently
