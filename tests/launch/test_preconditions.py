@@ -35,9 +35,7 @@ def test_a_plan_that_the_disk_cannot_hold_is_refused_with_the_sizes_and_the_reme
     plan, store = toy.plan(tmp_path, stage), Store(tmp_path)
     free(3 * GB)
     check_disk(plan, store, {stage.fingerprint: estimate(2 * GB, 1 * GB)})
-    with pytest.raises(
-        Refused, match=r"need about 4\.00 GB, 3\.00 GB are free there; free some, set run\.root"
-    ) as found:
+    with pytest.raises(Refused, match=r"need about 4\.00 GB, 3\.00 GB are free there; free some, set") as found:
         check_disk(plan, store, {stage.fingerprint: estimate(2 * GB, 2 * GB)})
     assert str(found.value).startswith(f"run.root={tmp_path}") and "\n" not in str(found.value)
     check_disk(plan, store, {stage.fingerprint: estimate(9 * GB, source="record")})  # it is there
@@ -81,9 +79,7 @@ def test_an_absent_hub_model_is_refused_only_where_downloads_are_switched_off(tm
     plan = toy.plan(tmp_path, stage)
     check_models(plan, [stage])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(
-        Refused, match=r"model-that-is-nowhere at main is not in the cache .*check toy \.\.\. --prefetch"
-    ):
+    with pytest.raises(Refused, match=r"that-is-nowhere at main is not in the cache .*check toy \.\.\. --prefetch"):
         check_models(plan, [stage])
     check_models(plan, [])  # what is made already reads no model
 

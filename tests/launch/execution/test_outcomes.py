@@ -125,8 +125,7 @@ RuntimeError: an SFT process ended with status 1
     [
         ("ValueError: tensor shapes differ", "fault", "ValueError: tensor shapes differ"),
         (
-            "safetensors_rust.SafetensorError: Error while serializing: "
-            "I/O error: No space left on device (os error 28)",
+            "safetensors_rust.SafetensorError: Error while serializing: I/O error: No space left (os error 28)",
             "disk",
             "no space left on the disk (safetensors_rust.SafetensorError: Error while",
         ),
