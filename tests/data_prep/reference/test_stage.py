@@ -82,7 +82,7 @@ import json
 from data_prep.reference import stage, writer
 
 root, model, data = map(Path, sys.argv[1:4])
-settings = json.loads(sys.argv[4], object_hook=lambda values: SimpleNamespace(**values))
+settings = json.loads(sys.argv[4], object_hook=lambda values: values and SimpleNamespace(**values))
 write = writer.write_shard
 def slow(*arguments):
     time.sleep(0.5)
