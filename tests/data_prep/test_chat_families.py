@@ -254,7 +254,7 @@ def test_at_least_95_percent_of_what_families_take_is_right(tokenizers_of_famili
         (name, chat) for name, cells in rows.items() for chat in cells if not raises(tokenizers_of_families[name], chat)
     ]
     refused = [cell for cell in taken if rows[cell[0]][cell[1]].startswith("refused")]
-    assert len(TEMPLATES) > 60 and len(taken) > 300
+    assert len(TEMPLATES) > 60 and len(taken) > 290
     assert 1 - len(refused) / len(taken) >= 0.95
     assert all(refusal(*cell) for cell in refused)
 
