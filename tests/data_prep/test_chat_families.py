@@ -248,15 +248,19 @@ def test_lp_sft_begins_at_distance_zero_from_the_base(world, tmp_path, name):
 
 
 @needs_trl
-def test_nearly_all_that_families_take_is_right(tokenizers_of_families):
-    rows = outcomes(tokenizers_of_families)
-    taken = [
-        (name, chat) for name, cells in rows.items() for chat in cells if not raises(tokenizers_of_families[name], chat)
-    ]
-    refused = [cell for cell in taken if rows[cell[0]][cell[1]].startswith("refused")]
-    assert len(TEMPLATES) > 60 and len(taken) > 290
-    assert 1 - len(refused) / len(taken) >= 0.94
-    assert all(refusal(*cell) for cell in refused)
+def test_at_least_95_percent_of_what_families_take_is_right(tokenizers_of_families):
+    """Of the chats at which a template does not raise itself and whose turns it ends."""
+    found = outcomes(tokenizers_of_families)
+    cells = {(name, chat): outcome for name, chats in found.items() for chat, outcome in chats.items()}
+    taken = {
+        cell: outcome
+        for cell, outcome in cells.items()
+        if not raises(tokenizers_of_families[cell[0]], cell[1]) and not outcome.endswith("(c)")
+    }
+    refused = [cell for cell, outcome in taken.items() if outcome.startswith("refused")]
+    assert len(TEMPLATES) > 60 and len(taken) > 280
+    assert 1 - len(refused) / len(taken) >= 0.95
+    assert all(refusal(*cell) for cell, outcome in cells.items() if outcome.startswith("refused"))
 
 
 @needs_trl
