@@ -30,11 +30,11 @@ def family(pid: int) -> list[int]:
 
 
 def busy(pid: int) -> bool:
-    """Whether a thread of a process runs, could run, or waits for a disk."""
+    """Whether a thread of a process runs, could run, waits for a disk, or was stopped from outside."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")
         return any(
-            Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()[0] in "RD"
+            Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()[0] in "RDTt"
             for thread in threads
         )
     except OSError:
