@@ -70,7 +70,7 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
             inputs = [rows[given.stage]["state"] for given in stage.inputs.values() if given.stage is not None]
             if any(state in ("failed", "blocked", "damaged") for state in inputs):
                 row["state"] = "blocked"
-            elif result is not None and result["outcome"] not in ("ok", "unstarted", "stopped", "lost"):
+            elif isinstance(result, dict) and result["outcome"] not in ("ok", "unstarted", "stopped", "lost"):
                 row |= {
                     "state": "failed",
                     "message": f"{result['outcome']}: {result['message']}",

@@ -97,7 +97,7 @@ def test_files_that_are_not_whole_survive(plan, capsys):
     store = Store(plan.root)
     (store.drivers / "broken.json").write_text("[]")
     for stage in plan.stages.values():
-        store.logs(stage).mkdir(exist_ok=True)
+        store.logs(stage).mkdir(parents=True, exist_ok=True)
         (store.logs(stage) / "progress.json").write_text("[3]")
         (store.logs(stage) / "attempt-9.result.json").write_text('{"outcome"')
     assert show_status(plan, watch=False, as_json=False) == 0

@@ -18,3 +18,14 @@ def test_environment_hides_the_drivers_ray_and_carries_the_platforms(monkeypatch
     settings["platform"]["name"] = "gpu"
     env = environment("tag.1", settings, "10.0.0.1:6379", "/tmp/x", Path("/t"))
     assert (env["RAY_ADDRESS"], env["CUDA_VISIBLE_DEVICES"]) == ("10.0.0.1:6379", "1") and "VERL_PLATFORM" not in env
+
+
+def test_two_runs_never_write_into_one_directory_of_a_tracker(monkeypatch):
+    monkeypatch.delenv("TENSORBOARD_DIR", raising=False)
+    settings = {"platform": {"name": "cpu", "threads": 1, "env": {"WANDB_DIR": "/shared/wandb"}}}
+    one, two = (
+        environment("t", settings, None, "/tmp/x", Path(f"/runs/sft/{name}.logs/trackers-sft-{name}"))
+        for name in ("a-1", "a-2")
+    )
+    assert one["TENSORBOARD_DIR"] == "/runs/sft/a-1.logs/trackers-sft-a-1"
+    assert (one["WANDB_DIR"], two["WANDB_DIR"]) == ("/shared/wandb/trackers-sft-a-1", "/shared/wandb/trackers-sft-a-2")
