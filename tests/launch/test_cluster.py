@@ -327,7 +327,7 @@ def test_entry_points_of_the_examples_run_on_a_cluster_that_asks_for_a_token(tmp
     assert refused.returncode != 0 and "an absolute path that every node sees" in refused.stdout
     done = submit(*words)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    kinds = sorted(path.parts[-3] for path in root.glob("*/*/record.json"))
+    kinds = sorted({path.parts[-3] for path in root.glob("*/*/record.json")})
     assert kinds == ["prepare", "pretrain", "sft"]
     arguments = ["microworld", *own, "seed=1"]
     slurm = subprocess.run(

@@ -146,7 +146,7 @@ def test_the_pages_commands_run_from_a_bare_environment(bare, tmp_path):
     script = script.replace("ray job submit", f"{waits}\nray job submit")
     code, said = sh(script, environment, home, 1000)
     assert code == 0, said[-4000:]
-    kinds = sorted(path.parts[-3] for path in (tmp_path / "store").glob("*/*/record.json"))
+    kinds = sorted({path.parts[-3] for path in (tmp_path / "store").glob("*/*/record.json")})
     assert kinds == ["prepare", "pretrain", "sft"]
     without = {**environment, "RAY_AUTH_MODE": "disabled"}
     submit = f"ray job submit --address=http://127.0.0.1:{jobs} --working-dir launch/examples -- python -c 0"
@@ -172,5 +172,5 @@ def test_the_slurm_script_runs_a_recipe_from_a_bare_home(bare, tmp_path):
     words = ["microworld", f"run.root={tmp_path / 'store'}", *TINY]
     code, said = sh(f"bash launch/examples/slurm.sh {' '.join(map(shlex.quote, words))}", environment, home, 1000)
     assert code == 0, said[-4000:]
-    kinds = sorted(path.parts[-3] for path in (tmp_path / "store").glob("*/*/record.json"))
+    kinds = sorted({path.parts[-3] for path in (tmp_path / "store").glob("*/*/record.json")})
     assert kinds == ["prepare", "pretrain", "sft"]
