@@ -96,6 +96,8 @@ class Cells:
         def read(metrics: Metrics, most: bool) -> Estimate | None:
             nonlocal ungraded
             among, metric = find(metrics)
+            if metric is None:
+                return None
             bound = among.get(f"{AT_MOST}{metric}")
             ungraded = ungraded or bound is not None
             return among.get(metric) if bound is None or not most else bound

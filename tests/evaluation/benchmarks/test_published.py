@@ -199,9 +199,10 @@ def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, m
     for name, (row, _, _) in ROWS.items():
         write_problems(name, publish(tmp_path, name, row), tmp_path / name / "problems.parquet")
     protocol = {"num_samples": 2, "temperature": 1.0, "top_p": 1.0, "max_tokens": 8, "greedy": False}
+    form = {"prompting": "chat", "plain": "{prompt}\n\n{answer}", "shots": [], "stop": [], "prefill": ""}
     evaluation = {
         "benchmarks": [
-            SimpleNamespace(name=name, **protocol, prompting="chat", balanced=name == "esci") for name in sorted(ROWS)
+            SimpleNamespace(name=name, **protocol, **form, balanced=name == "esci") for name in sorted(ROWS)
         ],
         "tasks": [],
         "task_files": None,
@@ -215,6 +216,7 @@ def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, m
         "batch_size": 64,
         "replicas": 1,
         "gpu_memory": 0.6,
+        "tensor_parallel": 1,
         "run_generated_code": True,
     }
     settings = SimpleNamespace(
