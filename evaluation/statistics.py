@@ -135,7 +135,7 @@ def share(
         effective = own if spread == 0 else max(own, value * (1 - value) / spread)
         if n > 1:
             effective *= (NormalDist().inv_cdf(1 - alpha / 2) / float(t.ppf(1 - alpha / 2, n - 1))) ** 2
-    low, high = proportion_confint(value * effective, effective, alpha=alpha, method="wilson")
+    low, high = np.array(proportion_confint(value * effective, effective, alpha=alpha, method="wilson"), dtype=float)
     return Estimate(value, float(low), float(high), n)
 
 
