@@ -48,9 +48,7 @@ def test_a_recipe_has_one_base_model():
 
 
 def cached(platform: str = "gpu", **settings) -> Recipe:
-    return Recipe(
-        model=Model(path="m"), cache=Cache.model_validate(settings), platform=Platform(name=platform)
-    )
+    return Recipe(model=Model(path="m"), cache=Cache.model_validate(settings), platform=Platform(name=platform))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +70,7 @@ def test_sharding_a_cache_bears_no_identity():
     cached(producer="vllm", tensor_parallel=4)
 
 
-LORA = {"rank": 1, "alpha": 1, "target_modules": "all-linear"}
+FLASH = {"path": "m", "attention": "flash_attention_2"}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +88,11 @@ LORA = {"rank": 1, "alpha": 1, "target_modules": "all-linear"}
         ),
         ({"sft": {"processes": 4, "sequence_parallel": 3}}, r"sft\.processes=4 is not a multiple"),
         ({"sft": {"processes": 2, "sequence_parallel": 2, "packed": False}}, r"needs sft\.packed=true and model\.att"),
-        ({"sft": {"lora": LORA, "regularizer": {"name": "l2_to_init", "weight": 1.0}}}, r"sft\.lora excludes"),
+        (
+            {"sft": {"router_aux_loss": 0.1, "processes": 2, "sequence_parallel": 2}, "model": FLASH},
+            r"sft\.router_aux_loss=0\.1: .*set sft\.sequence_parallel=1",
+        ),
+        ({"sft": {"verl": {"engine": {"strategy": "fsdp"}}}}, r"engine\.strategy='fsdp' is not supported.*fsdp2"),
         (
             {"model": {"path": "m", "dtype": "bfloat16"}, "platform": {"name": "cpu"}},
             r"model\.dtype=bfloat16: .*float32",
@@ -145,9 +147,7 @@ def test_a_model_that_vllm_cannot_run_on_a_cpu_is_refused_when_planned():
     model = Model(pretrain=Pretrain(hidden=48, heads=4))
     with pytest.raises(ValidationError, match=r"model\.pretrain\.heads=4: 12 of model\.pretrain\.hidden=48 each"):
         Recipe(model=model, platform=Platform(name="cpu"))
-    Recipe(
-        model=model, platform=Platform(name="cpu"), rl=Rl(enabled=False), eval=Eval(enabled=False)
-    )
+    Recipe(model=model, platform=Platform(name="cpu"), rl=Rl(enabled=False), eval=Eval(enabled=False))
 
 
 def test_the_rewards_by_name_are_those_of_the_rl_stage():
