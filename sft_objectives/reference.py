@@ -147,7 +147,7 @@ class Reference:
             return self
         beyond = ids >= vocab_size
         kept = torch.log1p(-log_q.exp().masked_fill(~beyond, 0).sum(-1, keepdim=True).clamp(max=1 - 1e-6))
-        order = beyond.to(torch.int8).argsort(-1, stable=True)
+        order = beyond.to(torch.int8).argsort(dim=-1, stable=True)
         changed = {
             "support_ids": ids.masked_fill(beyond, 0).gather(-1, order),
             "support_logprobs": (log_q - kept).masked_fill(beyond, -torch.inf).gather(-1, order),
