@@ -35,7 +35,7 @@ def problem():
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_ids_beyond_the_student_s_get_no_probability(name, settings, problem):
-    """Live heads are cut and the rest is normalised anew, in both paths; also for a reference that was computed wide."""
+    """Live heads are cut and the rest normalised anew, in both paths; also for what had been computed wide."""
     hidden, head, other, wide, labels = problem
     objective = load(name, **settings)
     narrow = Reference.from_logits(other @ wide[:STUDENT].T, labels, top_k=8)

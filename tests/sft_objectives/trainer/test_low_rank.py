@@ -164,3 +164,31 @@ def test_experts_and_their_router_are_trained_and_exported(experts, tiny_world, 
     for name in EXPERTS:
         moved = [key for key in before if key.endswith(name) and not torch.equal(before[key], after[key])]
         assert len(moved) == 2, name
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_the_text_of_a_model_with_a_tower_is_trained_and_the_tower_is_not(tiny_world, settings_of, tmp_path):
+    from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_world["model"])
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 256,
+        "sliding_window": 64, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    changes = {"sft__steps": 3, "sft__regularizer": {"name": "l2_to_init", "weight": 0.01}}
+    output = train(settings_of(**changes), {**tiny_world, "model": tmp_path / "model"}, tmp_path)
+    paths = (tmp_path / "model", output / "checkpoints" / "step_3")
+    before, after = (Gemma3ForConditionalGeneration.from_pretrained(path).state_dict() for path in paths)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert any("language_model" in name for name in moved) and not any("vision" in name for name in moved)
