@@ -181,9 +181,9 @@ class SftStage(StageKind):
             check_model(directory, recipe.sft)
 
     def _check_vocabulary(self, base: Made | Outside, other: Made | Outside, role: str) -> None:
-        directories = local_directory(base), local_directory(other)
-        if role != "base" and directories[0] is not None and directories[1] is not None:
-            check_vocabulary(*directories, f"the {role}")
+        student, directory = local_directory(base), local_directory(other)
+        if role != "base" and student is not None and directory is not None:
+            check_vocabulary(student, directory, f"the {role}")
 
     def _check_devices(self, recipe: Any) -> None:
         platform, processes = recipe.platform, recipe.sft.processes

@@ -140,17 +140,16 @@ class ObjectiveEngine(Engine):
 
     def _forward(self, micro_batch: TensorDict, loss: MicroBatchLoss, whole: Pass, forward_only: bool):
         value, meta = super().forward_step(micro_batch, loss, forward_only)  # pyright: ignore[reportArgumentType]
-        if self.setup.router_aux_loss and whole.mode == "train":
+        router_loss, weight = self._router_loss, self.setup.router_aux_loss
+        if router_loss is not None and weight and whole.mode == "train":
             # the router's loss is of a micro-batch; of the global batch it is their mean, weighted by their tokens
             tokens = next_token_rows(micro_batch)[1].sum()
-            value = value + self.setup.router_aux_loss * self._router_loss * (
-                tokens / self._tokens * self.get_data_parallel_size()
-            )
-            meta["metrics"][f"{SUM}router_aux_loss"] = (self._router_loss.detach() * tokens).item()
+            value = value + weight * router_loss * (tokens / self._tokens * self.get_data_parallel_size())
+            meta["metrics"][f"{SUM}router_aux_loss"] = (router_loss.detach() * tokens).item()
         return value, meta
 
     def prepare_model_outputs(self, output, output_args, micro_batch, logits_processor_func):
-        self._router_loss = getattr(output, "aux_loss", None)
+        self._router_loss: Tensor | None = getattr(output, "aux_loss", None)
         if self.setup.router_aux_loss and self._router_loss is None:
             raise ConfigError(
                 f"sft.router_aux_loss={self.setup.router_aux_loss}: the model gives no auxiliary loss of a router; "

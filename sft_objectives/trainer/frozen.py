@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
 from verl.utils.device import get_device_id
 from verl.utils.fsdp_utils import apply_fsdp2
 
@@ -44,7 +44,7 @@ def frozen_model(path: str, engine: Any) -> torch.nn.Module:
     stored, wanted = _stored(Path(path)), model.state_dict()
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     if stored and not set(wanted) - stored - tied:
-        dcp.load({name: wanted[name] for name in wanted if name in stored}, storage_reader=_reader(path))
+        load({name: wanted[name] for name in wanted if name in stored}, storage_reader=_reader(path))
     else:
         state = _load(path, options).state_dict() if dist.get_rank() == 0 else {}
         set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
@@ -52,7 +52,7 @@ def frozen_model(path: str, engine: Any) -> torch.nn.Module:
 
 
 def _reader(path: str) -> Any:
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     return HuggingFaceStorageReader(path)
 

@@ -24,7 +24,7 @@ from ..reference import Reference
 from ..registry import load
 from ..student import DenseStudent, Student
 from .metrics import SUM
-from .rows import SupervisedRows, next_token_rows
+from .rows import SupervisedRows, next_token_rows, packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ class MicroBatchLoss:
 
         verl makes them inside its autocast context, where sums of products would be bfloat16.
         """
-        with torch.autocast(data["input_ids"].device.type, enabled=False):
+        with torch.autocast(packed(data["input_ids"])[0].device.type, enabled=False):
             if student_logits is not None:
                 return self.token_values(student_logits.squeeze(0), data)
             assert model_output is not None

@@ -17,8 +17,8 @@ def check_vocabulary(student: Path, other: Path, role: str) -> None:
     heads may be padded to other widths: ids beyond the tokens are never trained. Models without a tokenizer.json agree
     if their heads have one width. role: of the other model, for the message.
     """
-    tokens = _tokens(student), _tokens(other)
-    if tokens[0] is None or tokens[1] is None:
+    own, foreign = _tokens(student), _tokens(other)
+    if own is None or foreign is None:
         widths = vocabulary_size(student), vocabulary_size(other)
         if widths[0] != widths[1]:
             raise ConfigError(
@@ -26,7 +26,7 @@ def check_vocabulary(student: Path, other: Path, role: str) -> None:
                 f"{role} must share the student's vocabulary"
             )
         return
-    (ours, special), (theirs, other_special) = tokens
+    (ours, special), (theirs, other_special) = own, foreign
     ordinary = {*ours, *theirs} - special - other_special
     different = sorted(index for index in ordinary if ours.get(index) != theirs.get(index))
     if different:

@@ -104,6 +104,8 @@ def main(job_path: str) -> None:
     initialize_global_process_group()
     rank, world = dist.get_rank(), dist.get_world_size()
     settings, sequence_parallel = rebuild(job["settings"]), job["sequence_parallel"]
+    if job.get("dtype"):
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"dtype": job["dtype"]})})
     inputs = {name: Path(path) for name, path in job["inputs"].items()}
     out = Path(job["out"])
     engines, rows = {}, None

@@ -160,7 +160,5 @@ def test_a_teacher_with_a_wider_padded_head_plans_and_another_vocabulary_does_no
 
 
 def test_the_plan_refuses_a_model_that_is_not_supported(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"qwen2_5_vl has a vision_config, towers of other modalities are not supported"
-    ):
+    with pytest.raises(ValueError, match=r"qwen2_5_vl has a vision_config, towers of other modalities"):
         planned(tmp_path, model_type="qwen2_5_vl", vision_config={"depth": 2})
