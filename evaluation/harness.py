@@ -164,7 +164,7 @@ def _sum_and_count(value: Any) -> tuple[float, float] | None:
 
 
 def _not_installed(error: ModuleNotFoundError) -> str:
-    return f"eval.tasks: {error.name} is not installed; pip install 'sft-then-rl[harness]'"
+    return f"eval.tasks: {error.name} is not installed; pip install '.[harness]'"
 
 
 def _check_sentences(name: str) -> None:
