@@ -12,6 +12,7 @@ from common.registry import code_digest
 from data_prep import sources
 from data_prep.sources import feeds
 from data_prep.sources.feeds import Feed
+from evaluation import graders
 from launch.recipe.data import Data, feeds_of, source_settings
 from launch.recipe.platform import Placement
 from launch.recipe.section import setting
@@ -28,12 +29,13 @@ class PrepareSettings(Settings):
     part: Literal["sft", "rl", "benchmark", "pretrain"] = setting("sft", "which part of the data")
     name: str = setting("", "of the benchmark")
     sources: list[Feed] = setting([], "where its rows come from; none: the published benchmark itself")
+    grader: str = setting("math", "of prompts that name none; empty where a function of the user's scores them")
     data: Data = setting(Data(), "the recipe's data section")  # type: ignore[valid-type]
 
 
 class Prepare(StageKind):
     name = "prepare"
-    version = 3
+    version = 4
     function = "data_prep.prepare:run"
 
     def steps(self, branch: Branch) -> Iterable[Step]:
@@ -87,10 +89,13 @@ class Prepare(StageKind):
         data = recipe.data
         identity |= {
             field: getattr(data, field)
-            for field in ("seed", "system_prompt", "max_length", "on_long_row", "on_bad_row")
+            for field in ("seed", "system_prompt", "max_length", "on_long_row", "on_bad_row", "format")
         }
+        identity["on_unknown_field"] = data.on_unknown_field
+        grader = "math"
         if part == "rl":
-            identity["allow_shared_prompts"] = data.allow_shared_prompts
+            grader = recipe.rl.reward.name if recipe.rl.reward.name in graders.names() else ""
+            identity |= {"allow_shared_prompts": data.allow_shared_prompts, "grader": grader}
         if recipe.model.path is not None:
             found["model"] = model_of(recipe, "base")
         if recipe.model.chat_template is not None:
@@ -100,6 +105,7 @@ class Prepare(StageKind):
                 "part": part,
                 "name": name,
                 "sources": entries,
+                "grader": grader,
                 "data": data,
                 "model": recipe.model,
                 "platform": recipe.platform,
