@@ -44,7 +44,7 @@ BENCHMARK_INPUT = "benchmark_"
 BENCHMARK_FILE = "file"
 LISTED = 20  # ids of long problems in summary.json
 
-# source's name, split, number, row -> what is written
+# feed's label, split, number, row -> what is written
 Shape = Callable[[str, str, int, dict[str, Any]], dict[str, Any]]
 
 
@@ -244,7 +244,7 @@ class _Split:
         return int.from_bytes(digest[:4], "big") % VALIDATION_ONE_IN == 0
 
     def _add(self, writer: TableWriter, feed: OpenFeed, split: str, row: dict[str, Any], measured: Measured) -> None:
-        writer.add(self.shape(feed.source.name, split, writer.rows, dict(row)))
+        writer.add(self.shape(feed.label, split, writer.rows, dict(row)))
         name = self.val if split == "val" else self.train
         self.counts[feed.label][name] += 1
         self.tokens[name].update(chats=1, tokens=measured.tokens, response_tokens=measured.responses)

@@ -76,8 +76,8 @@ class TableWriter:
         return pq.ParquetWriter(self._path, self._schema, compression="zstd")
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        self._writer = self._writer or self._open()
-        self._writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=self._schema))
+        writer = self._writer = self._writer or self._open()
+        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=self._schema))
 
     def _flush(self) -> None:
         rows = [_cells(row) for row in self._pending] if self._extras else self._pending

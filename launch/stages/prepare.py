@@ -10,7 +10,7 @@ from common.errors import ConfigError
 from common.files import read_json
 from common.registry import code_digest
 from data_prep import sources
-from data_prep.sources import feeds
+from data_prep.sources import feeds, hub
 from data_prep.sources.feeds import Feed
 from evaluation import graders
 from launch.recipe.data import Data, feeds_of, source_settings
@@ -154,6 +154,8 @@ class Prepare(StageKind):
 
 def _field(key: str, part: str, name: str) -> str:
     """The recipe's field that names an outside file, for messages."""
+    if key.partition("_")[0] == hub.COPY:
+        return f"data.{part}: path"
     return f"data.files.benchmarks.{name}" if part == "benchmark" else f"data.files.{key}"
 
 
