@@ -171,7 +171,6 @@ class RowReader:
             raise RowError("broken", f"{raw.where}: not an object with fields")
         fields = Fields(raw.where, raw.value)
         row = {**parse(fields), "id": fields.take("id")}
-        self.formats.setdefault(name, Counter())[row.pop("format")] += 1
         if unknown := fields.unknown():
             if self.data.on_unknown_field == "error":
                 raise ConfigError(
@@ -202,6 +201,7 @@ class RowReader:
                 if refused is not None:
                     raise refused from None
                 continue
+            self.formats.setdefault(name, Counter())[row.pop("format")] += 1
             self._look_into(name, row["id"], turns)
             if claim:
                 self.claims.setdefault(key, name)

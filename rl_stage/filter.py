@@ -45,7 +45,7 @@ def run(
         "rewards_failed": failed,
         "histogram": histogram(rates, bounds.samples),
     }
-    sources = table["data_source"].to_pylist()
+    sources = table["data_source"].to_pylist() if "data_source" in table.column_names else []
     if len(set(sources)) > 1:
         pairs = list(zip(sources, kept, strict=True))
         metrics["sources"] = {
@@ -106,7 +106,7 @@ def pass_rates(
         for number, samples in zip(fits, drawn, strict=True)
         for response in samples
     ]
-    own = [row_grader(rows[number]["extra_info"]) for number in fits for _ in range(rl.filter.samples)]
+    own = [row_grader(rows[number].get("extra_info")) for number in fits for _ in range(rl.filter.samples)]
     scored = score_many(rl.reward, pairs, lambda done: report(total + done, 2 * total), own)
     rates: list[float | None] = [None] * len(rows)
     for place, number in enumerate(fits):

@@ -80,7 +80,7 @@ def check_rows(path: Path, settings: Mapping[str, Any]) -> None:
 
     named: set[str] = set()
     for batch in pq.ParquetFile(path).iter_batches(columns=["extra_info"]):
-        named |= {own for info in batch.column(0).to_pylist() if (own := row_grader(info)) is not None}
+        named |= {own for row in batch.to_pylist() if (own := row_grader(row.get("extra_info"))) is not None}
     for name in sorted(named):
         try:
             runs_code = graders.parse(name)[0].runs_code
@@ -175,7 +175,8 @@ def _submit(
     """Start one reward in the process's pool.
 
     Args:
-        timeout: seconds; a grader with a time of its own has at least that. own: the row's grader, in place of `reward`.
+        timeout: seconds; a grader with a time of its own has at least that.
+        own: the row's grader, in place of `reward`.
     """
     if own is None:
         found = _load(reward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.registry import Registry
-from data_prep.formats.contract import Fields, Format
+from data_prep.formats.contract import Fields, Format, Part
 from data_prep.sources.contract import RowError
 
 __all__ = ["AUTO", "Fields", "Format", "load", "names", "recognised"]
@@ -12,8 +12,11 @@ AUTO = "auto"
 _registry: Registry[Format] = Registry(
     "data_prep.formats", Format, "data format", apart=("contract", "turns", "answers")
 )
-# A row may look like two: the format with more of its columns comes first.
-_ORDER = ("verl", "messages", "sharegpt", "prompt_completion", "alpaca")
+# A row may look like two formats: the one with more columns of its own comes first.
+_ORDER = {
+    "chat": ("messages", "sharegpt", "prompt_completion", "alpaca"),
+    "prompt": ("verl", "messages", "sharegpt", "alpaca"),
+}
 
 
 def names() -> list[str]:
@@ -26,12 +29,12 @@ def load(name: str) -> Format:
     return _registry.load(name)
 
 
-def recognised(fields: Fields, part: str, name: str = AUTO) -> Format:
+def recognised(fields: Fields, part: Part, name: str = AUTO) -> Format:
     """The format of a row of `part` ("chat" or "prompt"): the one called `name`, or the first that it looks like.
 
     Raises RowError (`broken`) where it has not the fields of that format, or of any.
     """
-    asked = [load(known) for known in (_ORDER if name == AUTO else (name,))]
+    asked = [load(known) for known in (_ORDER[part] if name == AUTO else (name,))]
     for format in asked:
         if format.fits(fields.raw, part):
             return format

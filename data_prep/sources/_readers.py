@@ -232,22 +232,25 @@ def _arrow(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pa.memory_map(str(path)) as source:
-            for batch in _record_batches(source):
+            for batch, position in _record_batches(source):
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     for row in batch.slice(start, BATCH_ROWS).to_pylist():
                         number += 1
-                        yield Row(f"{path} row {number}", row, source.tell())
+                        yield Row(f"{path} row {number}", row, position)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: not a readable Arrow file ({' '.join(str(error).split())})") from error
 
 
-def _record_batches(source: Any) -> Iterator[Any]:
+def _record_batches(source: Any) -> Iterator[tuple[Any, int]]:
+    """Batches, each with the bytes of the file up to its end, about."""
     import pyarrow as pa
 
     try:
         file = pa.ipc.open_file(source)
     except pa.ArrowInvalid:
         source.seek(0)
-        yield from pa.ipc.open_stream(source)
+        for batch in pa.ipc.open_stream(source):
+            yield batch, source.tell()
     else:
-        yield from (file.get_batch(number) for number in range(file.num_record_batches))
+        for number in range(file.num_record_batches):
+            yield file.get_batch(number), source.size() * (number + 1) // file.num_record_batches

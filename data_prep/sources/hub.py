@@ -145,11 +145,12 @@ def _files(section: Hub, copy: Path | None, split: str) -> tuple[Path, ...]:
 def _resolved(path: str, revision: str | None, subset: str | None, split: str) -> list[str]:
     """Addresses of a split's files. Raises ConfigError for an unknown subset or split, and for data without files."""
     import datasets
+    from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError
 
     try:
         builder = datasets.load_dataset_builder(path, subset, revision=revision)
-    except DataFilesNotFoundError as error:
+    except (DataFilesNotFoundError, EmptyDatasetError) as error:
         raise ConfigError(f"data source hub: {path}: holds no data files ({' '.join(str(error).split())})") from error
     except ValueError as error:  # names the subsets that there are
         raise ConfigError(f"data source hub: {path}: subset={subset}: {' '.join(str(error).split())}") from error

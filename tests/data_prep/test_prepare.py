@@ -437,7 +437,7 @@ def test_damaged_and_missing_files_are_named(own):
     with pytest.raises(ConfigError, match=r"absent\.jsonl: no such file"):
         own.prepare({"sft_train": own.folder / "absent.jsonl"})
     with pytest.raises(ConfigError, match=r"allowed: \.jsonl, \.parquet"):
-        list(read_rows(broken.rename(own.folder / "rows.csv")))
+        list(read_rows(broken.rename(own.folder / "rows.xlsx")))
 
 
 def changed_model(model, folder, **files):
