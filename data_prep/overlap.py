@@ -61,7 +61,8 @@ class Overlap:
             return
         words = [word for turn in turns for word in _words(turn["content"])]
         runs = _runs(words)
-        places = np.flatnonzero(np.isin(runs, self._hashes))
+        nearest = np.minimum(np.searchsorted(self._hashes, runs), len(self._hashes) - 1)
+        places = np.flatnonzero(self._hashes[nearest] == runs)
         hits: Counter[str] = Counter()
         for place in places.tolist():
             value, text = int(runs[place]), " ".join(words[place : place + RUN])
