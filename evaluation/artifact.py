@@ -20,6 +20,7 @@ from common.errors import ConfigError
 from common.files import write_json
 
 VERSION = 3
+TOO_LONG = "prompt_too_long"  # the finish_reason where a prompt left no room for a response
 
 GENERATIONS = pa.schema(
     [
@@ -121,11 +122,13 @@ class Histogram(_Strict):
 
 
 class BenchmarkCounts(_Strict):
-    """Problems, responses (sampled and greedy), and responses by the status of their grading."""
+    """Problems, responses (sampled and greedy), and responses by the status of their grading; problems whose prompt was
+    too long to be answered, which count as wrong."""
 
     problems: int
     responses: int
     grading: dict[str, int]
+    unanswered: int = 0
 
 
 class TaskCounts(_Strict):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from common.errors import ConfigError
 from common.files import write_json, write_json_lines
 from common.problems import problem_key
-from evaluation.artifact import GENERATIONS, TASK_ROWS
+from evaluation.artifact import GENERATIONS, TASK_ROWS, TOO_LONG
 from evaluation.graders import parse
 from evaluation.problems import Problem, read_problems
 from evaluation.protocol import asked, modes
@@ -41,6 +41,7 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
 
 
 def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Path, report: Report):
+    from evaluation.generation.contract import Sample
     from evaluation.generation.sampling import sample
 
     evaluation = settings.eval
@@ -52,7 +53,9 @@ def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Pat
         )
     prompter = _prompter(settings, inputs)
     prompts = [prompter.prompt(problem.prompt, benchmark.prompting) for problem in problems]
-    longest = max(range(len(prompts)), key=lambda place: len(prompts[place].ids))
+    # A prompt that leaves no room for a token is not answered: it counts, and `measure` says how many there are.
+    fitting = [place for place, prompt in enumerate(prompts) if len(prompt.ids) < evaluation.max_length]
+    longest = max(fitting or range(len(prompts)), key=lambda place: len(prompts[place].ids))
     needed = len(prompts[longest].ids) + benchmark.max_tokens
     if needed > evaluation.max_length:
         raise ConfigError(
@@ -63,13 +66,13 @@ def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Pat
 
     engine, timings = _engine(settings, inputs)
     started = time.monotonic()
-    total = len(problems) * sum(sampling.num_samples for sampling in wanted.values())
+    total = len(fitting) * sum(sampling.num_samples for sampling in wanted.values())
     finished = 0
     drawn = {}
     for mode, sampling in wanted.items():
-        drawn[mode] = sample(
+        answered = sample(
             engine,
-            [prompt.ids for prompt in prompts],
+            [prompts[place].ids for place in fitting],
             sampling,
             seed=evaluation.seed,
             directory=scratch / "generations",
@@ -77,7 +80,10 @@ def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Pat
             # Equal prompts count once there.
             progress=lambda done, _, before=finished: report(before + done, total),
         )
-        finished += len(problems) * sampling.num_samples
+        drawn[mode] = [[Sample("", TOO_LONG, 0, 0)] * sampling.num_samples for _ in problems]
+        for place, samples in zip(fitting, answered, strict=True):
+            drawn[mode][place] = samples
+        finished += len(fitting) * sampling.num_samples
     _write_generations(output, problems, prompts, drawn)
     timings.append({"what": benchmark.name, "generate": time.monotonic() - started})
     report(total, total)

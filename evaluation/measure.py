@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from common.errors import ConfigError
 from common.files import read_json, write_json_lines
-from evaluation.artifact import OUTCOMES, SCORES, write_metrics
+from evaluation.artifact import OUTCOMES, SCORES, TOO_LONG, write_metrics
 from evaluation.generation.contract import Sample
 from evaluation.grading.pool import GradingPool, default_pool
 from evaluation.metrics import of_benchmark, of_held_out, of_task
@@ -84,12 +84,14 @@ def _benchmark(evaluation: Any, benchmark: Any, inputs: dict[str, Path], report:
         lambda: report(len(rows), len(rows)),
     )
     statuses = Counter(row["status"] for row in rows)
+    unanswered = {row["id"] for row in rows if row["finish_reason"] == TOO_LONG}
     measured = {
         "protocol": {**described(benchmark), "seed": evaluation.seed},
         "counts": {
             "problems": len(answers),
             "responses": statuses.total(),
             "grading": dict(sorted(statuses.items())),
+            **({"unanswered": len(unanswered)} if unanswered else {}),
         },
         "metrics": metrics,
     }
