@@ -70,10 +70,7 @@ def test_one_of_everything_of_ones_own_runs_on_the_micro_world(page):
         ("lengths.long=0", "lengths.long=0: Input should be greater than 0"),
         ("analyses=[pass_at_j]", "unknown analysis 'pass_at_j'; did you mean pass_at_k?"),
         ("data.sft=[{source: squares.SQUARES, largest: 1}]", "data.sft.0.largest=1: Input should be greater than 1"),
-        (
-            "eval.benchmarks=[{name: large_squares.SMALL, max_tokens: 32}]",
-            "benchmark 'large_squares.SMALL': AttributeError",
-        ),
+        ("eval.benchmarks=[{name: large_squares.SMALL, max_tokens: 32}]", "benchmark 'large_squares.SMALL': AttributeError"),
     ],
 )
 def test_what_leads_nowhere_is_refused_in_one_line(page, override, message):
