@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 from common.errors import ConfigError
 from common.files import write_json
 from common.problems import INSTRUCTIONS, problem_key, turns
-from data_prep.lengths import checked_tokenizer, encode_chats
-from data_prep.measure import Measured
+from data_prep.lengths import ChatLengths, Measured, encode_chats
 from data_prep.overlap import Overlap
 from data_prep.rows import Parse, RowReader
 from data_prep.sources import Row
@@ -34,9 +33,6 @@ from data_prep.tables import (
     TableWriter,
     prompt_row,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 VALIDATION_ONE_IN = 50
@@ -76,19 +72,18 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     write_json(output / "summary.json", {"part": part, **summary})
 
 
-def _tokenizer(settings: Any, inputs: Mapping[str, Path]) -> PreTrainedTokenizerBase:
+def _lengths(settings: Any, inputs: Mapping[str, Path]) -> ChatLengths:
     """What measures the rows."""
     if "model" in inputs:
-        return checked_tokenizer(
-            inputs["model"],
-            chat_template=inputs.get("chat_template"),
-            trust_remote_code=settings.model.trust_remote_code,
-        )
+        return ChatLengths.of_model(inputs["model"], settings.model, settings.data, inputs.get("chat_template"))
     if settings.model.pretrain is None:
         raise ConfigError("data: needs model.path, whose tokenizer measures the rows, or model.pretrain")
     from data_prep.micro_world.tokenizer import world_tokenizer
 
-    return world_tokenizer()
+    tokenizer = world_tokenizer()
+    if "chat_template" in inputs:
+        tokenizer.chat_template = inputs["chat_template"].read_text(encoding="utf-8")
+    return ChatLengths(tokenizer, settings.model, settings.data)
 
 
 def _write_chats(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path], output: Path, report) -> dict:
@@ -126,7 +121,7 @@ def _reader(settings: Any, total: int, inputs: Mapping[str, Path], report) -> Ro
     benchmarks = _problems_of(inputs)
     return RowReader(
         settings.data,
-        _tokenizer(settings, inputs),
+        _lengths(settings, inputs),
         report,
         total,
         {problem_key(prompt): name for name, problems in benchmarks.items() for _, prompt in problems},
@@ -182,7 +177,7 @@ class _Split:
         self.train, self.val = f"{kind}_train", f"{kind}_val"
         self.data, self.feeds, self.parse, self.shape, self.schema = data, feeds, parse, shape, schema
         self.counts = {feed.label: Counter({self.train: 0, self.val: 0}) for feed in feeds}
-        self.tokens = {name: Counter(chats=0, tokens=0, response_tokens=0) for name in (self.train, self.val)}
+        self.tokens = {name: Counter(chats=0, rows=0, tokens=0, response_tokens=0) for name in (self.train, self.val)}
         self.gives_val: dict[str, bool] = {}
         for feed in feeds:
             names = feed.names()
@@ -247,7 +242,8 @@ class _Split:
         writer.add(self.shape(feed.label, split, writer.rows, dict(row)))
         name = self.val if split == "val" else self.train
         self.counts[feed.label][name] += 1
-        self.tokens[name].update(chats=1, tokens=measured.tokens, response_tokens=measured.responses)
+        tokens, responses = sum(measured.tokens), sum(measured.supervised)
+        self.tokens[name].update(chats=1, rows=len(measured.tokens), tokens=tokens, response_tokens=responses)
 
     def _summary(self, reader: RowReader, counts: dict[str, int]) -> dict[str, Any]:
         for name, rows in counts.items():
@@ -263,13 +259,13 @@ class _Split:
 
 def _write_benchmark(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path], output: Path, report) -> dict:
     """Problems of one benchmark, all of them; their lengths are looked at only where a model is given."""
-    tokenizer = _tokenizer(settings, inputs) if "model" in inputs else None
+    lengths = _lengths(settings, inputs) if "model" in inputs else None
     name = f"benchmark/{settings.name}"
     streams = [(feed.label, feed.drawn(name), feed.extent(name)) for feed in feeds if _has(feed, name)]
     if not feeds:
         streams = [("published", _published(settings.name, inputs), 0)]
     total = sum(extent for _, _, extent in streams)
-    reader = RowReader(settings.data, tokenizer, report, total, problems=True)
+    reader = RowReader(settings.data, lengths, report, total, problems=True)
     counts: Counter[str] = Counter()
     with TableWriter(output / "problems.parquet", BENCHMARK_SCHEMA) as writer:
         for label, drawn, extent in streams:

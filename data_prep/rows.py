@@ -6,24 +6,23 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from itertools import repeat
+from typing import Any
 
 from common.errors import ConfigError
 from common.problems import asked_keys, problem_key
 from data_prep.formats import AUTO, Fields, recognised
 from data_prep.formats.answers import reference_answer
 from data_prep.formats.turns import check_text, check_tools, check_turns
-from data_prep.measure import Measure, Measured
+from data_prep.lengths import ChatLengths, Measured
+from data_prep.measure import Measure, Started
 from data_prep.overlap import Overlap
 from data_prep.sources import Row, RowError
 from data_prep.tables import BATCH_ROWS
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 Parse = Callable[[Fields], dict[str, Any]]
 Batch = list[tuple[str, dict, int]]
+UNMEASURED = Measured([], [], 0, True)
 
 
 def check_spans(where: str, spans: Any, messages: list[dict[str, Any]]) -> list[list[int]]:
@@ -54,7 +53,7 @@ class RowReader:
     belongs to, by problem_key.
 
     Args:
-        tokenizer: measures rows; None: their length is not checked.
+        lengths: measures rows; None: their length is not checked.
         total: what the rows' extents add up to.
         benchmarks: problem_key -> name of prepared problems that no row may ask.
         overlap: counts runs of words that rows share with them.
@@ -65,7 +64,7 @@ class RowReader:
     def __init__(
         self,
         data: Any,
-        tokenizer: PreTrainedTokenizerBase | None,
+        lengths: ChatLengths | None,
         report: Callable[..., None],
         total: int,
         benchmarks: Mapping[bytes, str] | None = None,
@@ -73,7 +72,7 @@ class RowReader:
         problems: bool = False,
         grader: str = "math",
     ):
-        self.data, self.tokenizer, self.report, self.total = data, tokenizer, report, max(1, total)
+        self.data, self.lengths, self.report, self.total = data, lengths, report, max(1, total)
         self.benchmarks, self.overlap = benchmarks or {}, overlap
         self.problems, self.grader = problems, grader
         self.dropped: dict[str, Counter[str]] = {}
@@ -85,7 +84,8 @@ class RowReader:
         self.claims: dict[bytes, str] = {}
         self._finished = 0
         self._format = AUTO if problems else data.format
-        tokens = [] if tokenizer is None else sorted(set(tokenizer.all_special_tokens) - {""}, key=len, reverse=True)
+        known = [] if lengths is None else lengths.renderer.tokenizer.all_special_tokens
+        tokens = sorted(set(known) - {""}, key=len, reverse=True)
         self._tokens = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
     def rows(
@@ -112,14 +112,13 @@ class RowReader:
         """
         dropped = self.dropped.setdefault(name, Counter())
         measure: Measure | None = None
-        waiting: tuple[Batch, list[Future[list[Measured]]], int] | None = None
+        waiting: tuple[Batch, Started, int] | None = None
         try:
             # One batch is measured while the next is read.
             for batch, position, error in self._batches(name, drawn, extent, parse, dropped, prefix):
-                if batch and self.tokenizer is not None and measure is None:
-                    measure = Measure(self.tokenizer, self.data, "messages" not in batch[0][1])
-                field = "messages" if batch and "messages" in batch[0][1] else "prompt"
-                started = [] if measure is None else measure.start([row[field] for _, row, _ in batch])
+                if batch and self.lengths is not None and measure is None:
+                    measure = Measure(self.lengths)
+                started = [] if measure is None else measure.start([row for _, row, _ in batch])
                 if waiting is not None:
                     yield from self._settled(name, waiting, dropped, against, claim)
                 waiting = (batch, started, position)
@@ -183,18 +182,18 @@ class RowReader:
     def _settled(
         self,
         name: str,
-        waiting: tuple[Batch, list[Future[list[Measured]]], int],
+        waiting: tuple[Batch, Started, int],
         dropped: Counter[str],
         against: Collection[str],
         claim: bool,
     ) -> Iterator[tuple[bytes, dict[str, Any], int, Measured]]:
         batch, started, position = waiting
-        measured = list(Measure.finish(started)) if started else [Measured(0)] * len(batch)
-        for (where, row, copies), counts in zip(batch, measured, strict=True):
+        found = Measure.finish(started) if started else repeat(UNMEASURED, len(batch))
+        for (where, row, copies), measured in zip(batch, found, strict=True):
             turns = row["messages"] if "messages" in row else row["prompt"]
             key = problem_key(turns)
             try:
-                self._check_length(name, where, row, counts)
+                counts = self._checked_length(name, where, row, measured)
                 self._check_overlap(where, key, turns, against)
             except RowError as error:
                 refused = self._refuse(dropped, error)
@@ -233,21 +232,25 @@ class RowReader:
         dropped[error.reason] += 1
         return None
 
-    def _check_length(self, name: str, where: str, row: dict, counts: Measured) -> None:
-        if counts.refused:
-            raise RowError("template", f"{where}: the chat template cannot render it: {counts.refused}")
-        if self.tokenizer is None or counts.length <= self.data.max_length:
-            return
+    def _checked_length(self, name: str, where: str, row: dict, found: Measured | ConfigError) -> Measured:
+        """What was measured; a chat gets it as columns. Raises RowError for a row that is refused or too long."""
+        if isinstance(found, ConfigError):
+            raise RowError("template", f"{where}: {found}")
+        if "messages" in row:
+            row.update(row_tokens=found.tokens, row_supervised=found.supervised)
+        if self.lengths is None or found.longest <= self.data.max_length:
+            return found
         if self.problems:
             self.long.append(row["id"])
+            return found
             return
-        limit = self.data.max_length
-        message = f"{where}: {counts.length} tokens, data.max_length={limit}"
+        message = f"{where}: {found.longest} tokens, data.max_length={self.data.max_length}"
         if "messages" not in row or not self.data.on_long_row.startswith("truncate"):
             raise RowError("too long", message)
-        if self.data.on_long_row == "truncate_right" and counts.asked >= limit:
+        if not found.answered:
             raise RowError("too long", f"{message}, and truncation would leave nothing of the last response")
         self.truncated[name] += 1
+        return found
 
     # what a row is
 

@@ -19,7 +19,14 @@ _MESSAGES = pa.list_(pa.struct(_TURN))
 # What only some rows have is a column, or a field of a turn, only where a row has it.
 _EXTRAS = {name: pa.string() for name in EXTRAS} | {"weight": pa.float64(), "train": pa.bool_()}
 _CHAT = pa.schema([("id", pa.string()), ("messages", _MESSAGES)])
-CHAT_SCHEMA = _CHAT.append(pa.field("critical_spans", pa.list_(pa.list_(pa.int32()))))
+CHAT_SCHEMA = pa.schema(
+    [
+        *_CHAT,
+        ("critical_spans", pa.list_(pa.list_(pa.int32()))),
+        ("row_tokens", pa.list_(pa.int32())),
+        ("row_supervised", pa.list_(pa.int32())),
+    ]
+)
 PROMPT_SCHEMA = pa.schema(
     [
         ("data_source", pa.string()),

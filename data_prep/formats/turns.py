@@ -2,8 +2,8 @@
 
 A turn has `role` (system, developer, user, assistant or tool), `content` (text) and, only where the row has them,
 `name`, `tool_calls` (a list of {id?, type, function: {name, arguments}}, arguments an object where they are JSON),
-`tool_call_id`, `reasoning_content`, `thinking`, `weight` (0 or 1) and `train`. Whether a family's template can render
-them in this order is for the renderer to say.
+`tool_call_id`, `reasoning_content`, `weight` (0 or 1) and `train`. Whether a family's template can render them in this
+order is for the renderer to say.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ ALIASES = {
     "tool_call": "assistant",
 }
 CALLS = ("function_call", "tool_call")
-EXTRAS = (
-    "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking", "weight", "train",
-)  # fmt: skip
-_THOUGHTS = {"reasoning_content": ("reasoning_content", "reasoning"), "thinking": ("thinking",)}
+EXTRAS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "weight", "train")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _TRAINED = ("train", "loss", "training")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = {"thinking": "thinking", "reasoning": "reasoning"}
@@ -121,17 +119,23 @@ def _fill(part: Fields, turn: dict[str, Any], said: str) -> None:
         if role != "assistant" or not isinstance(calls, list):
             raise RowError("broken", f"{where} ({role}): tool_calls must be a list, of an assistant")
         turn["tool_calls"] = [_call(part, call) for call in calls]
-    for name, names in _THOUGHTS.items():
-        value = part.take(*names)
-        value = thoughts if value is None and name == "reasoning_content" else value
-        if value is not None and value != "":
-            if not isinstance(value, str) or role != "assistant":
-                raise RowError("broken", f"{where} ({role}): {name} must be text, of an assistant")
-            turn[name] = check_text(where, name, value)
+    _think(part, turn, thoughts)
     _training(part, turn)
     if not content.strip() and not turn.get("tool_calls") and role not in ("tool", *INSTRUCTIONS):
         kind = "empty response" if role == "assistant" else "empty message"
         raise RowError(kind, f"{where} ({role}) is empty")
+
+
+def _think(part: Fields, turn: dict[str, Any], thoughts: str | None) -> None:
+    """Puts the thinking of a turn, of whatever name or of its parts, into `reasoning_content`."""
+    found = {name: value for name in _THOUGHTS if (value := part.take(name)) not in (None, "")}
+    if thoughts:
+        found["content"] = thoughts
+    for name, value in found.items():
+        if not isinstance(value, str) or turn["role"] != "assistant":
+            raise RowError("broken", f"{part.where} ({turn['role']}): {name} must be text, of an assistant")
+        if value != turn.setdefault("reasoning_content", check_text(part.where, name, value)):
+            raise RowError("broken", f"{part.where}: {' and '.join(found)} hold different thinking; give one of them")
 
 
 def _content(part: Fields, content: Any) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ from common.errors import ConfigError
 from common.files import read_json
 from common.registry import code_digest
 from data_prep import sources
-from data_prep.sources import feeds, hub
+from data_prep.sources import feeds
 from data_prep.sources.feeds import Feed
 from evaluation import graders
 from launch.recipe.data import Data, feeds_of, source_settings
@@ -37,6 +37,7 @@ class Prepare(StageKind):
     name = "prepare"
     version = 4
     function = "data_prep.prepare:run"
+    reads_rows = True
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
@@ -70,11 +71,15 @@ class Prepare(StageKind):
         identity: dict[str, Any] = {
             "part": what,
             "eos": recipe.model.eos,
+            "template_arguments": recipe.model.template_arguments,
             "sources": feeds.identity(entries, what),
         }
         found = dict(inputs)
-        for key, path in feeds.inputs(entries, what).items():
-            found[key] = Outside(path, _field(key, part, name))
+        for place, entry in enumerate(entries):
+            before = feeds.inputs(entries[:place], what)
+            for key, path in feeds.inputs(entries[: place + 1], what).items():
+                if key not in before:
+                    found[key] = _outside(entry, path, key, part, name)
         if not entries:
             published = _published(name)
             identity["published"] = {
@@ -93,13 +98,15 @@ class Prepare(StageKind):
         }
         identity["on_unknown_field"] = data.on_unknown_field
         grader = "math"
+        if part == "sft":
+            identity |= {field: getattr(data, field) for field in ("turns", "prompt_mismatch", "supervise_after_end")}
         if part == "rl":
             grader = recipe.rl.reward.name if recipe.rl.reward.name in graders.names() else ""
             identity |= {"allow_shared_prompts": data.allow_shared_prompts, "grader": grader}
         if recipe.model.path is not None:
             found["model"] = model_of(recipe, "base")
         if recipe.model.chat_template is not None:
-            found["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template")
+            found["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template", local=True)
         settings = PrepareSettings.model_validate(
             {
                 "part": part,
@@ -132,7 +139,7 @@ class Prepare(StageKind):
             summary = read_json(directory / "summary.json") or {}
             counts = summary.get("tokens", {}).get("sft_train")
             if counts is not None:
-                return Tokens(counts["chats"], counts["tokens"], counts["response_tokens"], True)
+                return Tokens(counts.get("rows", counts["chats"]), counts["tokens"], counts["response_tokens"], True)
         rows, tokens = 0.0, Tokens(0.0, 0.0, 0.0, False)
         for entry in settings["sources"]:
             source = sources.load(entry["source"])
@@ -152,11 +159,14 @@ class Prepare(StageKind):
         return tokens if part == "sft" else max(1.0, rows)
 
 
-def _field(key: str, part: str, name: str) -> str:
-    """The recipe's field that names an outside file, for messages."""
-    if key.partition("_")[0] == hub.COPY:
-        return f"data.{part}: path"
-    return f"data.files.benchmarks.{name}" if part == "benchmark" else f"data.files.{key}"
+def _outside(entry: Feed, path: str, key: str, part: str, name: str) -> Outside:
+    """What a source reads from outside; `files` and `hub`'s copies are local."""
+    if entry.source == "hub":
+        return Outside(path, f"data.{part}: path", local=True)
+    if entry.source != "files":
+        return Outside(path, f"data source {entry.source}: {key}")
+    field = f"data.files.benchmarks.{name}" if part == "benchmark" else f"data.files.{key}"
+    return Outside(path, field, local=True)
 
 
 def _what(settings: Mapping[str, Any]) -> str:

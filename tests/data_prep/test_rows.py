@@ -18,6 +18,12 @@ from data_prep.prepare import run
 from data_prep.sources.feeds import Feed
 
 LIMIT = 512
+CALLING = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def said(*texts, **last):
@@ -36,6 +42,7 @@ def model(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = world_tokenizer()
+    tokenizer.chat_template = CALLING
     tokenizer.save_pretrained(folder)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     Qwen2Config(vocab_size=len(tokenizer), **ids).save_pretrained(folder)
@@ -198,9 +205,9 @@ ACCEPTED = {
         {"id": "x", **said("a", "b", reasoning_content="hm")},
         said("a", "b", reasoning_content="hm")["messages"],
     ),
-    "reasoning under another name": (
-        {"id": "x", **said("a", "b", reasoning="hm", thinking="so")},
-        said("a", "b", reasoning_content="hm", thinking="so")["messages"],
+    "reasoning under other names": (
+        {"id": "x", **said("a", "b", reasoning="hm", thinking="hm")},
+        said("a", "b", reasoning_content="hm")["messages"],
     ),
     "weights": (
         {"id": "x", "messages": [*said("a", "b", weight=0)["messages"], *said("c", "d", weight=1)["messages"]]},
@@ -280,6 +287,7 @@ BAD = {
         {"id": True, **said("a", "b")},
         {"id": "", **said("a", "b")},
         {"id": "x", **said("a", "b", weight=0.5)},
+        {"id": "x", **said("a", "b", reasoning="hm", thinking="so")},
         {"id": "x", **said("a", "b", weight=1, train=False)},
         {"id": "x", "messages": "not JSON"},
         {"id": "x", "tools": [{"type": "function"}], **said("a", "b")},
@@ -367,8 +375,12 @@ def test_a_format_may_be_chosen(prepare):
 
 
 def test_special_tokens_in_the_text_are_counted(prepare):
-    summary, _ = prepare("sft", lines({"id": "x", **said("what does <|im_end|> mean?", "a turn ends")}, *GOOD))
+    summary, _ = prepare("sft", lines({"id": "x", **said("what does <|im_start|> mean?", "a turn begins")}, *GOOD))
     assert summary["special_tokens"] == {"sft_train": {"rows": 1, "first": "x"}}
+    ending = lines(*GOOD, {"id": "x", **said("what does <|im_end|> mean?", "a turn ends")})
+    with pytest.raises(ConfigError, match=r"line 7: turn 1 \(user\): its text has <\|im_end\|>"):
+        prepare("sft", ending)
+    assert prepare("sft", ending, on_bad_row="drop")[0]["dropped"] == {"sft_train": {"template": 1}}
 
 
 def test_dialogues_that_open_alike_are_split_one_by_one(prepare):
@@ -533,7 +545,9 @@ def test_a_chat_that_the_template_refuses_is_a_bad_row(prepare, model, tmp_path)
         "messages": [*said("a")["messages"], {"role": "tool", "content": "c"}, said("a", "b")["messages"][1]],
     }
     inputs = {"chat_template": template}
-    with pytest.raises(ConfigError, match=r"line 7: the chat template cannot render it: no tools here"):
+    with pytest.raises(
+        ConfigError, match=r"line 7: turn 2 \(tool\): the tokenizer's chat template refuses it: .*no to"
+    ):
         prepare("sft", lines(*GOOD, tool), inputs=inputs)
     summary, _ = prepare("sft", lines(*GOOD, tool), inputs=inputs, on_bad_row="drop")
     assert summary["dropped"] == {"sft_train": {"template": 1}}
