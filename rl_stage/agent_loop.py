@@ -38,6 +38,7 @@ class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
         result = await self._score(output, kwargs)
         output.reward_score = float(result["reward_score"])
         output.extra_fields["reward_extra_info"] = result["reward_extra_info"]
+        output.extra_fields["data_source"] = kwargs.get("data_source")
         return output
 
     async def _score(self, output: AgentLoopOutput, row: dict[str, Any]) -> dict[str, Any]:

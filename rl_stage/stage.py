@@ -11,7 +11,7 @@ from rl_stage import handoff
 from rl_stage.checkpoints import Exports, publish, repair_checkpoints
 from rl_stage.config import verl_config
 from rl_stage.curve import Curve
-from rl_stage.rewards import load_reward
+from rl_stage.rewards import check_rows, load_reward
 from rl_stage.session import prepare_environment, verl_session
 from rl_stage.time_limit import time_limit
 
@@ -31,6 +31,8 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     rl = settings.rl
     scratch.mkdir(parents=True, exist_ok=True)
     load_reward(rl.reward.name, rl.reward.settings)
+    for name in ("rl_train", "rl_val"):
+        check_rows(inputs["data"] / f"{name}.parquet", rl.reward.settings)
     handoff.check_model(inputs["model"], settings)
     data = handoff.check_prompts(inputs, settings, scratch)
     config = verl_config(settings, {**inputs, "data": data}, scratch)

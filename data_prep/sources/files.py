@@ -1,8 +1,7 @@
-"""One's own JSON Lines and Parquet files (docs/data.md)."""
+"""One's own files: JSON, Parquet, Arrow and tables, packed or not (docs/data.md)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import ConfigError
-from data_prep.sources.contract import Row, RowError, Source
+from data_prep.sources._readers import PACKED, read_rows
+from data_prep.sources.contract import Row, Source
 
-BATCH_ROWS = 1024
 BYTES_PER_ROW = 500  # guesses for `plan`
 BYTES_PER_TOKEN = 4.0
 CHAT_SHARE = 0.5  # of data.max_length that a chat fills
 RESPONSE_SHARE = 0.7  # of a chat's tokens
+PACKED_FACTOR = 4  # of what a packed file unpacks to
 PROBLEMS = "problems"  # the input that holds a benchmark
 
 
@@ -29,11 +29,11 @@ class Files(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sft_train: str | None = _file("JSONL or Parquet of chats")
-    sft_val: str | None = _file("JSONL or Parquet of held-out chats")
-    rl_train: str | None = _file("JSONL or Parquet of prompts and answers")
-    rl_val: str | None = _file("JSONL or Parquet of held-out prompts and answers")
-    benchmarks: dict[str, str] = Field({}, description="name -> JSONL or Parquet of problems")
+    sft_train: str | None = _file("JSONL, JSON, Parquet, Arrow or CSV of chats, also .gz or .zst")
+    sft_val: str | None = _file("held-out chats, as for sft_train")
+    rl_train: str | None = _file("prompts and answers, as for sft_train")
+    rl_val: str | None = _file("held-out prompts and answers")
+    benchmarks: dict[str, str] = Field({}, description="name -> file of problems")
 
 
 class FilesSource(Source):
@@ -90,53 +90,9 @@ class FilesSource(Source):
         else:
             given = getattr(section, f"{part}_train", None)
         path = None if given is None else Path(given).expanduser()
-        return path.stat().st_size if path is not None and path.is_file() else None
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """Stream a JSONL or Parquet file; the value of a line that is not JSON is its RowError, positions are bytes.
-
-    Raises:
-        ConfigError: the file is missing, has another suffix, or is damaged.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    if path.suffix == ".jsonl":
-        yield from _json_lines(path)
-    elif path.suffix == ".parquet":
-        yield from _parquet(path)
-    else:
-        raise ConfigError(f"{path}: unknown suffix {path.suffix!r}; allowed: .jsonl, .parquet")
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    position = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            position += len(line)
-            if not line.strip():
-                continue
-            where = f"{path} line {number}"
-            try:
-                yield Row(where, json.loads(line), position)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                yield Row(where, RowError("not JSON", f"{where}: not JSON ({error})"), position)
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    size = path.stat().st_size
-    try:
-        file = pq.ParquetFile(path)
-        rows, number = file.metadata.num_rows, 0
-        for batch in file.iter_batches(batch_size=BATCH_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                yield Row(f"{path} row {number}", row, size * number // rows)
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+        if path is None or not path.is_file():
+            return None
+        return path.stat().st_size * (PACKED_FACTOR if path.suffix in PACKED else 1)
 
 
 SOURCE = FilesSource()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from common.errors import ConfigError
@@ -43,8 +44,8 @@ def _numbers(text: str) -> list[float]:
 
 
 def _check_tolerance(argument: str) -> None:
-    if argument:
-        float(argument)
+    if argument and not 0 <= float(argument) < math.inf:
+        raise ConfigError(f"the tolerance is {argument!r}; allowed: a number from 0")
 
 
 numeric = Grader("numeric", _grade_numeric, check=_check_tolerance)
