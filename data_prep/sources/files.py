@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ BYTES_PER_TOKEN = 4.0
 CHAT_SHARE = 0.5  # of data.max_length that a chat fills
 RESPONSE_SHARE = 0.7  # of a chat's tokens
 PROBLEMS = "problems"  # the input that holds a benchmark
+GRADER = "grader"  # the column of a benchmark in which a row may name its own
 
 
 def _file(description: str) -> Any:
@@ -68,6 +71,13 @@ class FilesSource(Source):
     def identity(self, section: Files, part: str) -> dict[str, Any]:
         return {}
 
+    def graders(self, section: Files, part: str) -> Collection[str]:
+        path = Path(section.benchmarks[part.removeprefix("benchmark/")]).expanduser()
+        if not path.is_file():
+            return ()
+        status = path.stat()
+        return _graders(path, status.st_size, status.st_mtime_ns)
+
     def extent(self, section: Files, inputs: Mapping[str, Path], name: str) -> int:
         path = Path(inputs[PROBLEMS if name.startswith("benchmark/") else name])
         return path.stat().st_size if path.is_file() else 0
@@ -91,6 +101,29 @@ class FilesSource(Source):
             given = getattr(section, f"{part}_train", None)
         path = None if given is None else Path(given).expanduser()
         return path.stat().st_size if path is not None and path.is_file() else None
+
+
+@lru_cache(maxsize=256)
+def _graders(path: Path, size: int, modified: int) -> tuple[str, ...]:
+    """What stands in the column `grader`; a file that cannot be read names none, and is refused when it is prepared.
+
+    size and modified (ns) tell versions of a file apart.
+    """
+    values: set[Any] = set()
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with contextlib.suppress(pa.ArrowException, OSError):
+            table = pq.read_table(path, columns=[GRADER]) if GRADER in pq.read_schema(path).names else pa.table({})
+            values = {value for column in table.columns for value in column.unique().to_pylist()}
+    else:
+        with path.open("rb") as file:
+            for line in file:
+                if GRADER.encode() in line:
+                    with contextlib.suppress(ValueError, AttributeError, TypeError):
+                        values.add(json.loads(line).get(GRADER))
+    return tuple(sorted(value for value in values if isinstance(value, str)))
 
 
 def read_rows(path: Path) -> Iterator[Row]:
