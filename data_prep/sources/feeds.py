@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
-from common.registry import code_digest
+from common.user_code import code_digest
 from data_prep.sources import load
 from data_prep.sources.contract import Row, Source
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ CHAT_SHARE = 0.5  # of data.max_length that a chat fills
 RESPONSE_SHARE = 0.7  # of a chat's tokens
 PACKED_FACTOR = 4  # of what a packed file unpacks to
 PROBLEMS = "problems"  # the input that holds a benchmark
+GRADER = "grader"  # the column of a benchmark in which a row may name its own
 
 
 def _file(description: str) -> Any:
@@ -68,6 +71,13 @@ class FilesSource(Source):
     def identity(self, section: Files, part: str) -> dict[str, Any]:
         return {}
 
+    def graders(self, section: Files, part: str) -> Collection[str]:
+        path = Path(section.benchmarks[part.removeprefix("benchmark/")]).expanduser()
+        if not path.is_file():
+            return ()
+        status = path.stat()
+        return _graders(path, status.st_size, status.st_mtime_ns)
+
     def extent(self, section: Files, inputs: Mapping[str, Path], name: str) -> int:
         path = Path(inputs[PROBLEMS if name.startswith("benchmark/") else name])
         return path.stat().st_size if path.is_file() else 0
@@ -93,6 +103,20 @@ class FilesSource(Source):
         if path is None or not path.is_file():
             return None
         return path.stat().st_size * (PACKED_FACTOR if path.suffix in PACKED else 1)
+
+
+@lru_cache(maxsize=256)
+def _graders(path: Path, size: int, modified: int) -> tuple[str, ...]:
+    """What stands in the column `grader`; a file that cannot be read names none, and is refused when it is prepared.
+
+    size and modified (ns) tell versions of a file apart.
+    """
+    values: set[Any] = set()
+    with contextlib.suppress(ConfigError):
+        for row in read_rows(path):
+            if isinstance(row.value, dict):
+                values.add(row.value.get(GRADER))
+    return tuple(sorted(value for value in values if isinstance(value, str)))
 
 
 SOURCE = FilesSource()

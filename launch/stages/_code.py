@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.registry import code_digest
+from common.user_code import code_digest
 
 
 def own_code(path: str) -> dict[str, str]:

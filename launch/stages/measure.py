@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from data_prep.sources.feeds import section_of
 from launch.recipe.platform import Placement
 from launch.stages._code import own_code
 from launch.stages.contract import Branch, Cost, Counts, Made, Measures, StageKind, Step
 from launch.stages.generate import MeasuredSettings, measured
+from launch.stages.prepare import problem_sources
 
 SCORE_BYTES = 30_000.0
 
@@ -36,7 +38,7 @@ class Measure(StageKind):
                     f"measure:{model.name}/{thing.name}",
                     branch.steps[role].label,
                     thing.settings(MeasuredSettings, recipe),
-                    {**thing.scored(recipe), "graders": _graders(thing)},
+                    {**thing.scored(recipe), "graders": _graders(thing, recipe)},
                     inputs,
                     measures=Measures(model.name, thing.name, thing.kind),
                 )
@@ -51,17 +53,28 @@ class Measure(StageKind):
         return Cost(bytes=SCORE_BYTES, start_seconds=5.0)
 
 
-def _graders(thing: Any) -> dict[str, Any]:
+def _graders(thing: Any, recipe: Any) -> dict[str, Any]:
     """Versions of the graders, and the user's own code: another grader grades again and generates nothing."""
     if thing.benchmark is None:
         return {}
-    from evaluation import benchmarks, graders
+    from evaluation import graders
 
     found: dict[str, Any] = {name: graders.load(name).version for name in graders.names()}
-    if "." in thing.path or ":" in thing.path:
-        grader = benchmarks.load(thing.path).grader
-        found |= own_code(grader) if isinstance(grader, str) else {}
-    return found
+    own = {name: own_code(name) for name in sorted(_named(thing, recipe)) if name.partition(":")[0] not in found}
+    return {**found, **({"own": own} if own else {})}
+
+
+def _named(thing: Any, recipe: Any) -> set[str]:
+    """The graders that the problems of a benchmark name, as far as they are known before it is prepared."""
+    from data_prep import sources
+    from evaluation import benchmarks
+
+    entry = next(entry for entry in recipe.eval.benchmarks if entry.name == thing.path)
+    feeds = problem_sources(recipe, entry)
+    if not feeds:
+        return benchmarks.load(thing.path).graders()
+    part = f"benchmark/{thing.name}"
+    return {name for feed in feeds for name in sources.load(feed.source).graders(section_of(feed), part)}
 
 
 MEASURE = Measure()

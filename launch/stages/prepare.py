@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from common.errors import ConfigError
 from common.files import read_json
-from common.registry import code_digest
+from common.user_code import code_digest
 from data_prep import sources
 from data_prep.sources import feeds
 from data_prep.sources.feeds import Feed
