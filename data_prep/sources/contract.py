@@ -78,7 +78,7 @@ class Source(ABC):
         return section.model_dump(mode="json")
 
     def graders(self, section: Any, part: str) -> Collection[str]:
-        """Graders that rows of the benchmark `part` name, as far as they are known before it is prepared.
+        """Graders that rows of `part` (rl, or a benchmark) name, as far as they are known before it is prepared.
 
         The code of those that are the user's own identifies the scores; our own have versions.
         """

@@ -40,6 +40,11 @@ def section_of(feed: Any) -> BaseModel:
         raise ConfigError(f"data source {feed.source}: {field}: {first['msg']}") from None
 
 
+def graders(feeds: Sequence[Any], part: str) -> set[str]:
+    """The graders that rows of `part` name (see `Source.graders`)."""
+    return {name for feed in feeds for name in load(feed.source).graders(section_of(feed), part)}
+
+
 def inputs(feeds: Sequence[Any], part: str) -> dict[str, str]:
     """Name -> path or hub name of the outside files that the feeds of `part` need.
 

@@ -72,8 +72,8 @@ class FilesSource(Source):
         return {}
 
     def graders(self, section: Files, part: str) -> Collection[str]:
-        path = Path(section.benchmarks[part.removeprefix("benchmark/")]).expanduser()
-        if not path.is_file():
+        path = self._path(section, part)
+        if path is None or not path.is_file():
             return ()
         status = path.stat()
         return _graders(path, status.st_size, status.st_mtime_ns)
@@ -93,16 +93,21 @@ class FilesSource(Source):
         tokens = size / BYTES_PER_TOKEN
         return max(1.0, tokens / (CHAT_SHARE * max_length)), tokens, tokens * RESPONSE_SHARE
 
+    @classmethod
+    def _size(cls, section: Files, part: str) -> int | None:
+        path = cls._path(section, part)
+        if path is None or not path.is_file():
+            return None
+        return path.stat().st_size * (PACKED_FACTOR if path.suffix in PACKED else 1)
+
     @staticmethod
-    def _size(section: Files, part: str) -> int | None:
+    def _path(section: Files, part: str) -> Path | None:
+        """The file of `part`, if one is given."""
         if part.startswith("benchmark/"):
             given = section.benchmarks.get(part.removeprefix("benchmark/"))
         else:
             given = getattr(section, f"{part}_train", None)
-        path = None if given is None else Path(given).expanduser()
-        if path is None or not path.is_file():
-            return None
-        return path.stat().st_size * (PACKED_FACTOR if path.suffix in PACKED else 1)
+        return None if given is None else Path(given).expanduser()
 
 
 @lru_cache(maxsize=256)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from data_prep.sources.feeds import section_of
 from launch.recipe.platform import Placement
-from launch.stages._code import own_code
+from launch.stages._code import own_graders
 from launch.stages.contract import Branch, Cost, Counts, Made, Measures, StageKind, Step
 from launch.stages.generate import MeasuredSettings, measured
 from launch.stages.prepare import problem_sources
@@ -60,21 +59,20 @@ def _graders(thing: Any, recipe: Any) -> dict[str, Any]:
     from evaluation import graders
 
     found: dict[str, Any] = {name: graders.load(name).version for name in graders.names()}
-    own = {name: own_code(name) for name in sorted(_named(thing, recipe)) if name.partition(":")[0] not in found}
+    own = own_graders(_named(thing, recipe))
     return {**found, **({"own": own} if own else {})}
 
 
 def _named(thing: Any, recipe: Any) -> set[str]:
     """The graders that the problems of a benchmark name, as far as they are known before it is prepared."""
-    from data_prep import sources
+    from data_prep.sources.feeds import graders as named_graders
     from evaluation import benchmarks
 
     entry = next(entry for entry in recipe.eval.benchmarks if entry.name == thing.path)
     feeds = problem_sources(recipe, entry)
     if not feeds:
         return benchmarks.load(thing.path).graders()
-    part = f"benchmark/{thing.name}"
-    return {name for feed in feeds for name in sources.load(feed.source).graders(section_of(feed), part)}
+    return named_graders(feeds, f"benchmark/{thing.name}")
 
 
 MEASURE = Measure()
