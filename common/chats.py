@@ -252,11 +252,17 @@ class Renderer:
         """What the model writes after `prompt`: what the template writes of the turn, with its thinking."""
         text = self._upto(chat, tools, index)
         shared = common_prefix(prompt, text)
+        header = self._header_behind(chat[:index], tools, prompt, shared)
+        thought = thinking(chat[index])
+        if header is not None:
+            answer = text.rpartition(header)[2] if header in text else ""
+            if not answer or thought not in answer:
+                raise checks.left_out(self.template, index + 1, chat[index], "its header or its thinking")
+            return answer
         cut = _CUT_TAG.search(text, 0, shared)
         if cut and _TAG.match(text, cut.start()):
             shared = cut.start()
         opened, answer = prompt[shared:], text[shared:]
-        thought = thinking(chat[index])
         if thought and "</think>" in opened and prompt.rfind("<think>") < shared:  # closed before any thinking
             return text[prompt.rfind("<think>") :]
         if thought and thought not in answer:
@@ -267,6 +273,18 @@ class Renderer:
             written = _THINK.sub("", content, count=1) if _THINK.fullmatch(opened) else content
             answer = written + answer[answer.index(said.strip()) + len(said.strip()) :]
         return answer
+
+    def _header_behind(self, before: list[dict[str, Any]], tools: list | None, prompt: str, shared: int) -> str | None:
+        """The header that ends `prompt`, where what is `shared` with the answered chat ends within its past already.
+
+        Qwen3 opens the thinking of an answer that another answer follows; most families write the past alike: None.
+        """
+        try:
+            past = self.template.render(before, tools, False)
+        except Exception:  # the family takes no such chat: there is nothing to compare with
+            return None
+        header = prompt[len(past) :]
+        return header if shared < len(past) and prompt.startswith(past) and header.strip() else None
 
     def _batch(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []

@@ -40,7 +40,7 @@ def texts() -> list[str]:
 def make_model(directory: Path) -> Any:
     """A byte-level tokenizer trained on our own text, with a configuration beside it, as `prepare` reads a model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config
+    from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -56,7 +56,8 @@ def make_model(directory: Path) -> Any:
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(directory)
     ends: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    Qwen2Config(vocab_size=len(tokenizer), **ends).save_pretrained(directory)
+    # Not Qwen2's: its tokenizer class would stand in for this one, with a token of its own.
+    LlamaConfig(vocab_size=len(tokenizer), **ends).save_pretrained(directory)
     GenerationConfig(**ends).save_pretrained(directory)
     return tokenizer
 
@@ -115,8 +116,11 @@ def prepare(chats: Path, model: Path, benchmark: Path, output: Path, max_length:
             format="auto",
             on_unknown_field="error",
             allow_shared_prompts=True,
+            turns="all",
+            prompt_mismatch="as_inferred",
+            supervise_after_end=False,
         ),
-        model=SimpleNamespace(pretrain=None, trust_remote_code=False),
+        model=SimpleNamespace(pretrain=None, trust_remote_code=False, chat_template=None, template_arguments={}),
     )
     shown = time.monotonic()
     reports = 0

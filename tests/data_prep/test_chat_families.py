@@ -198,6 +198,65 @@ def test_every_turn_is_what_the_model_would_generate(tokenizers_of_families, nam
             assert THOUGHTS[1] in text
 
 
+# Chats on which families differ: each is trained on as it is, or refused in a line that names the turn.
+OTHER_CHATS = {
+    "developer": [{"role": "developer", "content": "Be brief."}, user(QUESTIONS[0]), assistant(ANSWERS[0])],
+    "system within": [user(QUESTIONS[0]), {"role": "system", "content": "Be brief."}, assistant(ANSWERS[0])],
+    "two questions": [user(QUESTIONS[0]), user(QUESTIONS[1]), assistant(ANSWERS[0])],
+    "two answers": [user(QUESTIONS[0]), assistant(ANSWERS[0]), assistant(ANSWERS[1])],
+    "weights": [
+        user(QUESTIONS[0]),
+        assistant("A draft.", weight=0),
+        user(QUESTIONS[1]),
+        assistant(ANSWERS[1], weight=1),
+    ],
+    "not the last": [user(QUESTIONS[0]), assistant(ANSWERS[0]), user(QUESTIONS[1]), assistant("A draft.", train=False)],
+    "arguments as text": [
+        user("How is the weather in Rome?"),
+        assistant(
+            "", tool_calls=[{"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}]
+        ),
+    ],
+}
+
+
+@needs_trl
+@pytest.mark.parametrize("chat", OTHER_CHATS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_other_chats_are_trained_on_whole_or_refused(tokenizers_of_families, name, chat):
+    tokenizer, messages = tokenizers_of_families[name], OTHER_CHATS[chat]
+    try:
+        rows = render(tokenizer, messages, tools=[TOOL] if chat == "arguments as text" else None)
+    except ConfigError as error:
+        assert re.match(r"turn \d \(\w+\): the chat template \S.*", str(error)) and "\n" not in str(error)
+        return
+    trained = [m for m in messages if m["role"] == "assistant" and m.get("weight", 1) and m.get("train", True)]
+    found = spans(rows)
+    assert len(found) == len(trained)
+    for (_, generated), turn in zip(found, trained, strict=True):
+        text = tokenizer.decode(generated)
+        assert turn["content"] in text and ("tool_calls" not in turn or ("weather" in text and "Rome" in text))
+        assert not any(m["content"] in text for m in messages if m is not turn and m["content"])
+    whole = "".join(tokenizer.decode(row.ids) for row in rows)
+    if chat == "developer":
+        assert "Be brief." in whole
+
+
+@needs_trl
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_calls_arguments_are_the_same_as_text_and_as_an_object(tokenizers_of_families, name):
+    """Some families print an object, some want its text: what the row has does not decide."""
+    tokenizer, messages = tokenizers_of_families[name], OTHER_CHATS["arguments as text"]
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    found = []
+    for chat in (messages, [messages[0], assistant("", tool_calls=[call])]):
+        try:
+            found.append([(row.ids, row.supervised) for row in render(tokenizer, chat, tools=[TOOL])])
+        except ConfigError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
+
+
 @needs_trl
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_rl_and_evaluation_send_the_prompts_of_the_rows(tokenizers_of_families, tmp_path, name):
