@@ -37,6 +37,11 @@ def texts() -> list[str]:
     return [path.read_text() for kind in ("*/*.py", "*/*/*.py", "docs/*.md") for path in sorted(ROOT.glob(kind))]
 
 
+def vocabulary() -> list[str]:
+    """Their words, but those with a special token, which no row may have in its text."""
+    return [word for word in " ".join(texts()).split() if "<|" not in word]
+
+
 def make_model(directory: Path) -> Any:
     """A byte-level tokenizer trained on our own text, with a configuration beside it, as `prepare` reads a model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -64,7 +69,7 @@ def make_model(directory: Path) -> Any:
 
 def write_chats(path: Path, rows: int, tokens: int, tokenizer: Any) -> None:
     """`rows` chats of about `tokens` tokens each."""
-    rng, words = Random(0), " ".join(texts()).split()
+    rng, words = Random(0), vocabulary()
     sample = " ".join(rng.choices(words, k=10_000))
     length = round(tokens * 10_000 / len(tokenizer(sample, add_special_tokens=False).input_ids))
     asked = round(ASKED * length)
@@ -83,7 +88,7 @@ def write_benchmark(directory: Path) -> None:
 
     from data_prep.tables import BENCHMARK_SCHEMA
 
-    rng, words = Random(1), " ".join(texts()).split()
+    rng, words = Random(1), vocabulary()
     rows = [
         {
             "id": str(number),

@@ -482,9 +482,15 @@ def test_answers_are_cut_to_the_context_and_counted_and_begin_as_told(
     assert json.loads((output / "engine.json").read_text())["max_length"] == 22
     measure.run(settings, {"generations": output}, tmp_path, tmp_path, lambda *_, **__: None)
     assert read_measured(tmp_path)["counts"]["clamped"] == 2
-    config["max_position_embeddings"] = 8
+    config["max_position_embeddings"] = 8  # room for one token after a prompt of one digit, for none after two
     (model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"config\.json: context=8: problem 'digits-10' of 'digits' has 8 tokens"):
+    generate.run(settings, inputs, output, tmp_path / "scratch", lambda *_, **__: None)
+    measure.run(settings, {"generations": output}, tmp_path, tmp_path, lambda *_, **__: None)
+    counts = read_measured(tmp_path)["counts"]
+    assert (counts["problems"], counts["clamped"], counts["unanswered"]) == (12, 12, 2)
+    config["max_position_embeddings"] = 7
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"config\.json: context=7: no problem of 'digits' leaves room .* 7 tokens"):
         generate.run(settings, inputs, output, tmp_path / "scratch", lambda *_, **__: None)
 
 
