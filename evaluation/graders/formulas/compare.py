@@ -1,0 +1,452 @@
+"""Whether an answer's value is the reference's."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from evaluation.graders.formulas import symbolic
+from evaluation.graders.formulas.clean import OR, folded
+from evaluation.graders.formulas.scalars import Scalar, ratio_of_units, scalar
+from evaluation.graders.formulas.sets import as_set, describes_set, equal_sets
+from evaluation.graders.formulas.structure import (
+    Builder,
+    Group,
+    Matrix,
+    Ratio,
+    Relation,
+    SetTerm,
+    Term,
+    Value,
+    Words,
+    read,
+    spread,
+    structure,
+)
+
+# A decimal of fewer places or digits is no rounding of an exact value.
+PLACES, SIGNIFICANT = 6, 4
+_DECIMAL_COMMA = re.compile(r"([-+]?)(?:(\d+),(\d\d)|(0),(\d+))")
+_DEGREES_INSIDE = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z]).*\d\s*°")
+_LETTER_UNIT = re.compile(r"(.*\d\}?) ([mshgLlNJWVAKCF])(?:\s*\^\s*\{?[23]\}?)?")
+
+
+def equal(reference: Value, found: Value) -> bool:
+    """Whether `found` answers as `reference` does; names and units that only one of them writes do not count."""
+    if folded(reference.text) == folded(found.text) and _same_text(reference, found):
+        return True
+    if isinstance(reference, Words) or isinstance(found, Words):
+        return _equal_words(reference, found)
+    if isinstance(reference, Relation) or isinstance(found, Relation):
+        return _equal_relations(reference, found)
+    if describes_set(reference) or describes_set(found):
+        sets = as_set(reference), as_set(found)
+        if sets[0] is not None and sets[1] is not None and equal_sets(sets[0], sets[1]):
+            return True
+        if isinstance(reference, SetTerm | Builder) or isinstance(found, SetTerm | Builder):
+            return False
+    if isinstance(reference, Matrix) or isinstance(found, Matrix):
+        return _equal_matrices(reference, found)
+    if isinstance(reference, Ratio) or isinstance(found, Ratio):
+        return _equal_ratios(reference, found)
+    if isinstance(reference, Group) or isinstance(found, Group):
+        return _equal_groups(reference, found) or _equal_readings(reference, found)
+    assert isinstance(reference, Term) and isinstance(found, Term)
+    return _equal_terms(reference, found) or _equal_readings(reference, found)
+
+
+def _same_text(reference: Value, found: Value) -> bool:
+    """Folding takes brackets and spaces away, which matter to values: the same text is also the same without it."""
+    if isinstance(reference, Words) and isinstance(found, Words):
+        return True
+    return _close_up(reference.text) == _close_up(found.text)
+
+
+def _close_up(text: str) -> str:
+    """Without spaces that part nothing; "2 2/3" is not "22/3"."""
+    return re.sub(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])", "", text)
+
+
+def _equal_words(reference: Value, found: Value) -> bool:
+    if isinstance(reference, Group) or isinstance(found, Group):
+        return _equal_groups(reference, found)
+    texts = [folded(value.text) for value in (reference, found)]
+    if isinstance(reference, Relation) and not isinstance(found, Relation):
+        return equal(reference.sides[-1], found)
+    if isinstance(found, Relation) and not isinstance(reference, Relation):
+        return equal(reference, found.sides[-1])
+    return texts[0] == texts[1] != ""
+
+
+# --- single terms
+
+
+def _equal_terms(reference: Term, found: Term) -> bool:
+    factor = ratio_of_units(found.unit, reference.unit)
+    if factor is None:
+        return False
+    if reference.number is not None and found.number is not None:
+        return _equal_numbers(reference.number, found.number, factor)
+    a, b = (_parts(term) for term in (reference, found))
+    if a[0] is None or b[0] is None:
+        return False
+    first, second = a[0], b[0]
+    if factor != 1:
+        second = second * symbolic.to_sympy(factor)
+    return any(
+        symbolic.same(x, y) for x, y in _scaled(first, a[1], second, b[1])
+    ) or _rounded(reference, found, first, second)
+
+
+@lru_cache(maxsize=4096)
+def _parts(term: Term) -> tuple[Any, str]:
+    """The expression of a term, and "%", "°" or "" for what stands behind it."""
+    number = term.number
+    if number is not None:
+        return symbolic.to_sympy(number.value), "%" if number.percent else "°" if number.degrees else ""
+    body, mark = term.body, ""
+    if _DEGREES_INSIDE.search(body):
+        body = re.sub(r"(\d+(?:\.\d+)?)\s*°", r"(\\frac{\1\\pi}{180})", body)
+    if body.endswith(("%", "°")):
+        body, mark = body[:-1].strip(), body[-1]
+    body = body.replace("°", "")
+    return symbolic.expression(body), mark
+
+
+def _scaled(first: Any, mark: str, second: Any, other: str) -> list[tuple[Any, Any]]:
+    """10% is 10 and 0.1; 180° is 180 and pi."""
+    import sympy
+
+    pairs = [(first, second)]
+    if mark != other:
+        for sign, unit in (("%", sympy.Rational(1, 100)), ("°", sympy.pi / 180)):
+            if mark == sign:
+                pairs.append((first * unit, second))
+            if other == sign:
+                pairs.append((first, second * unit))
+    return pairs
+
+
+def _equal_numbers(reference: Scalar, found: Scalar, factor: Fraction) -> bool:
+    if reference.clock and found.clock:
+        return reference.value == found.value
+    if reference.clock or found.clock:
+        return False
+    if reference.base != found.base and reference.base is not None:
+        # 2516 answers 2516_8: the question names the base.
+        if found.base is None:
+            return reference.digits == found.digits
+    value = found.value * factor
+    if reference.value == value:
+        return True
+    if reference.percent != found.percent:
+        percent, other = (reference.value, value) if reference.percent else (value, reference.value)
+        if percent == 100 * other:
+            return True
+    if reference.degrees != found.degrees:
+        return False
+    return _rounds(reference, found, value) or _rounds(found, reference, reference.value)
+
+
+def _rounds(exact: Scalar, decimal: Scalar, value: Fraction) -> bool:
+    """Whether a decimal is a fraction, rounded: never an integer or another decimal."""
+    if exact.places is not None or exact.digits or not _long(decimal):
+        return False
+    assert decimal.places is not None
+    return exact.value.denominator != 1 and symbolic.rounds(exact.value, value, decimal.places)
+
+
+def _long(number: Scalar) -> bool:
+    return number.places is not None and number.places >= PLACES and number.significant >= SIGNIFICANT
+
+
+def _rounded(reference: Term, found: Term, first: Any, second: Any) -> bool:
+    for term, value in ((reference, second), (found, first)):
+        if term.number is not None and _long(term.number) and not value.free_symbols:
+            assert term.number.places is not None
+            return symbolic.close(value, term.number.value, term.number.places)
+    return False
+
+
+def _equal_readings(reference: Value, found: Value) -> bool:
+    """What else a text may be: 1,22 a decimal, 32,349 two numbers, "5 m" a length."""
+    for one, other in ((reference, found), (found, reference)):
+        for reading in _readings(one, other):
+            if equal(reading, found) if one is reference else equal(reference, reading):
+                return True
+    return False
+
+
+def _readings(value: Value, other: Value) -> list[Value]:
+    comma = _DECIMAL_COMMA.fullmatch(value.text.replace(" ", "")) if isinstance(value, Group) else None
+    if comma is not None and isinstance(other, Term):
+        return [structure(value.text.replace(",", "."))]
+    if isinstance(value, Term) and value.number is not None and isinstance(other, Group) and "," in value.text:
+        parts = value.text.split(",")
+        if len(parts) > 1 and not any(len(part) > 1 and part.startswith("0") for part in parts):
+            return [Group(value.text, "", "", tuple(structure(part) for part in parts))]
+    if isinstance(value, Term) and value.number is None and isinstance(other, Term) and other.number is not None:
+        letter = _LETTER_UNIT.fullmatch(value.text)
+        if letter is not None:
+            return [structure(letter[1])]
+    return []
+
+
+# --- relations
+
+
+def _equal_relations(reference: Value, found: Value) -> bool:
+    if isinstance(reference, Relation) and isinstance(found, Relation):
+        return _both_relations(reference, found)
+    if isinstance(reference, Relation):
+        if _names(reference, of_reference=True):
+            return equal(_meant(reference), found)
+        sets = (as_set(reference), as_set(found)) if describes_set(found) else (None, None)
+        return sets[0] is not None and sets[1] is not None and equal_sets(sets[0], sets[1])
+    assert isinstance(found, Relation)
+    if _names(found, of_reference=False):
+        return equal(reference, _meant(found))
+    sets = (as_set(reference), as_set(found)) if describes_set(reference) or isinstance(reference, Group) else (None, None)
+    return sets[0] is not None and sets[1] is not None and equal_sets(sets[0], sets[1])
+
+
+def _meant(relation: Relation) -> Value:
+    """The value of "x = 5", "x = 2 + 3 = 5", "x = 1/3 \\approx 0.33"."""
+    sides = list(relation.sides)
+    signs = list(relation.signs)
+    while signs and signs[-1] == "\\approx" and (len(signs) > 1 or _constant(sides[0])):
+        sides.pop()
+        signs.pop()
+    return sides[-1]
+
+
+def _constant(value: Value) -> bool:
+    """Whether a value is a number, however it is written."""
+    if not isinstance(value, Term):
+        return False
+    found = _parts(value)[0]
+    return found is not None and not found.free_symbols
+
+
+def _names(relation: Relation, of_reference: bool) -> bool:
+    """Whether a relation only gives a value a name, "x = 5", "f(2) = 3", "x \\in S"; an equation to be solved does not."""
+    if not relation.signs:
+        return True
+    if any(sign not in ("=", "\\approx", "\\in") for sign in relation.signs):
+        return False
+    if relation.signs[0] == "\\approx":
+        return True
+    named = any(_is_name(side, of_reference) for side in relation.sides[:-1])
+    return named or all(_constant(side) for side in relation.sides)
+
+
+def _is_name(value: Value, of_reference: bool) -> bool:
+    if isinstance(value, Words):
+        return True
+    if isinstance(value, Group):
+        return bool(value.items) and all(_is_name(item, True) for item in value.items)
+    if isinstance(value, Ratio):
+        return all(_is_name(part, True) for part in value.parts)
+    if not isinstance(value, Term) or value.number is not None:
+        # 6 * 7 = 42: what was computed, then the value.
+        return isinstance(value, Term) and not of_reference
+    text = value.text
+    # Subscripts, what a function is of and what stands between bars are part of the name.
+    bare = re.sub(r"_\s*(?:\{[^{}]*\}|\\?\w)", "", text)
+    bare = re.sub(r"(?<=[A-Za-z}])'*\s*\([^()]*\)", "", bare)
+    bare = re.sub(r"\|[^|]*\|", "N", bare)
+    bare = re.sub(r"\\(?:angle|triangle|overline|text|operatorname|mathbb|vec|hat|measuredangle|Delta)", "", bare)
+    if of_reference:
+        bare = re.sub(r"\\frac\{([A-Za-z\s]*)\}\{([A-Za-z\s]*)\}", r"\1\2", bare)
+        return not re.search(r"\d|\\(?:frac|sqrt|sin|cos|tan|log|ln)", bare)
+    if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", bare)) and not re.search(r"\\(?:alpha|beta|gamma|theta)", bare):
+        return True
+    # a^2 + b^2 = 25 names a value, x^2 - 12 = 0, 3x + 4y = 14 and 2x = 10 are equations.
+    bare = re.sub(r"\^\s*(?:\{\s*-?\d+\s*\}|\d)", "", bare)
+    return not re.search(r"\d", bare)
+
+
+def _both_relations(reference: Relation, found: Relation) -> bool:
+    if _names(reference, True) and _names(found, True):
+        first, second = reference.sides[0], found.sides[0]
+        values = _meant(reference), _meant(found)
+        if len(reference.sides) > 1 and len(found.sides) > 1 and _same_name(first, second) and equal(*values):
+            return True
+        if len(reference.sides) < 2 or len(found.sides) < 2:
+            return equal(*values)
+        if "\\in" in (*reference.signs, *found.signs) and equal(first, second):
+            return equal(*values)
+    expressions = [_difference(relation) for relation in (reference, found)]
+    if expressions[0] is not None and expressions[1] is not None:
+        return _same_relation(reference.signs[0], expressions[0], found.signs[0], expressions[1])
+    if len(reference.signs) == len(found.signs):
+        pairs = list(zip(reference.sides, found.sides, strict=True))
+        if reference.signs == found.signs and all(equal(a, b) for a, b in pairs):
+            return True
+        turned = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+        back = list(zip(reference.sides, reversed(found.sides), strict=True))
+        if [turned.get(s, s) for s in reversed(found.signs)] == list(reference.signs) and all(equal(a, b) for a, b in back):
+            return True
+    sets = as_set(reference), as_set(found)
+    return sets[0] is not None and sets[1] is not None and equal_sets(sets[0], sets[1])
+
+
+def _same_name(first: Value, second: Value) -> bool:
+    """W(x) and W(n) are one function."""
+    if equal(first, second):
+        return True
+    called = [re.fullmatch(r"([A-Za-z])\s*\([a-z]\)", value.text) for value in (first, second)]
+    return called[0] is not None and called[1] is not None and called[0][1] == called[1][1]
+
+
+def _difference(relation: Relation) -> Any:
+    """left - right of a relation of two expressions."""
+    if len(relation.sides) != 2 or relation.signs[0] in ("\\in", "\\notin", "\\approx"):
+        return None
+    sides = [_parts(side)[0] if isinstance(side, Term) else None for side in relation.sides]
+    import sympy
+
+    if any(side is None or isinstance(side, sympy.MatrixBase) or side.has(sympy.oo) for side in sides):
+        return None
+    return sides[0] - sides[1]
+
+
+def _same_relation(sign: str, first: Any, other: str, second: Any) -> bool:
+    import sympy
+
+    turned = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+    if first.free_symbols != second.free_symbols:
+        return False
+    factor = symbolic.proportional(first, second)
+    if factor is None and sign in ("=", "\\ne") and sign == other:
+        tops = [sympy.fraction(sympy.together(symbolic.evaluated(value)))[0] for value in (first, second)]
+        factor = symbolic.proportional(*tops)
+    if factor is None:
+        return False
+    if sign in ("=", "\\ne"):
+        return sign == other
+    return sign == (other if factor > 0 else turned.get(other, other))
+
+
+# --- several values
+
+
+def _equal_groups(reference: Value, found: Value) -> bool:
+    expected, given = (_items(value) for value in (reference, found))
+    ordered = any(_is_tuple(value) for value in (reference, found))
+    brackets = [_ends(value) for value in (reference, found)]
+    # [0, 1) is not (0, 1), nor the set of 0 and 1.
+    if any("[" in ends or "]" in ends for ends in brackets) and brackets[0] != brackets[1] and len(expected) == 2:
+        return False
+    if ordered and isinstance(reference, Group) and reference.joint == ";" != "" and not _is_tuple(found):
+        ordered = reference.opened != ""
+    if ordered:
+        return len(expected) == len(given) and all(equal(a, b) for a, b in zip(expected, given, strict=True))
+    names = [_name(value) for value in expected]
+    if all(names) and len(set(names)) == len(names) > 1 and not any(_name(value) for value in given):
+        # x = 1, y = 2 against 1, 2.
+        return len(expected) == len(given) and all(equal(a, b) for a, b in zip(expected, given, strict=True))
+    return _matched(_distinct(expected), _distinct(given))
+
+
+def _items(value: Value) -> tuple[Value, ...]:
+    if not isinstance(value, Group):
+        return (value,)
+    if value.joint == ";" and not value.opened:
+        # Rows within rows are tuples: "p = 5, q = 2; p = 7, q = 2".
+        return tuple(
+            Group(item.text, "(", ")", item.items) if isinstance(item, Group) and not item.opened else item
+            for item in value.items
+        )
+    return tuple(one for item in value.items for one in spread(item))
+
+
+def _is_tuple(value: Value) -> bool:
+    return isinstance(value, Group) and value.opened in ("(", "\\langle") and len(value.items) > 1
+
+
+def _ends(value: Value) -> str:
+    if not isinstance(value, Group) or len(value.items) != 2 or value.opened in ("\\{", "{"):
+        return ""
+    # ]0, 1[ is (0, 1).
+    return {"]": "("}.get(value.opened, value.opened) + {"[": ")"}.get(value.closed, value.closed)
+
+
+def _name(value: Value) -> str:
+    """What a value is called, x_1 and x_2 alike."""
+    if isinstance(value, Relation) and value.signs[:1] == ("=",) and _names(value, True):
+        return re.sub(r"_.*", "", value.sides[0].text).strip()
+    return ""
+
+
+def _distinct(values: tuple[Value, ...]) -> list[Value]:
+    kept: list[Value] = []
+    for value in values:
+        if not any(equal(value, other) for other in kept):
+            kept.append(value)
+    return kept
+
+
+def _matched(expected: list[Value], given: list[Value]) -> bool:
+    if len(expected) != len(given):
+        return False
+    rest = list(given)
+    for value in expected:
+        index = next((i for i, other in enumerate(rest) if equal(value, other)), None)
+        if index is None:
+            return False
+        rest.pop(index)
+    return True
+
+
+def _equal_matrices(reference: Value, found: Value) -> bool:
+    if isinstance(reference, Matrix) and isinstance(found, Matrix):
+        shapes = [[len(row) for row in matrix.rows] for matrix in (reference, found)]
+        return shapes[0] == shapes[1] and all(
+            equal(a, b)
+            for rows in zip(reference.rows, found.rows, strict=True)
+            for a, b in zip(*rows, strict=True)
+        )
+    matrix, other = (reference, found) if isinstance(reference, Matrix) else (found, reference)
+    assert isinstance(matrix, Matrix)
+    if isinstance(other, Term):
+        values = symbolic.expression(matrix.text), symbolic.expression(other.body)
+        return values[0] is not None and values[1] is not None and symbolic.same(
+            *(value.doit() for value in values)
+        )
+    if not isinstance(other, Group) or other.opened not in ("(", "\\langle", "["):
+        return False
+    # A column or a row against (1, 2, 3).
+    flat = [cell for row in matrix.rows for cell in row]
+    if len(matrix.rows) != 1 and any(len(row) != 1 for row in matrix.rows):
+        return False
+    items = other.items
+    return len(flat) == len(items) and all(equal(a, b) for a, b in zip(flat, items, strict=True))
+
+
+def _equal_ratios(reference: Value, found: Value) -> bool:
+    parts = [value.parts if isinstance(value, Ratio) else None for value in (reference, found)]
+    if parts[0] is not None and parts[1] is not None:
+        if len(parts[0]) != len(parts[1]):
+            return False
+        if any(isinstance(part, Term) and part.number and part.number.value == 0 for side in parts for part in side):
+            return all(equal(a, b) for a, b in zip(*parts, strict=True))  # 12:00
+        # a : b is c : d if a d = b c.
+        return all(
+            _equal_products(parts[0][0], parts[1][i], parts[1][0], parts[0][i]) for i in range(1, len(parts[0]))
+        )
+    ratio, other = (reference, found) if parts[0] is not None else (found, reference)
+    assert isinstance(ratio, Ratio)
+    if len(ratio.parts) != 2 or not isinstance(other, Term):
+        return False
+    quotient = structure(f"\\frac{{{ratio.parts[0].text}}}{{{ratio.parts[1].text}}}")
+    return equal(quotient, other)
+
+
+def _equal_products(a: Value, b: Value, c: Value, d: Value) -> bool:
+    found = [_parts(value)[0] if isinstance(value, Term) else None for value in (a, b, c, d)]
+    if any(value is None for value in found):
+        return False
+    return symbolic.same(found[0] * found[1], found[2] * found[3])
