@@ -77,6 +77,7 @@ def chosen(response: str) -> str:
     affirms, last of all the only letter or the last one that it does not deny.
     """
     response = response.replace("\N{FULLWIDTH COLON}", ":").translate(_WIDE)
+    response = _SMALL.sub(lambda match: match[0].upper(), response)
     marked = sorted(_marked(response), key=lambda pair: pair[0])
     for _, found in reversed(marked):
         if found == "-":
@@ -85,14 +86,16 @@ def chosen(response: str) -> str:
             return found
     text = _plain(_without_boxes(response))
     leading = _LABEL.match(text)
-    if leading is not None and len(text) > len(leading[0].strip()):
+    if leading is not None:
         letter = _of_label(leading, text)
         others = {m.upper() for m in re.findall(r"(?<![A-Za-z0-9])\(?([A-Za-z])[.):](?=\s|$)", text)}
-        if letter and leading["led"] is None and others <= {letter}:
+        if letter and (leading["led"] is None or _REASON.match(text, leading.end())) and others <= {letter}:
             return letter
     return _argued(text, first=False)
 
 
+_SMALL = re.compile(r"(?<![A-Za-z0-9}])[(\[][a-j][)\]]")
+_REASON = re.compile(r"[\s,;–—-]*\b(?:because|since|as|for)\b")
 _WIDE = {ord(wide): chr(ord(wide) - 0xFEE0) for wide in "ＡＢＣＤＥＦＧＨＩＪ（）［］"} | {ord("【"): "[", ord("】"): "]"}
 
 

@@ -10,7 +10,7 @@ from evaluation.graders.contract import Grade, Grader
 from evaluation.graders.extraction import BOX, after_thoughts, boxes, extract_boxed, extract_tagged
 from evaluation.graders.formulas.clean import clean
 from evaluation.graders.formulas.compare import equal
-from evaluation.graders.formulas.locate import locate, readable
+from evaluation.graders.formulas.locate import announced_words, locate, readable
 from evaluation.graders.formulas.structure import Group, Value, Words, read
 
 # math-verify's patterns are quadratic in the worst case; an unboxed final answer stands at the end.
@@ -55,12 +55,13 @@ def _grade_math(response: str, answer: str, _: str) -> Grade:
 
 @lru_cache(maxsize=1024)
 def _located(response: str, answer: str) -> Grade:
-    references(answer)
+    expected = references(answer)
+    response = BOX.sub(" ", response)  # one that does not close
+    if isinstance(expected[0], Words):
+        # A name or a word is announced, or the whole response.
+        if any(equal(expected[0], read(words)) for words in announced_words(response) if words.strip()):
+            return Grade(True, "ok")
     value = locate(response)
-    if value is None:
-        # A name or a word may be the whole response.
-        short = len(response.strip()) <= 40 and isinstance(read(response), Words) and response.strip() != ""
-        value = read(response) if short and isinstance(references(answer)[0], Words) else None
     return Grade(False, "no_answer") if value is None else _judge(value, answer)
 
 

@@ -17,7 +17,14 @@ from evaluation.graders.formulas.structure import Group, Term, Value, Words, rea
 _EXPONENT = re.compile(
     r"\s*(?:[eE][-+]?\d+|(?:\\times|\\cdot|[×x*·])\s*10\s*(?:\^\s*(?:\{\s*[-+]?\d+\s*\}|\(?[-+]?\d+\)?)|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))"
 )
-_FRACTION = re.compile(r"\s*/\s*\d+(?![\d.])")
+# What math-verify's patterns for numbers leave out behind one.
+_BEHIND = (_EXPONENT, re.compile(r"\s*/\s*\d+(?![\d.])|:\d\d(?:\s*[ap]\.?m\b\.?)?|_\{?\w{1,3}\}?"))
+_ANNOUNCED = re.compile(r"(?i:\banswer(?:\s+(?:is|would be|must be)\b(?!\s+not\b)\s*:?|\s*:))\s*")
+# Where the words behind an announced formula begin.
+_PROSE = re.compile(r"[,;.]\s|[.,;]?\s+\(?(?:because|since|as|so|which|for|in|that|where|when|with|if|by|per|i\.e|I)\b|\.?$")
+_WORD = re.compile(r"(?<!\\)\b(?!sqrt|sin|cos|tan|log|ln|pi|and|or|infinity)[A-Za-z]{2,}")
+_SUFFIX = re.compile(r"(?:^|\s)((?:[(\[]|[A-Za-z]\b|\\)[^$]*)$")
+SHORT = 80
 # A sign before a number; stars and underlines that print it bold.
 _PLUS = re.compile(r"(?<![\w)\]}$^.])\+(?=\$?\.?\d)")
 _BOLD = re.compile(r"\*\*|(?<![A-Za-z0-9\\])__|__(?![A-Za-z0-9])")
@@ -27,11 +34,57 @@ def locate(text: str) -> Value | None:
     """The value that a text ends in or announces; None where there is none."""
     text = text.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " ")
     text = _PLUS.sub("", _BOLD.sub(" ", text))
-    for found in _candidates(text):
+    for found in (*_pure(text), *_candidates(text)):
         value = read(found)
         if readable(value):
             return value
     return None
+
+
+def announced_words(text: str) -> Iterator[str]:
+    """What follows the last announcement, as words; the whole of a short text."""
+    text = _BOLD.sub(" ", text).strip()
+    rest = _announced(text)
+    if rest:
+        yield rest.rstrip(".")
+        yield rest[: match.start()] if (match := _PROSE.search(rest)) else rest
+    elif len(text) <= SHORT:
+        yield text
+
+
+def _announced(text: str) -> str:
+    """The line behind the last announcement of an answer."""
+    found = list(_ANNOUNCED.finditer(text))
+    return text[found[-1].end() :].partition("\n")[0].strip() if found else ""
+
+
+def _pure(text: str) -> Iterator[str]:
+    """Formulas without delimiters: announced, behind the words of the last line, or all that the text is."""
+    rest = _announced(text)
+    if rest:
+        match = _PROSE.search(rest)
+        for found in (rest, rest[: match.start()] if match else ""):
+            if _is_formula(found):
+                yield found
+        return
+    line = text.strip().rpartition("\n")[2].strip()
+    if len(line) <= SHORT and line == text.strip() and "=" in line and _is_formula(line):
+        yield line
+        return
+    suffix = _SUFFIX.search(line[-SHORT:])
+    while suffix is not None:
+        if _is_formula(suffix[1]) and re.search(r"[\\\[(^]", suffix[1]):
+            yield suffix[1]
+            return
+        suffix = _SUFFIX.search(line, len(line) - len(suffix[1]))
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a text is a formula and nothing else, and one that a pattern for numbers would cut."""
+    text = text.strip().rstrip(".")
+    if not text or "$" in text or _WORD.search(re.sub(r"\\(?:text|mathrm|operatorname)\{[^{}]*\}", "", text)):
+        return False
+    return readable(read(text)) and not isinstance(read(text), Words)
 
 
 def readable(value: Value) -> bool:
@@ -78,7 +131,7 @@ def _content(match: re.Match[str], text: str) -> str:
         return ""
     start, end = min(match.start(name) for name in names), max(match.end(name) for name in names)
     found = text[start:end]
-    for more in (_EXPONENT, _FRACTION):
+    for more in _BEHIND:
         behind = more.match(text, end)
         if behind is not None:
             return found + behind[0]
