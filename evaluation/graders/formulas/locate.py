@@ -23,7 +23,7 @@ _ANNOUNCED = re.compile(r"(?i:\banswer(?:\s+(?:is|would be|must be)\b(?!\s+not\b
 # Where the words behind an announced formula begin.
 _PROSE = re.compile(r"[,;.]\s|[.,;]?\s+\(?(?:because|since|as|so|which|for|in|that|where|when|with|if|by|per|i\.e|I)\b|\.?$")
 _WORD = re.compile(r"(?<!\\)\b(?!sqrt|sin|cos|tan|log|ln|pi|and|or|infinity)[A-Za-z]{2,}")
-_SUFFIX = re.compile(r"(?:^|\s)((?:[(\[]|[A-Za-z]\b|\\)[^$]*)$")
+_SUFFIX = re.compile(r"(?:^|\s)(?=[(\[\\]|[A-Za-z]\b)")
 SHORT = 80
 # A sign before a number; stars and underlines that print it bold.
 _PLUS = re.compile(r"(?<![\w)\]}$^.])\+(?=\$?\.?\d)")
@@ -71,12 +71,12 @@ def _pure(text: str) -> Iterator[str]:
     if len(line) <= SHORT and line == text.strip() and "=" in line and _is_formula(line):
         yield line
         return
-    suffix = _SUFFIX.search(line[-SHORT:])
-    while suffix is not None:
-        if _is_formula(suffix[1]) and re.search(r"[\\\[(^]", suffix[1]):
-            yield suffix[1]
+    line = line[-SHORT:]
+    for start in _SUFFIX.finditer(line):
+        suffix = line[start.end() :]
+        if re.search(r"[\\\[(^]", suffix) and _is_formula(suffix):
+            yield suffix
             return
-        suffix = _SUFFIX.search(line, len(line) - len(suffix[1]))
 
 
 def _is_formula(text: str) -> bool:
