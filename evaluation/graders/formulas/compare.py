@@ -42,8 +42,7 @@ def equal(reference: Value, found: Value) -> bool:
     if isinstance(reference, Relation) or isinstance(found, Relation):
         return _equal_relations(reference, found)
     if describes_set(reference) or describes_set(found):
-        sets = as_set(reference), as_set(found)
-        if sets[0] is not None and sets[1] is not None and equal_sets(sets[0], sets[1]):
+        if _same_sets(reference, found):
             return True
         if isinstance(reference, SetTerm | Builder) or isinstance(found, SetTerm | Builder):
             return False
@@ -55,6 +54,13 @@ def equal(reference: Value, found: Value) -> bool:
         return _equal_groups(reference, found) or _equal_readings(reference, found)
     assert isinstance(reference, Term) and isinstance(found, Term)
     return _equal_terms(reference, found) or _equal_readings(reference, found)
+
+
+def _same_sets(reference: Value, found: Value) -> bool:
+    if not describes_set(reference) and not describes_set(found):
+        return False
+    sets = as_set(reference), as_set(found)
+    return sets[0] is not None and sets[1] is not None and equal_sets(sets[0], sets[1])
 
 
 def _same_text(reference: Value, found: Value) -> bool:
@@ -203,13 +209,11 @@ def _equal_relations(reference: Value, found: Value) -> bool:
     if isinstance(reference, Relation):
         if _names(reference, of_reference=True):
             return equal(_meant(reference), found)
-        sets = (as_set(reference), as_set(found)) if describes_set(found) else (None, None)
-        return sets[0] is not None and sets[1] is not None and equal_sets(sets[0], sets[1])
+        return _same_sets(reference, found)
     assert isinstance(found, Relation)
     if _names(found, of_reference=False):
         return equal(reference, _meant(found))
-    sets = (as_set(reference), as_set(found)) if describes_set(reference) or isinstance(reference, Group) else (None, None)
-    return sets[0] is not None and sets[1] is not None and equal_sets(sets[0], sets[1])
+    return _same_sets(reference, found)
 
 
 def _meant(relation: Relation) -> Value:
@@ -276,6 +280,8 @@ def _both_relations(reference: Relation, found: Relation) -> bool:
             return True
         if len(reference.sides) < 2 or len(found.sides) < 2:
             return equal(*values)
+        if all(_constant(side) for side in (*reference.sides, *found.sides)):
+            return equal(*values)
         if "\\in" in (*reference.signs, *found.signs) and equal(first, second):
             return equal(*values)
     expressions = [_difference(relation) for relation in (reference, found)]
@@ -289,8 +295,7 @@ def _both_relations(reference: Relation, found: Relation) -> bool:
         back = list(zip(reference.sides, reversed(found.sides), strict=True))
         if [turned.get(s, s) for s in reversed(found.signs)] == list(reference.signs) and all(equal(a, b) for a, b in back):
             return True
-    sets = as_set(reference), as_set(found)
-    return sets[0] is not None and sets[1] is not None and equal_sets(sets[0], sets[1])
+    return _same_sets(reference, found)
 
 
 def _same_name(first: Value, second: Value) -> bool:

@@ -150,7 +150,7 @@ def _solutions(value: Value, variable: str | None) -> Any:
         return found if found is None or value.signs[0] == "\\in" else sympy.Complement(sympy.S.Reals, found)
     unknown = sympy.Symbol("x", real=True)
     sides = [_side(side, unknown) for side in value.sides]
-    if any(side is None for side in sides):
+    if any(side is None for side in sides) or not any(side.has(unknown) for side in sides):
         return None
     kinds = {"<": sympy.Lt, ">": sympy.Gt, "\\le": sympy.Le, "\\ge": sympy.Ge, "\\ne": sympy.Ne, "=": sympy.Eq}
     found = sympy.S.Reals
@@ -209,8 +209,6 @@ def _side(value: Value, unknown: Any) -> Any:
 
 def equal_sets(first: Any, second: Any) -> bool:
     """Whether two sets of real numbers are the same, ends compared exactly."""
-    import sympy
-
     if first == second:
         return True
     parts = [_parts(value) for value in (first, second)]
@@ -224,7 +222,6 @@ def equal_sets(first: Any, second: Any) -> bool:
         and (a.start == b.start or symbolic.same(a.start, b.start))
         and (a.end == b.end or symbolic.same(a.end, b.end))
         for a, b in zip(parts[0], parts[1], strict=True)
-        if isinstance(a, sympy.Interval)
     )
 
 

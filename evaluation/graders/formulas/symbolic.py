@@ -47,6 +47,11 @@ def expression(text: str) -> Any:
         raise
     except Exception:  # the parser raises bare exceptions for what it cannot read
         return None
+    if isinstance(found, sympy.MatrixExpr):
+        try:
+            found = found.doit().as_explicit()
+        except (TypeError, ValueError, AttributeError):
+            return None  # shapes that do not fit
     if not isinstance(found, sympy.Expr | sympy.MatrixBase):
         return None
     exact = {number: sympy.Rational(str(number)) for number in found.atoms(sympy.Float)}

@@ -131,7 +131,7 @@ def test_plain_numbers_get_math_verifys_verdict(found, answer, same):
         (r"\boxed{\frac{1}{2006!}}", r"\frac{1}{2004!}", False, True),
         (r"\boxed{4.5 \times 10^{33}}", "4.5e33", True, False),
         (r"\boxed{2516_7}", "2516_8", False, True),
-        (r"\boxed{1 + \frac{1}{\mathrm{e}}}", r"1 - \frac{1}{\mathrm{e}}", False, True),
+        (r"\boxed{\text{seat}}", r"\text{east}", False, False),
         (r"\boxed{x^2-12=0}", "0", False, True),
         (r"\boxed{0 \le x < 1}", "[0,1)", True, False),
         (r"\boxed{\frac{1}{3}}", r"\frac{1}{3}", True, True),
