@@ -66,13 +66,16 @@ def label_mass(logits: Tensor, labels: Tensor, *, strict: bool = False) -> Tenso
 
     float32, float64 for float64 logits.
 
-    strict: the published code's form, the sum over q(v) < q(y) plus q(y): ids tied with y do not count.
+    strict: the published code's form, the sum over q(v) < q(y) plus q(y): ids tied with y do not count, and 1 exactly
+    is for a y that is the only one at the top.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     q = logits.softmax(-1)
     label = labels.unsqueeze(-1)
     z_label = logits.gather(-1, label)
     if strict:
-        return (q * (logits < z_label)).sum(-1) + q.gather(-1, label).squeeze(-1)
+        mass = (q * (logits < z_label)).sum(-1) + q.gather(-1, label).squeeze(-1)
+        alone = (logits < z_label).sum(-1) == logits.shape[-1] - 1
+        return torch.where(alone, torch.ones_like(mass), mass)
     mass = (q * (logits <= z_label)).sum(-1)
     return torch.where(z_label.squeeze(-1) == logits.amax(-1), torch.ones_like(mass), mass)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
@@ -12,13 +13,26 @@ from typing import Any
 
 
 def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
-    """Replace a file by sorted JSON in one step; `durable` also brings it to the disk. Raises ValueError for NaN."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False), durable=durable)
+    """Replace a file by sorted JSON in one step; `durable` also brings it to the disk.
+
+    JSON has no number that is not finite: what diverged is null.
+    """
+    text = json.dumps(_finite(value), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text, durable=durable)
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a file by one line of sorted JSON for each row, in one step."""
-    write_text(path, "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))
+    """Replace a file by one line of sorted JSON for each row, in one step; a number that is not finite is null."""
+    lines = (json.dumps(_finite(row), sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:

@@ -1,35 +1,36 @@
-"""verl's multi-turn SFT data set, with the rows of reference caches aligned to its tokens.
+"""verl's SFT data set of chats as training rows, with the rows of reference caches aligned to their tokens.
 
-Give it to verl as `data.custom_cls={path: pkg://data_prep.chat_dataset, name: ChatDataset}`; with
-`data.references` empty it is verl's data set with truncation on either side and a mask that cannot leak.
+Give it to verl as `data.custom_cls={path: pkg://data_prep.chat_dataset, name: ChatDataset}`. It reads verl's `messages`
+and gives verl's tensors; token ids and masks are those of `common.chats`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
+from common.chats import POLICY, Rendered, Renderer
 from common.errors import ConfigError
 from common.files import text_digest
 from data_prep.reference.layout import SUPPORT_FIELDS
 from data_prep.reference.reader import ReferenceCache, label_checksum
-from data_prep.truncation import TRUNCATION
+from data_prep.tables import BATCH_ROWS
+from data_prep.truncation import dataset_config
 
-MASK_POLICY = "assistant"  # every token of an assistant turn after its generation prompt; never token 0
+__all__ = ["AlignedReference", "ChatDataset", "dataset_config", "tokenizer_digest"]
+
+MASK_POLICY = "assistant turns to their end"  # after the prompt, to the token that ends the turn; never token 0
 EMITTED_DTYPES = {"ceil_n1": np.int32, "ceil_n2": np.int32}  # other scalars are float32
-
-
-def dataset_config(data: Any) -> dict[str, Any]:
-    """verl's `data.*` entries that decide tokens and masks, from the recipe's `data` section."""
-    return {"pad_mode": "no_padding", "max_length": data.max_length, "truncation": TRUNCATION[data.on_long_row]}
+COLUMNS = ("messages", "tools", "critical_spans", "row_tokens")
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -42,16 +43,19 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return text_digest(json.dumps(content, sort_keys=True))
 
 
-class ChatDataset(MultiTurnSFTDataset):
+class ChatDataset(Dataset):
     """Chats as token ids and masks; rows of reference caches beside them.
 
-    Configuration beyond verl's (`data.*`):
+    A chat is one row, or several where inference would show its turns another past (`common.chats`).
+
+    Configuration (`data.*`), beyond what verl reads itself:
         pad_mode: must be no_padding.
-        truncation: error, left or right; verl's own class cuts on the right whatever it says.
+        max_length, truncation: error, left or right.
+        apply_chat_template_kwargs, turns, prompt_mismatch, supervise_after_end: of the renderer.
         references: mapping source -> {path, fields, top_k}. source is base, teacher or checkpoint, fields a list from
             support_ids, support_logprobs, the names of TOKEN_FIELDS and mean_loss, top_k the number of entries wanted
             (null: all that are stored).
-        columns: names of per-token columns wanted; `critical` is 1 on tokens that overlap the row's `critical_spans`
+        columns: names of per-token columns wanted; `critical` is 1 on tokens that overlap the chat's `critical_spans`
             ([start, end) character pairs of the last answer) and 0 elsewhere.
         train_files: references and columns belong to these files; another data set (validation) gets none.
 
@@ -61,29 +65,37 @@ class ChatDataset(MultiTurnSFTDataset):
         reference_<source>_packed     (T * top_k,) int32, or int64 if the cache is lossless, for support_ids and
                                       support_logprobs; `reference.codec.decode` unpacks them
         reference_<source>_<field>    (T,) float32 for label_logprob, label_mass, logsumexp, entropy, n1, n2 and
-                                      mean_loss (the chat's, at every position); int32 for ceil_n1, ceil_n2
+                                      mean_loss (the row's, at every position); int32 for ceil_n1, ceil_n2
         column_<name>                 (T,) float32
 
-    Rows of positions that predict no supervised token are zero. `loss_mask` stays verl's: 1 at the supervised token
+    Rows of positions that predict no supervised token are zero. `loss_mask` is as in verl: 1 at the supervised token
     itself, so row t counts where `loss_mask[t + 1]` is 1; `loss_mask[0]` is always 0, so that a mask rolled over packed
-    chats cannot leak. Tensors are 1-D because verl's collator joins 2-D ones on the wrong axis.
+    rows cannot leak. Tensors are 1-D because verl's collator joins 2-D ones on the wrong axis.
 
     Raises:
         ConfigError: a cache was made from other data, tokens or settings (the message names them), is damaged or lacks
-            a field; or a chat is too long and truncation is error.
+            a field; a chat is too long and truncation is error; or the template refuses a chat.
     """
 
     def __init__(self, parquet_files, tokenizer: Any, config: Any, processor=None, max_samples: int = -1):
-        super().__init__(parquet_files, tokenizer, config, processor, max_samples)
-        if self.pad_mode != "no_padding":
-            raise ConfigError(f"data.pad_mode={self.pad_mode}: allowed: no_padding")
+        pad_mode = config.get("pad_mode", "no_padding")
+        if pad_mode != "no_padding":
+            raise ConfigError(f"data.pad_mode={pad_mode}: allowed: no_padding")
         if processor is not None:
             raise ConfigError("data: multi-modal processors are not supported; use a text model")
-        self.length_limit = self.max_length
-        self.max_length = sys.maxsize  # verl must not cut; `_truncate` does
+        self.tokenizer, self.files = tokenizer, _as_list(parquet_files)
+        self.truncation, self.length_limit = config.get("truncation", "error"), config.get("max_length", 1024)
+        policy = {name: config.get(name) for name in POLICY if config.get(name) is not None}
+        arguments = config.get("apply_chat_template_kwargs") or {}
+        self.renderer = Renderer(tokenizer, template_arguments=arguments, **policy)
+        table = pa.concat_tables([_read(file) for file in self.files])
+        self.table = table if max_samples < 0 else table.slice(0, max_samples)
+        self.first = np.concatenate(
+            [[0], np.cumsum(self._rows_of_chats())]
+        )  # the first row of each chat, their sum last
         self.references: dict[str, AlignedReference] = {}
         self.columns: tuple[str, ...] = ()
-        if _as_list(parquet_files) == _as_list(config.get("train_files")):
+        if self.files == _as_list(config.get("train_files")):
             wanted = config.get("references") or {}
             identity = self.identity() if wanted else {}
             for source, reference in wanted.items():
@@ -91,57 +103,89 @@ class ChatDataset(MultiTurnSFTDataset):
             self.columns = tuple(config.get("columns") or ())
             self._check_columns()
 
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def _rows_of_chats(self) -> list[int]:
+        """How many rows each chat becomes: as `prepare` counted, or counted here."""
+        if "row_tokens" in self.table.column_names:
+            return [len(chat) for chat in self.table["row_tokens"].to_pylist()]
+        counts = []
+        for chats in self._chats():
+            for found in self.renderer.many((chat["messages"], chat.get("tools")) for chat in chats):
+                if isinstance(found, ConfigError):
+                    raise ConfigError(f"{self.files[0]}: chat {len(counts)}: {found}")
+                counts.append(len(found))
+        return counts
+
+    def _chats(self) -> Iterator[list[dict[str, Any]]]:
+        columns = [name for name in ("messages", "tools") if name in self.table.column_names]
+        for batch in self.table.select(columns).to_batches(BATCH_ROWS):
+            yield batch.to_pylist()
+
     def identity(self) -> dict[str, Any]:
         """What decides the tokens and masks of this data set; part of a reference cache's identity."""
         rows = hashlib.sha256()
-        for index, messages in enumerate(self.messages):
-            tools = self.tools[index] if self.tools is not None else None
-            thinking = self.enable_thinking[index] if self.enable_thinking is not None else self.enable_thinking_default
-            thinking = None if thinking is None else bool(thinking)
-            row = {"messages": messages, "tools": tools, "enable_thinking": thinking}
-            rows.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        for chats in self._chats():
+            for chat in chats:
+                rows.update(json.dumps(chat, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        policy = {name: getattr(self.renderer, name) for name in POLICY}
         return {
             "tokenizer": tokenizer_digest(self.tokenizer),
             "chat_template": text_digest(str(self.tokenizer.chat_template)),
-            "chat_template_arguments": dict(self.apply_chat_template_kwargs),
+            "chat_template_arguments": self.renderer.template.arguments,
             "data_rows": rows.hexdigest(),
             "truncation": self.truncation,
             "max_length": self.length_limit,
-            "mask_policy": MASK_POLICY,
+            "mask_policy": {"supervised": MASK_POLICY, **policy},
         }
 
     def _check_columns(self) -> None:
         if unknown := set(self.columns) - {"critical"}:
             raise ConfigError(f"data.columns: {', '.join(sorted(unknown))} unknown; allowed: critical")
         if self.columns:
-            if "critical_spans" not in self.dataframe.columns or self.dataframe["critical_spans"].hasnans:
-                raise ConfigError(
-                    f"{self.parquet_files[0]}: critical_spans is missing; the objective needs it in every row"
-                )
+            spans = self.table["critical_spans"] if "critical_spans" in self.table.column_names else None
+            if spans is None or spans.null_count:
+                raise ConfigError(f"{self.files[0]}: critical_spans is missing; the objective needs it in every row")
             if not self.tokenizer.is_fast:
                 raise ConfigError("data.columns=critical: only fast tokenizers tell where a token begins")
 
-    def _critical(self, item: int, length: int) -> torch.Tensor:
-        """(length,) float32, 1 at the critical tokens of the whole chat."""
-        messages = self.messages[item]
-        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, **self.apply_chat_template_kwargs))
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        start = text.rfind(messages[-1]["content"])
-        if start < 0 or len(encoded["input_ids"]) != length:
-            raise ConfigError(
-                f"chat {item}: the chat template changes the answer, so critical_spans have no place in it"
-            )
-        bounds = np.asarray(encoded["offset_mapping"]) - start
-        critical = np.zeros(length, np.float32)
-        for first, last in self.dataframe["critical_spans"].iloc[item]:
-            critical[(bounds[:, 0] < last) & (bounds[:, 1] > first)] = 1
+    def _critical(self, chat: dict[str, Any], number: int, row: Rendered) -> torch.Tensor:
+        """(T,) float32, 1 at the critical tokens of the whole row; they are in the row with the chat's last answer."""
+        critical = np.zeros(len(row.ids), np.float32)
+        if row.last:
+            encoded = self.tokenizer(row.text, add_special_tokens=False, return_offsets_mapping=True)
+            start = row.text.rfind(chat["messages"][-1]["content"])
+            if start < 0 or encoded["input_ids"][: len(row.ids)] != row.ids:
+                raise ConfigError(
+                    f"chat {number}: the chat template changes the answer, so critical_spans have no place in it"
+                )
+            bounds = np.asarray(encoded["offset_mapping"][: len(row.ids)]) - start
+            for first, last in chat["critical_spans"]:
+                critical[(bounds[:, 0] < last) & (bounds[:, 1] > first)] = 1
         return torch.from_numpy(critical)
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
-        row = super().__getitem__(item)
+        if not 0 <= item < len(self):
+            raise IndexError(item)
+        number = int(np.searchsorted(self.first, item, side="right")) - 1
+        chat = self.table.slice(number, 1).to_pylist()[0]
+        found = self.renderer.rows(chat["messages"], chat.get("tools"))
+        prepared = int(self.first[number + 1] - self.first[number])
+        if len(found) != prepared:
+            raise ConfigError(
+                f"{self.files[0]}: chat {number} was prepared as {prepared} rows and is {len(found)} under this "
+                "model's chat template; run prepare again with it"
+            )
+        rendered = found[item - int(self.first[number])]
+        row = {
+            "input_ids": torch.tensor(rendered.ids, dtype=torch.long),
+            "position_ids": torch.arange(len(rendered.ids), dtype=torch.long),
+            "loss_mask": torch.tensor(rendered.supervised, dtype=torch.long),
+        }
         if self.columns:
-            row["column_critical"] = self._critical(item, len(row["input_ids"]))
-        row = self._truncate(row, item)
+            row["column_critical"] = self._critical(chat, number, rendered)
+        row = self._truncate(row, number)
         if self.columns:
             row["column_critical"] = torch.cat([row["column_critical"][1:], torch.zeros(1)])
         if self.references:
@@ -150,16 +194,15 @@ class ChatDataset(MultiTurnSFTDataset):
                 row.update(reference.rows(item, ids, mask))
         return row
 
-    def _truncate(self, row: dict[str, torch.Tensor], item: int) -> dict[str, torch.Tensor]:
+    def _truncate(self, row: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
         length = len(row["input_ids"])
         if length > self.length_limit:
             if self.truncation == "error":
                 limit = f"data.max_length={self.length_limit}"
-                raise ConfigError(f"chat {item}: {length} tokens, {limit}; raise it or set data.on_long_row")
+                raise ConfigError(f"chat {number}: {length} tokens, {limit}; raise it or set data.on_long_row")
             kept = slice(-self.length_limit, None) if self.truncation == "left" else slice(self.length_limit)
             row = {name: value[kept] for name, value in row.items()}
             row["position_ids"] = torch.arange(self.length_limit, dtype=torch.long)
-        row["loss_mask"] = row["loss_mask"].clone()
         row["loss_mask"][:1] = 0
         return row
 
@@ -216,6 +259,13 @@ def _spread(values: np.ndarray, labels: np.ndarray, length: int, dtype: Any) -> 
     spread = np.zeros(shape, dtype)
     spread[labels - 1] = values
     return spread
+
+
+def _read(file: str) -> pa.Table:
+    names = set(pq.read_schema(file).names)
+    if "messages" not in names:
+        raise ConfigError(f"{file}: has no column messages; `prepare` writes it")
+    return pq.read_table(file, columns=[name for name in COLUMNS if name in names])
 
 
 def _as_list(files: Any) -> list[str]:

@@ -1,97 +1,195 @@
-"""A model's tokenizer, checked, and the lengths of chats under its template."""
+"""A model's tokenizer, checked, and how long the training rows of chats are under its template."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from common.chats import Renderer, renderer_for, template_arguments
 from common.errors import ConfigError
-from common.models import load_tokenizer
+from common.models import load_tokenizer, vocabulary_size
 from data_prep.tables import BATCH_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_EXCHANGE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+# A model's embedding may have rows beyond its tokenizer's ids: padding to a multiple, ids kept for later.
+SPARE_SHARE, SPARE_ROWS = 0.1, 1024
 
 
 def checked_tokenizer(
-    directory: Path, *, chat_template: Path | None = None, trust_remote_code: bool = False
+    directory: Path,
+    *,
+    chat_template: Path | None = None,
+    trust_remote_code: bool = False,
+    arguments: Mapping[str, Any] | None = None,
 ) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, after checking that its template and end-of-sequence token agree with the model.
+    """The model's tokenizer, after checking that its ids and its end-of-sequence token are the model's own.
+
+    arguments: variables of the chat template.
 
     Raises:
-        ConfigError: no chat template, or the token that ends a turn is not one that stops generation.
+        ConfigError: no chat template, ids that are not the model's, or a token that ends a turn and does not stop
+            generation.
     """
-    from transformers import AutoConfig, GenerationConfig
-
     template = None if chat_template is None else str(chat_template)
     tokenizer = load_tokenizer(directory, chat_template=template, trust_remote_code=trust_remote_code)
     if not tokenizer.chat_template:
         raise ConfigError(f"{directory}: the tokenizer has no chat template; set model.chat_template to a Jinja file")
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{directory}: the tokenizer has no eos_token; set it in tokenizer_config.json")
-    if (directory / "generation_config.json").is_file():
-        stops, file = GenerationConfig.from_pretrained(directory).eos_token_id, "generation_config.json"
-    else:
-        stops, file = (
-            AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code).eos_token_id,
-            "config.json",
-        )
-    stops = set(stops if isinstance(stops, list) else [stops])
+    check_vocabulary(directory, tokenizer)
+    stops, file = stop_tokens(directory, trust_remote_code)
     if tokenizer.eos_token_id not in stops:
         raise ConfigError(
             f"{directory}: eos_token_id is {tokenizer.eos_token_id} ({tokenizer.eos_token}) in the tokenizer, "
             f"{sorted(map(str, stops))} in {file}; make them agree"
         )
-    ids = encode_chats(tokenizer, [_EXCHANGE])[0]
-    if not stops & set(ids[-3:]):
-        raise ConfigError(
-            f"{directory}: the chat template ends a turn with {tokenizer.decode(ids[-3:])!r}, without an eos_token_id "
-            f"of {file}, so no response would stop; set model.eos to the token that ends a turn, or model.chat_template"
-        )
+    _check_end(directory, Renderer(tokenizer, template_arguments=arguments), stops, file)
     return tokenizer
+
+
+def check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError where the tokenizer in `directory` is not the one of the model there, by its number of ids."""
+    if not (directory / "config.json").is_file():
+        return
+    rows, ids = vocabulary_size(directory), max(tokenizer.get_vocab().values()) + 1
+    if ids > rows or ids + max(SPARE_ROWS, SPARE_SHARE * rows) < rows:
+        raise ConfigError(
+            f"{directory}: the tokenizer has {ids} ids, the model's vocab_size is {rows}; this is another model's "
+            "tokenizer: put the model's own beside its weights"
+        )
+
+
+def stop_tokens(directory: Path, trust_remote_code: bool = False) -> tuple[set[Any], str]:
+    """The ids at which generation stops, and the file of the model that says so."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (directory / "generation_config.json").is_file():
+        stops, file = GenerationConfig.from_pretrained(directory).eos_token_id, "generation_config.json"
+    else:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        stops, file = config.eos_token_id, "config.json"
+    return set(stops if isinstance(stops, list) else [stops]), file
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The training rows of one chat, after truncation: their `tokens`, and of these the `supervised` ones.
+
+    longest: tokens of the longest before truncation. answered: every row keeps some of its last answer.
+    """
+
+    tokens: list[int]
+    supervised: list[int]
+    longest: int
+    answered: bool
+
+
+class ChatLengths:
+    """Measures chats and prompts with a model's tokenizer under the recipe's `model` and `data` sections."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: Any, data: Any):
+        self.renderer, self.data = renderer_for(tokenizer, model, data), data
+
+    @classmethod
+    def of_model(cls, directory: Path, model: Any, data: Any, chat_template: Path | None = None) -> ChatLengths:
+        """For the model in `directory`.
+
+        Raises ConfigError as `checked_tokenizer` does.
+        """
+        tokenizer = checked_tokenizer(
+            directory,
+            chat_template=chat_template,
+            trust_remote_code=model.trust_remote_code,
+            arguments=template_arguments(model),
+        )
+        return cls(tokenizer, model, data)
+
+    def chats(
+        self, chats: Sequence[Sequence[dict]], tools: Sequence[Any] | None = None
+    ) -> list[Measured | ConfigError]:
+        """What each chat becomes; the error stands in the place of one that the template refuses."""
+        found = self.renderer.many(zip(chats, tools or [None] * len(chats), strict=True))
+        return [rows if isinstance(rows, ConfigError) else self._measured(rows) for rows in found]
+
+    def prompts(self, chats: Sequence[Sequence[dict]]) -> list[int | ConfigError]:
+        """Tokens of each prompt, the assistant's header included."""
+        found = self.renderer.prompts(chats)
+        return [ids if isinstance(ids, ConfigError) else len(ids) for ids in found]
+
+    def _measured(self, rows: Sequence[Any]) -> Measured:
+        limit, left = self.data.max_length, self.data.on_long_row == "truncate_left"
+        tokens, supervised, answered = [], [], True
+        for row in rows:
+            first = max(0, len(row.ids) - limit) if left else 0
+            kept = row.supervised[first : first + limit]
+            tokens.append(len(kept))
+            supervised.append(sum(kept[1:]))  # never token 0
+            answered &= _last_answer(row.supervised) < first + limit
+        return Measured(tokens, supervised, max(len(row.ids) for row in rows), answered)
+
+
+def _last_answer(supervised: list[int]) -> int:
+    """Where the last run of supervised tokens begins."""
+    end = len(supervised) - 1 - supervised[::-1].index(1)
+    while end and supervised[end - 1]:
+        end -= 1
+    return end
+
+
+def _check_end(directory: Path, renderer: Renderer, stops: set[Any], file: str) -> None:
+    """Raise ConfigError where the template ends turns with a token that does not stop the model in `directory`."""
+    ends = renderer.template.ends
+    if ends.last is None and ends.earlier is None:
+        raise ConfigError(
+            f"{directory}: {renderer.template.name} ends a turn with nothing, so no response would stop; set "
+            "model.chat_template to one that writes an EOS"
+        )
+    if not stops & {ends.last, ends.earlier}:
+        end = next(end for end in ends if end is not None)
+        raise ConfigError(
+            f"{directory}: {renderer.template.name} ends a turn with {renderer.template.token(end)}, not an "
+            f"eos_token_id of {file}, so no response would stop; set model.eos to the token that ends a turn, or "
+            "model.chat_template"
+        )
 
 
 def encode_chats(
     tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], prompt: bool = False
 ) -> list[list[int]]:
-    """Token ids of each chat under the tokenizer's template, ending in the assistant's header when `prompt`."""
-    texts = [str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)) for chat in chats]
-    return tokenizer(texts, add_special_tokens=False).input_ids
+    """Token ids of each chat under the tokenizer's template, ending in the assistant's header when `prompt`.
 
-
-def count_splits(
-    tokenizer: PreTrainedTokenizerBase, output: Path, data: Any, beat: Callable[[], None]
-) -> dict[str, dict[str, int]]:
-    """For sft_train and sft_val: `chats`, their `tokens` after truncation, and of these the `response_tokens`.
-
-    Response tokens are what training supervises: every token of an assistant turn after its header.
+    Raises ConfigError where the template refuses a chat.
     """
+    renderer = Renderer(tokenizer)
+    found: list[Any] = renderer.prompts(chats) if prompt else renderer.many((chat, None) for chat in chats)
+    for rows in found:
+        if isinstance(rows, ConfigError):
+            raise rows
+    return found if prompt else [rows[0].ids for rows in found]
+
+
+def count_splits(output: Path, beat: Callable[[], None]) -> dict[str, dict[str, int]]:
+    """For sft_train and sft_val: `chats`, training `rows`, their `tokens` after truncation, and of these the
+    `response_tokens` that training supervises; from the columns that `prepare` wrote."""
     splits = {}
     for split in ("sft_train", "sft_val"):
-        counts: Counter[str] = Counter()
-        for batch in pq.ParquetFile(output / f"{split}.parquet").iter_batches(BATCH_ROWS, columns=["messages"]):
-            counts.update(count_tokens(tokenizer, batch.column("messages").to_pylist(), data))
+        counts: Counter[str] = Counter({"chats": 0, "rows": 0, "tokens": 0, "response_tokens": 0})
+        columns = ["row_tokens", "row_supervised"]
+        for batch in pq.ParquetFile(output / f"{split}.parquet").iter_batches(BATCH_ROWS, columns=columns):
+            tokens, supervised = (batch.column(name).flatten().to_numpy() for name in columns)
+            counts.update(
+                chats=batch.num_rows,
+                rows=len(tokens),
+                tokens=int(tokens.sum()),
+                response_tokens=int(supervised.sum()),
+            )
             beat()
         splits[split] = dict(counts)
     return splits
-
-
-def count_tokens(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], data: Any) -> dict[str, int]:
-    """`chats`, `tokens` and `response_tokens` of some chats; see `count_splits`."""
-    turns = [(row, at) for row, chat in enumerate(chats) for at, turn in enumerate(chat) if turn["role"] == "assistant"]
-    headers = encode_chats(tokenizer, [chats[row][:at] for row, at in turns], prompt=True)
-    answers = encode_chats(tokenizer, [chats[row][: at + 1] for row, at in turns])
-    lengths = {row: len(ids) for (row, _), ids in zip(turns, answers, strict=True)}  # the last turn is an answer
-    responses = 0
-    for (row, _), header, answer in zip(turns, headers, answers, strict=True):
-        first = max(0, lengths[row] - data.max_length) if data.on_long_row == "truncate_left" else 0
-        start, end = max(len(header), first + 1), min(len(answer), first + data.max_length)  # never token 0
-        responses += max(0, end - start)
-    tokens = sum(min(length, data.max_length) for length in lengths.values())
-    return {"chats": len(chats), "tokens": tokens, "response_tokens": responses}

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from common.errors import ConfigError
 from common.files import write_json
 from common.problems import problem_key
-from data_prep.lengths import checked_tokenizer, count_splits, encode_chats
+from data_prep.lengths import ChatLengths, count_splits, encode_chats
 from data_prep.rows import Parse, RowReader
 from data_prep.sources import Row
 from data_prep.sources.feeds import OpenFeed, open_feeds
@@ -32,9 +32,6 @@ from data_prep.tables import (
     TableWriter,
     prompt_row,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 VALIDATION_ONE_IN = 50
@@ -72,23 +69,22 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     write_json(output / "summary.json", {"part": part, **summary})
 
 
-def _tokenizer(settings: Any, inputs: Mapping[str, Path]) -> PreTrainedTokenizerBase:
+def _lengths(settings: Any, inputs: Mapping[str, Path]) -> ChatLengths:
     """What measures the rows."""
     if "model" in inputs:
-        return checked_tokenizer(
-            inputs["model"],
-            chat_template=inputs.get("chat_template"),
-            trust_remote_code=settings.model.trust_remote_code,
-        )
+        return ChatLengths.of_model(inputs["model"], settings.model, settings.data, inputs.get("chat_template"))
     if settings.model.pretrain is None:
         raise ConfigError("data: needs model.path, whose tokenizer measures the rows, or model.pretrain")
     from data_prep.micro_world.tokenizer import world_tokenizer
 
-    return world_tokenizer()
+    tokenizer = world_tokenizer()
+    if "chat_template" in inputs:
+        tokenizer.chat_template = inputs["chat_template"].read_text(encoding="utf-8")
+    return ChatLengths(tokenizer, settings.model, settings.data)
 
 
 def _write_chats(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path], output: Path, report) -> dict:
-    tokenizer = _tokenizer(settings, inputs)
+    lengths = _lengths(settings, inputs)
     defects: Counter[str] = Counter()
 
     def shape(source: str, split: str, index: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -98,8 +94,8 @@ def _write_chats(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path
         return {"critical_spans": None, **row}
 
     split = _Split("sft", settings.data, feeds, lambda reader: reader.parse_chat, shape, CHAT_SCHEMA)
-    summary = split.write(tokenizer, _problems_of(inputs), {}, output, report)
-    tokens = count_splits(tokenizer, output, settings.data, lambda: report(split.total, split.total))
+    summary = split.write(lengths, _problems_of(inputs), {}, output, report)
+    tokens = count_splits(output, lambda: report(split.total, split.total))
     return {**summary, "defects": dict(defects), "tokens": tokens}
 
 
@@ -110,7 +106,7 @@ def _write_prompts(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Pa
         return prompt_row(source, split, index, row["id"], row["prompt"], row["answer"])
 
     split = _Split("rl", settings.data, feeds, lambda reader: reader.parse_prompt, shape, PROMPT_SCHEMA)
-    return split.write(_tokenizer(settings, inputs), _problems_of(inputs), claims, output, report)
+    return split.write(_lengths(settings, inputs), _problems_of(inputs), claims, output, report)
 
 
 def _demonstrated(inputs: Mapping[str, Path]) -> dict[bytes, str]:
@@ -164,7 +160,7 @@ class _Split:
 
     def write(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        lengths: ChatLengths,
         benchmarks: Mapping[bytes, str],
         claims: Mapping[bytes, str],
         output: Path,
@@ -180,9 +176,7 @@ class _Split:
         """
         names = [(feed, self.val) for feed in self.feeds if self.gives_val[feed.label]]
         training = [(feed, self.train) for feed in self.feeds]
-        reader = RowReader(
-            self.data, tokenizer, report, sum(f.extent(name) for f, name in names + training), benchmarks
-        )
+        reader = RowReader(self.data, lengths, report, sum(f.extent(name) for f, name in names + training), benchmarks)
         self.total = reader.total
         reader.claims.update(claims)
         forbidden = set(claims.values())
@@ -239,12 +233,12 @@ def _counted(reader: RowReader) -> dict[str, Any]:
 
 def _write_benchmark(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path], output: Path, report) -> dict:
     """Problems of one benchmark; their lengths are checked only where a model is given."""
-    tokenizer = _tokenizer(settings, inputs) if "model" in inputs else None
+    lengths = _lengths(settings, inputs) if "model" in inputs else None
     name = f"benchmark/{settings.name}"
     streams = [(feed.label, feed.drawn(name), feed.extent(name)) for feed in feeds if _has(feed, name)]
     if not feeds:
         streams = [("published", _published(settings.name, inputs), 0)]
-    reader = RowReader(settings.data, tokenizer, report, sum(extent for _, _, extent in streams))
+    reader = RowReader(settings.data, lengths, report, sum(extent for _, _, extent in streams))
     counts: Counter[str] = Counter()
     with TableWriter(output / "problems.parquet", BENCHMARK_SCHEMA) as writer:
         for label, drawn, extent in streams:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from common.errors import ConfigError
 from common.problems import problem_key
-from data_prep.lengths import encode_chats
+from data_prep.lengths import ChatLengths, Measured
 from data_prep.sources import Row, RowError
 from data_prep.tables import BATCH_ROWS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Parse = Callable[[str, dict], dict[str, Any]]
 
@@ -75,7 +72,7 @@ class RowReader:
     that was read belongs to, by problem_key.
 
     Args:
-        tokenizer: measures rows; None: their length is not checked.
+        lengths: measures rows; None: their length is not checked.
         benchmarks: problem_key -> name of prepared problems that no row may ask.
         total: what the rows' extents add up to.
     """
@@ -83,12 +80,12 @@ class RowReader:
     def __init__(
         self,
         data: Any,
-        tokenizer: PreTrainedTokenizerBase | None,
+        lengths: ChatLengths | None,
         report: Callable[..., None],
         total: int,
         benchmarks: Mapping[bytes, str] | None = None,
     ):
-        self.data, self.tokenizer, self.report, self.total = data, tokenizer, report, max(1, total)
+        self.data, self.lengths, self.report, self.total = data, lengths, report, max(1, total)
         self.benchmarks = benchmarks or {}
         self.dropped: dict[str, Counter[str]] = {}
         self.truncated: Counter[str] = Counter()
@@ -149,11 +146,11 @@ class RowReader:
         self, name: str, batch: list[tuple[str, dict, int]], dropped: Counter[str], against: Collection[str]
     ) -> Iterator[tuple[bytes, dict[str, Any], int]]:
         field = "messages" if batch and "messages" in batch[0][1] else "prompt"
-        lengths = self._lengths([row[field] for _, row, _ in batch], prompt=field == "prompt")
-        for (where, row, copies), length in zip(batch, lengths, strict=True):
+        found = self._measured([row for _, row, _ in batch], field)
+        for (where, row, copies), measured in zip(batch, found, strict=True):
             key = problem_key(row[field])
             try:
-                self._check_length(name, where, row, length)
+                self._check_length(name, where, row, measured)
                 self._check_overlap(where, key, against)
             except RowError as error:
                 self._refuse(dropped, error)
@@ -161,10 +158,13 @@ class RowReader:
             self.claims.setdefault(key, name)
             yield key, row, copies
 
-    def _lengths(self, chats: list[list[dict[str, str]]], prompt: bool) -> list[int]:
-        if self.tokenizer is None:
-            return [0] * len(chats)
-        return [len(ids) for ids in encode_chats(self.tokenizer, chats, prompt=prompt)] if chats else []
+    def _measured(self, rows: list[dict[str, Any]], field: str) -> Sequence[Measured | int | ConfigError]:
+        if self.lengths is None:
+            return [0] * len(rows)
+        chats = [row[field] for row in rows]
+        if field == "prompt":
+            return self.lengths.prompts(chats)
+        return self.lengths.chats(chats, [row.get("tools") for row in rows])
 
     def _check_overlap(self, where: str, key: bytes, against: Collection[str]) -> None:
         if key in self.benchmarks:
@@ -190,15 +190,19 @@ class RowReader:
             raise ConfigError(f"{error} (data.{setting}=drop leaves such rows out)") from None
         dropped[error.reason] += 1
 
-    def _check_length(self, name: str, where: str, row: dict, length: int) -> None:
-        if self.tokenizer is None or length <= self.data.max_length:
+    def _check_length(self, name: str, where: str, row: dict, measured: Measured | int | ConfigError) -> None:
+        if isinstance(measured, ConfigError):
+            raise RowError("template", f"{where}: {measured}")
+        length = measured if isinstance(measured, int) else measured.longest
+        if not isinstance(measured, int):
+            row.update(row_tokens=measured.tokens, row_supervised=measured.supervised)
+        if length <= self.data.max_length:
             return
         limit = self.data.max_length
         message = f"{where}: {length} tokens, data.max_length={limit}"
         if "messages" not in row or not self.data.on_long_row.startswith("truncate"):
             raise RowError("too long", message)
-        asked = self._lengths([row["messages"][:-1]], prompt=True)[0]
-        if self.data.on_long_row == "truncate_right" and asked >= limit:
+        if not isinstance(measured, int) and not measured.answered:
             raise RowError("too long", f"{message}, and truncation would leave nothing of the last response")
         self.truncated[name] += 1
 

@@ -12,7 +12,14 @@ BATCH_ROWS = 1024
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _CHAT = pa.schema([("id", pa.string()), ("messages", _MESSAGES)])
-CHAT_SCHEMA = _CHAT.append(pa.field("critical_spans", pa.list_(pa.list_(pa.int32()))))
+CHAT_SCHEMA = pa.schema(
+    [
+        *_CHAT,
+        ("critical_spans", pa.list_(pa.list_(pa.int32()))),
+        ("row_tokens", pa.list_(pa.int32())),
+        ("row_supervised", pa.list_(pa.int32())),
+    ]
+)
 PROMPT_SCHEMA = pa.schema(
     [
         ("data_source", pa.string()),

@@ -19,18 +19,20 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from common.errors import ConfigError
 from common.files import write_json
 
-VERSION = 3
+VERSION = 4
 
 GENERATIONS = pa.schema(
     [
         ("id", pa.string()),
         ("key", pa.string()),  # of `common.problems`, in hex
+        ("asked", pa.string()),  # digest of the problem's chat, before any template
         ("mode", pa.string()),  # sampled or greedy
         ("sample", pa.int32()),
         ("prompt", pa.string()),
         ("response", pa.string()),
         ("finish_reason", pa.string()),
         ("tokens", pa.int32()),
+        ("limit", pa.int32()),  # tokens that it might have had: max_tokens, or what the context left of it
         ("seed", pa.int64()),
         ("answer", pa.string()),
         ("grader", pa.string()),
@@ -42,7 +44,9 @@ OUTCOMES = pa.schema(
         ("id", pa.string()),
         ("mode", pa.string()),
         ("sample", pa.int32()),
+        ("asked", pa.string()),
         ("answer", pa.string()),
+        ("grader", pa.string()),
         ("correct", pa.bool_()),
         ("status", pa.string()),
     ]
@@ -54,6 +58,7 @@ SCORES = pa.schema(
         ("task", pa.string()),  # the group's part it belongs to
         ("problem", pa.int64()),
         ("filter", pa.string()),
+        ("asked", pa.string()),  # digest of the problem and its answer, before any template
         ("scores", pa.string()),
     ]
 )
@@ -67,6 +72,7 @@ TASK_ROWS = pa.schema(
     ]
 )
 
+AT_MOST = "at_most_"  # before the name of an accuracy: what it would be if all that was not graded were right
 Directories = Path | Sequence[Path]
 
 
@@ -121,24 +127,29 @@ class Histogram(_Strict):
 
 
 class BenchmarkCounts(_Strict):
-    """Problems, responses (sampled and greedy), and responses by the status of their grading."""
+    """Problems, responses (sampled and greedy), and responses by the status of their grading. clamped: problems whose
+    responses were held shorter than max_tokens by the context."""
 
     problems: int
     responses: int
+    clamped: int = 0
     grading: dict[str, int]
 
 
 class TaskCounts(_Strict):
-    """Problems over all parts of a group."""
+    """Problems over all parts of a group. cut: requests whose beginning the context did not hold; clamped: those whose
+    answers it held shorter than the task asks for."""
 
     problems: int
+    cut: int = 0
+    clamped: int = 0
 
 
 class _Measured(_Strict):
     """What was measured is an `Interval`; every other number is a plain count, and stands under `counts`, or a
     setting: those of `protocol` and `engine`, the histogram's edges, `base_minimum`."""
 
-    version: Literal[3]
+    version: Literal[4]
     engine: Engine
     base_minimum: float | None
     name: str
@@ -268,10 +279,18 @@ def read_outcomes(directories: Directories, benchmark: str) -> dict[str, dict[st
     return outcomes
 
 
-def read_answers(directories: Directories, benchmark: str) -> dict[str, str]:
-    """The reference answer of each problem of a benchmark, by problem id."""
-    path = _outcomes(directories, "benchmark", benchmark)
-    return {row["id"]: row["answer"] for row in pq.read_table(path, columns=["id", "answer"]).to_pylist()}
+def read_problems(directories: Directories, benchmark: str) -> dict[str, dict[str, str]]:
+    """What each problem of a benchmark was, by problem id: {"asked": digest of its chat, "answer", "grader"}."""
+    columns = ["id", "asked", "answer", "grader"]
+    rows = pq.read_table(_outcomes(directories, "benchmark", benchmark), columns=columns).to_pylist()
+    return {row.pop("id"): row for row in rows}
+
+
+def read_requests(directories: Directories, task: str) -> dict[tuple[str, int], dict[str, str]]:
+    """What each problem of a harness task was, by part of the group and number: {"asked": digest of its text and
+    answer}."""
+    rows = pq.read_table(_outcomes(directories, "task", task), columns=["task", "problem", "asked"]).to_pylist()
+    return {(row["task"], row["problem"]): {"asked": row["asked"]} for row in rows}
 
 
 def read_task_scores(directories: Directories, task: str) -> dict[str, dict[tuple[str, int], tuple[float, float]]]:

@@ -84,32 +84,12 @@ def grade_seconds(count: int = ANSWERS) -> dict[str, float]:
 
 def write_model(directory: pathlib.Path) -> pathlib.Path:
     """A Hugging Face directory of a small random Qwen2 model with a character tokenizer, for timing."""
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from common.tiny_models import character_tokenizer, ends_of, random_model, save
 
-    characters = ["<pad>", "<eos>", *(chr(code) for code in range(32, 127))]
-    core = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(characters),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        max_position_embeddings=256,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-        dtype="float32",
-    )
-    Qwen2ForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    tokenizer = character_tokenizer()
+    sizes = {"hidden": 192, "layers": 4, "heads": 6, "intermediate_size": 512}
+    model = random_model("Qwen2", len(tokenizer), **sizes, max_position_embeddings=256, **ends_of(tokenizer))
+    return save(directory, model, tokenizer)
 
 
 def throughput(requests: int = REQUESTS, rounds: int = ROUNDS, batch_size: int = BATCH_SIZE) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.errors import ConfigError
-from evaluation.protocol import modes
+from evaluation.protocol import form, modes
 
 
 def check(evaluation: Any) -> None:
@@ -21,3 +21,4 @@ def check(evaluation: Any) -> None:
         raise ConfigError(f"eval.k={evaluation.k}: each k of pass@k is at least 1; leave the others out")
     for benchmark in evaluation.benchmarks:
         modes(benchmark)
+        form(benchmark)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from common.errors import ConfigError
-from evaluation.artifact import Directories, read_answers, read_metrics, read_outcomes, read_task_scores, shown
-from evaluation.statistics import balanced_accuracy, holm, paired_comparison, pass_at_k, ratio_of_sums
+from evaluation.artifact import (
+    Directories,
+    read_metrics,
+    read_outcomes,
+    read_problems,
+    read_requests,
+    read_task_scores,
+    shown,
+)
+from evaluation.statistics import FLIPS, class_weights, holm, paired, pass_at_k
 
 NOT_REPRODUCIBLE = (
     "Responses were drawn on a GPU without vLLM's batch invariance (VLLM_BATCH_INVARIANT=1): the intervals are over "
@@ -20,50 +28,69 @@ NOT_REPRODUCIBLE = (
 
 
 def compare(
-    a: Directories, b: Directories, *, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
+    a: Directories, b: Directories, *, seed: int = 0, resamples: int = FLIPS, confidence: float = 0.95
 ) -> list[dict[str, Any]]:
     """Differences b - a of every shared benchmark and metric: greedy, balanced accuracy, pass@1, and each pass@k that
     both hold; of every shared harness task its first of `HEADLINES`, or else of its metrics.
 
     a, b: `measure` artifacts of one model each. One row each: benchmark, metric, a and b with the 95% interval of each
-    (a_low, a_high, b_low, b_high, as in their metrics.json), difference, low, high (at `confidence`), p_value, p_holm
-    (adjusted over all rows), n, reproducible (whether a second evaluation of both would draw the same responses).
-    Raises ConfigError if nothing is shared or something shared differs in its problems or protocol.
+    (a_low, a_high, b_low, b_high, as in their metrics.json), difference, low, high (at `confidence`), p_value,
+    detectable (None: no difference could be) and p_holm (adjusted over all rows), as `statistics.paired` finds them, n,
+    reproducible (whether a second evaluation of both would draw the same responses). resamples: draws of signs where
+    the models differ on too many problems to enumerate.
+    Raises ConfigError if nothing is shared or something shared differs in its problems (what was asked, reference
+    answers, graders) or protocol.
     """
     metrics_a, metrics_b = read_metrics(a), read_metrics(b)
     rows: list[dict[str, Any]] = []
     reproducible = all(metrics["engine"]["reproducible"] for metrics in (metrics_a, metrics_b))
 
-    def add(name: str, metric: str, kind: str, scores: Sequence[Mapping[Any, Any]], statistic=None) -> None:
+    def add(name: str, metric: str, kind: str, scores: Sequence[Mapping[Any, float]], weights=None) -> None:
         ids = sorted(scores[0])
         sides = [np.array([one[i] for i in ids], dtype=np.float64) for one in scores]
-        found = paired_comparison(*sides, seed=seed, resamples=resamples, confidence=confidence, statistic=statistic)
+        weights = None if weights is None else [weights[i] for i in ids]
+        found = paired(*sides, seed=seed, weights=weights, flips=resamples, confidence=confidence)
         values = {}
         for side, metrics in (("a", metrics_a), ("b", metrics_b)):
             estimate = metrics[kind][name]["metrics"][metric]
             values |= {side: estimate["value"], f"{side}_low": estimate["low"], f"{side}_high": estimate["high"]}
-        rows.append({"benchmark": name, "metric": metric, **values, **asdict(found), "reproducible": reproducible})
+        rows.append(
+            {
+                "benchmark": name,
+                "metric": metric,
+                **values,
+                "difference": found.difference,
+                "low": found.low,
+                "high": found.high,
+                "p_value": found.p,
+                "detectable": found.detectable if math.isfinite(found.detectable) else None,
+                "n": len(ids),
+                "reproducible": reproducible,
+            }
+        )
 
     for name in _shared(metrics_a, metrics_b, "benchmarks"):
         outcomes = read_outcomes(a, name), read_outcomes(b, name)
-        _same_problems(name, *(one["sampled"].keys() for one in outcomes))
+        problems = read_problems(a, name)
+        _same_problems(name, problems, read_problems(b, name))
         for metric in metrics_a["benchmarks"][name]["metrics"]:
             if metric not in metrics_b["benchmarks"][name]["metrics"]:
                 continue
             if metric == "balanced_accuracy":
-                answers = read_answers(a, name)
-                classes = {answer: place for place, answer in enumerate(sorted(set(answers.values())))}
-                scores = [
-                    {i: (score, classes[answers[i]]) for i, score in _scores(one, "pass@1").items()} for one in outcomes
-                ]
-                add(name, metric, "benchmarks", scores, partial(balanced_accuracy, classes=len(classes)))
-            elif metric == "greedy" or metric.startswith("pass@"):
+                of_class = class_weights([one["answer"] for one in problems.values()])
+                weights = dict(zip(problems, of_class, strict=True))
+                add(name, metric, "benchmarks", [_scores(one, "pass@1") for one in outcomes], weights)
+            elif metric == "greedy" or re.fullmatch(r"pass@\d+", metric):
                 add(name, metric, "benchmarks", [_scores(one, metric) for one in outcomes])
     for name in _shared(metrics_a, metrics_b, "tasks"):
         metric = _headline(metrics_a["tasks"][name]) or min(metrics_a["tasks"][name]["metrics"])
-        scores = [read_task_scores(one, name)[metric] for one in (a, b)]
-        _same_problems(name, *(one.keys() for one in scores))
-        add(name, metric, "tasks", scores, ratio_of_sums)
+        _same_problems(name, read_requests(a, name), read_requests(b, name))
+        sums = [read_task_scores(one, name)[metric] for one in (a, b)]
+        counts = [{problem: count for problem, (_, count) in one.items()} for one in sums]
+        if counts[0] != counts[1]:
+            raise ConfigError(f"compare: {name!r}: {metric} counts other parts of the problems; evaluate alike")
+        scores = [{problem: total / count for problem, (total, count) in one.items()} for one in sums]
+        add(name, metric, "tasks", scores, counts[0])
     if not rows:
         names = [sorted({**metrics["benchmarks"], **metrics["tasks"]}) for metrics in (metrics_a, metrics_b)]
         raise ConfigError(f"compare: no shared benchmark; {shown(a)} has {names[0]}, {shown(b)} has {names[1]}")
@@ -82,9 +109,16 @@ def _shared(a: Mapping[str, Any], b: Mapping[str, Any], kind: str) -> list[str]:
     return shared
 
 
-def _same_problems(name: str, a: Collection, b: Collection) -> None:
-    if a != b:
+def _same_problems(name: str, a: Mapping[Any, Mapping[str, str]], b: Mapping[Any, Mapping[str, str]]) -> None:
+    if a.keys() != b.keys():
         raise ConfigError(f"compare: {name!r} was evaluated on different problems; use one prepared data set")
+    for problem, was in a.items():
+        different = sorted(field for field, value in was.items() if b[problem][field] != value)
+        if different:
+            raise ConfigError(
+                f"compare: {name!r}: problem {problem!r} is another one under the same id: {', '.join(different)} "
+                f"differ; use one prepared data set"
+            )
 
 
 def average(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.chats import template_arguments
 from common.errors import ConfigError
-from common.files import write_json, write_json_lines
+from common.files import text_digest, write_json, write_json_lines
 from common.problems import problem_key
 from evaluation.artifact import GENERATIONS, TASK_ROWS
 from evaluation.graders import parse
 from evaluation.problems import Problem, read_problems
-from evaluation.protocol import asked, modes
+from evaluation.protocol import asked, form, modes
+from evaluation.sandbox import check_sandbox
 
 Report = Callable[..., None]
 HELD_OUT_FILE = "sft_val.parquet"
@@ -41,23 +44,26 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
 
 
 def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Path, report: Report):
-    from evaluation.generation.sampling import sample
+    from evaluation.generation.sampling import room, sample
 
     evaluation = settings.eval
     problems = read_problems(inputs["problems"], benchmark.name)
-    if not evaluation.run_generated_code and any(parse(problem.grader)[0].runs_code for problem in problems):
-        raise ConfigError(
-            f"eval.benchmarks: {benchmark.name!r} runs programs that the model writes; set "
-            f"eval.run_generated_code=true to allow it, in the sandbox (docs/evaluation.md)"
-        )
+    if any(parse(problem.grader)[0].runs_code for problem in problems):
+        if not evaluation.run_generated_code:
+            raise ConfigError(
+                f"eval.benchmarks: {benchmark.name!r} runs programs that the model writes; set "
+                f"eval.run_generated_code=true to allow it, in the sandbox (docs/sandbox.md)"
+            )
+        check_sandbox()
     prompter = _prompter(settings, inputs)
-    prompts = [prompter.prompt(problem.prompt, benchmark.prompting) for problem in problems]
+    around = form(benchmark)
+    prompts = [prompter.prompt(problem.prompt, around) for problem in problems]
+    context, limited_by = _context(evaluation, inputs)
     longest = max(range(len(prompts)), key=lambda place: len(prompts[place].ids))
-    needed = len(prompts[longest].ids) + benchmark.max_tokens
-    if needed > evaluation.max_length:
+    if len(prompts[longest].ids) >= context:
         raise ConfigError(
-            f"eval.max_length={evaluation.max_length}: problem {problems[longest].id!r} of {benchmark.name!r} "
-            f"needs {needed} tokens; raise it, or lower the benchmark's max_tokens={benchmark.max_tokens}"
+            f"{limited_by}: problem {problems[longest].id!r} of {benchmark.name!r} has {len(prompts[longest].ids)} "
+            f"tokens, which leaves none for an answer; raise it, or leave the problem out"
         )
     wanted = modes(benchmark)
 
@@ -74,14 +80,16 @@ def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Pat
             seed=evaluation.seed,
             directory=scratch / "generations",
             batch_size=evaluation.batch_size,
+            context=context,
             # Equal prompts count once there.
             progress=lambda done, _, before=finished: report(before + done, total),
         )
         finished += len(problems) * sampling.num_samples
-    _write_generations(output, problems, prompts, drawn)
+    limits = [room(prompt.ids, wanted["sampled"], context) for prompt in prompts]
+    _write_generations(output, problems, prompts, limits, around.prefill, drawn)
     timings.append({"what": benchmark.name, "generate": time.monotonic() - started})
     report(total, total)
-    return _facts(evaluation, engine), timings
+    return _facts(evaluation, context, engine), timings
 
 
 def _task(settings: Any, task: Any, inputs, output: Path, scratch: Path, report: Report):
@@ -90,6 +98,7 @@ def _task(settings: Any, task: Any, inputs, output: Path, scratch: Path, report:
     evaluation = settings.eval
     code = evaluation.run_generated_code
     loaded = load_tasks([task], task_files=evaluation.task_files, run_generated_code=code)
+    context, _ = _context(evaluation, inputs)
     engine, timings = _engine(settings, inputs)
     started = time.monotonic()
     found = run_task(
@@ -97,7 +106,8 @@ def _task(settings: Any, task: Any, inputs, output: Path, scratch: Path, report:
         loaded,
         engine,
         _prompter(settings, inputs).tokenizer,
-        max_length=evaluation.max_length,
+        template_arguments=template_arguments(settings.model),
+        max_length=context,
         seed=evaluation.seed,
         heartbeat=lambda: report(0, 1),
         directory=scratch / "tasks" / task.name,
@@ -106,28 +116,32 @@ def _task(settings: Any, task: Any, inputs, output: Path, scratch: Path, report:
     write_json(output / "task.json", found)
     timings.append({"what": task.name, "seconds": time.monotonic() - started})
     report(1, 1)
-    return _facts(evaluation, engine), timings
+    return _facts(evaluation, context, engine), timings
 
 
 def _held_out(settings: Any, _: bool, inputs, output: Path, scratch: Path, report: Report):
     from evaluation.held_out import encode, forward, write
 
     evaluation = settings.eval
+    context, limited_by = _context(evaluation, inputs)
     path = inputs["data"] / HELD_OUT_FILE
     if not path.is_file():
         raise ConfigError(f"{path}: no held-out chats; prepare some or set eval.held_out_chats=0")
-    rows = pq.read_table(path, columns=["messages"]).slice(0, evaluation.held_out_chats)["messages"].to_pylist()
+    columns = [name for name in ("messages", "tools") if name in pq.read_schema(path).names]
+    rows = pq.read_table(path, columns=columns).slice(0, evaluation.held_out_chats).to_pylist()
     prompter = _prompter(settings, inputs)
     started = time.monotonic()
     encoded = []
-    for number, messages in enumerate(rows):
+    for number, row in enumerate(rows):
         try:
-            encoded.append(encode(prompter, messages, evaluation.max_length))
+            encoded.append(encode(prompter, row["messages"], context, row.get("tools")))
         except ConfigError as error:
             raise ConfigError(f"{path}: row {number}: {error}; or set eval.held_out_chats=0") from None
     chats = [chat for chat in encoded if chat is not None]
     if not chats:
-        raise ConfigError(f"{path}: no chat fits eval.max_length={evaluation.max_length} tokens; raise it")
+        raise ConfigError(f"{path}: no chat fits {limited_by} tokens; raise it")
+    if settings.platform.name != "cpu":
+        _leave_device()
     found = forward(
         inputs["model"],
         inputs.get("base"),
@@ -140,7 +154,24 @@ def _held_out(settings: Any, _: bool, inputs, output: Path, scratch: Path, repor
     write(output / "held_out.parquet", found, [chat is not None for chat in encoded])
     timings = [{"what": "held_out", "seconds": time.monotonic() - started}]
     report(len(chats), len(chats))
-    return _facts(evaluation, None), timings
+    return _facts(evaluation, context, None), timings
+
+
+def _leave_device() -> None:
+    """Frees what this process's engines, replicas included, hold of the devices: forward passes need it."""
+    from evaluation.generation.engine import close_engine
+
+    close_engine()
+
+
+def _context(evaluation: Any, inputs: dict[str, Path]) -> tuple[int, str]:
+    """Tokens of prompt and response, and what decides them: eval.max_length, or the model where it holds fewer."""
+    from evaluation.generation.context import context_length
+
+    own = context_length(inputs["model"])
+    if own is None or evaluation.max_length <= own:
+        return evaluation.max_length, f"eval.max_length={evaluation.max_length}"
+    return own, f"{inputs['model']}/config.json: context={own}"
 
 
 def _prompter(settings: Any, inputs: dict[str, Path]):
@@ -148,7 +179,7 @@ def _prompter(settings: Any, inputs: dict[str, Path]):
 
     model = settings.model
     template = inputs.get("chat_template") or model.chat_template or None
-    return Prompter(inputs["model"], template, model.trust_remote_code)
+    return Prompter(inputs["model"], template, model.trust_remote_code, template_arguments(model))
 
 
 def _engine(settings: Any, inputs: dict[str, Path]):
@@ -161,40 +192,45 @@ def _engine(settings: Any, inputs: dict[str, Path]):
     options = EngineOptions(
         platform=settings.platform.name,
         dtype=evaluation.dtype,
-        max_length=evaluation.max_length,
+        max_length=_context(evaluation, inputs)[0],
         gpu_memory=evaluation.gpu_memory,
+        tensor_parallel=evaluation.tensor_parallel,
         trust_remote_code=settings.model.trust_remote_code,
     )
     engine = engines.engine_for(inputs["model"], options, evaluation.replicas)
     return engine, [{"what": "engine", "seconds": time.monotonic() - started}]
 
 
-def _facts(evaluation: Any, engine: Any) -> dict[str, Any]:
+def _facts(evaluation: Any, context: int, engine: Any) -> dict[str, Any]:
     """What drew the responses; forward passes over fixed text draw none, and have no vLLM."""
     return {
         "vllm": None if engine is None else engine.description["vllm"],
         "dtype": evaluation.dtype,
-        "max_length": evaluation.max_length,
+        "max_length": context,
         "reproducible": engine is None or engine.reproducible,
     }
 
 
-def _write_generations(output: Path, problems: Sequence[Problem], prompts, drawn) -> None:
+def _write_generations(output: Path, problems: Sequence[Problem], prompts, limits, prefill: str, drawn) -> None:
     rows = []
     for mode in drawn:
-        for problem, prompt, samples in zip(problems, prompts, drawn[mode], strict=True):
+        for problem, prompt, limit, samples in zip(problems, prompts, limits, drawn[mode], strict=True):
             key = problem_key(problem.prompt).hex()
+            chat = text_digest(json.dumps(problem.prompt, sort_keys=True))
             for index, sample in enumerate(samples):
                 rows.append(
                     {
                         "id": problem.id,
                         "key": key,
+                        "asked": chat,
                         "mode": mode,
                         "sample": index,
                         "prompt": prompt.text,
-                        "response": sample.text,
+                        # The answer as a whole: graders read its beginning too.
+                        "response": prefill + sample.text,
                         "finish_reason": sample.finish_reason,
                         "tokens": sample.tokens,
+                        "limit": limit,
                         "seed": sample.seed,
                         "answer": problem.answer,
                         "grader": problem.grader,

@@ -1,9 +1,8 @@
 """Tasks of lm-evaluation-harness on our engine: its prompts, metrics and filters, our intervals."""
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,17 +11,19 @@ from typing import Any
 import numpy as np
 
 from common.errors import ConfigError
+from common.files import text_digest
 from evaluation.generation.contract import Completion, Engine
 from evaluation.generation.kept import KeptEngine
 from evaluation.generation.sampling import sample_seed
+from evaluation.harness_code import check_runner, loading, running
 
 
 @dataclass(frozen=True)
 class LoadedTasks:
-    """Harness tasks whose data is there; `manager` is the harness' own, `unsafe` names those that run code."""
+    """Harness tasks whose data is there; `manager` is the harness' own, `programs` names those that run code."""
 
     manager: Any
-    unsafe: frozenset[str]
+    programs: frozenset[str]
 
 
 def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_code: bool = False) -> LoadedTasks:
@@ -37,7 +38,7 @@ def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_co
     except ModuleNotFoundError as error:
         raise ConfigError(_not_installed(error)) from None
 
-    manager, unsafe = _manager(TaskManager, task_files, _files(task_files)), set()
+    manager, programs = _manager(TaskManager, task_files, _files(task_files)), set()
     for task in tasks:
         if task.name not in manager.all_tasks:
             raise ConfigError(
@@ -45,7 +46,8 @@ def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_co
                 f"`lm-eval ls tasks` lists its own"
             )
         try:
-            loaded = manager.load([task.name])["tasks"]
+            with loading():
+                loaded = manager.load([task.name])["tasks"]
         except ModuleNotFoundError as error:
             raise ConfigError(_not_installed(error)) from None
         except (OSError, ConnectionError, ValueError) as error:
@@ -54,17 +56,19 @@ def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_co
             if type(error).__module__.split(".")[0] not in ("datasets", "huggingface_hub", "requests", "httpx"):
                 raise
             raise ConfigError(_no_data(task.name, error)) from None
-        programs = [name for name, one in loaded.items() if getattr(one.config, "unsafe_code", False)]
-        if programs and not run_generated_code:
+        coded = [name for name, one in loaded.items() if getattr(one.config, "unsafe_code", False)]
+        if coded and not run_generated_code:
             raise ConfigError(
-                f"eval.tasks: {programs[0]!r} runs programs that the model wrote, and outside our sandbox; use the "
-                f"benchmark of this name (docs/evaluation.md), or set eval.run_generated_code=true"
+                f"eval.tasks: {coded[0]!r} runs programs that the model writes; set eval.run_generated_code=true to "
+                f"allow it, in the sandbox (docs/evaluation.md)"
             )
-        if programs:
-            unsafe.add(task.name)
+        for name in coded:
+            check_runner(name, loaded[name])
+        if coded:
+            programs.add(task.name)
         if any("ifeval" in name for name in loaded):
             _check_sentences(task.name)
-    return LoadedTasks(manager, frozenset(unsafe))
+    return LoadedTasks(manager, frozenset(programs))
 
 
 @lru_cache(maxsize=1)
@@ -88,21 +92,33 @@ def run_task(
     seed: int,
     heartbeat: Callable[[], None],
     directory: Path,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run one task or group; returns {"versions": {task: version}, "rows": one a problem and filter, as in
-    `artifact.TASK_ROWS`, in the harness' order}.
+    """Run one task or group; returns {"versions": {task: version}, "counts": {"cut", "clamped"} of requests that the
+    context did not hold, "rows": one a problem and filter, as in `artifact.TASK_ROWS`, in the harness' order}.
 
     loaded: of `load_tasks`, with this task. What the engine answers is kept in `directory`, where a run that starts
-    over finds it. Scores that are no mean over problems (a corpus' perplexity) are left out. Raises ConfigError for a
-    text longer than `max_length` that is scored as a whole.
+    over finds it. template_arguments: variables of the chat template. Scores that are no mean over problems (a corpus'
+    perplexity) are left out. Raises ConfigError for a text longer than `max_length` that is scored as a whole.
     """
     from lm_eval.evaluator import simple_evaluate
 
-    unsafe = task.name in loaded.unsafe
-    if unsafe:
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    found: Any = simple_evaluate(
-        model=_language_model(KeptEngine(engine, directory), tokenizer, max_length, heartbeat, seed),
+    model = _language_model(
+        KeptEngine(engine, directory), tokenizer, max_length, heartbeat, seed, dict(template_arguments or {})
+    )
+    # The harness loads the tasks again, from the same modules.
+    with loading(), running(task.name in loaded.programs, heartbeat):
+        found: Any = _evaluated(simple_evaluate, model, task, loaded, seed)
+    return {
+        "versions": {name: str(version) for name, version in sorted(found["versions"].items())},
+        "counts": dict(model.counts),
+        "rows": _rows(found["samples"]),
+    }
+
+
+def _evaluated(simple_evaluate: Callable[..., Any], model: Any, task: Any, loaded: LoadedTasks, seed: int) -> Any:
+    return simple_evaluate(
+        model=model,
         tasks=[task.name],
         task_manager=loaded.manager,
         num_fewshot=task.num_fewshot,
@@ -114,12 +130,8 @@ def run_task(
         numpy_random_seed=seed,
         torch_random_seed=seed,
         fewshot_random_seed=seed,
-        confirm_run_unsafe_code=unsafe,
+        confirm_run_unsafe_code=task.name in loaded.programs,
     )
-    return {
-        "versions": {name: str(version) for name, version in sorted(found["versions"].items())},
-        "rows": _rows(found["samples"]),
-    }
 
 
 def _rows(samples: dict[str, list[dict]]) -> list[dict[str, Any]]:
@@ -132,6 +144,7 @@ def _rows(samples: dict[str, list[dict]]) -> list[dict[str, Any]]:
                     "task": task,
                     "problem": row["doc_id"],
                     "filter": row["filter"],
+                    "asked": text_digest(json.dumps([row["doc"], str(row["target"])], sort_keys=True, default=str)),
                     "requests": json.dumps(row["arguments"], default=str),
                     "responses": json.dumps(row["resps"], default=str),
                     "target": str(row["target"]),
@@ -181,7 +194,14 @@ def _version() -> str:
     return version("lm_eval")
 
 
-def _language_model(engine: KeptEngine, tokenizer, max_length: int, heartbeat: Callable[[], None], seed: int):
+def _language_model(
+    engine: KeptEngine,
+    tokenizer,
+    max_length: int,
+    heartbeat: Callable[[], None],
+    seed: int,
+    template_arguments: Mapping[str, Any],
+):
     """Our engine as the harness sees a model."""
     from lm_eval.api.model import TemplateLM
 
@@ -189,6 +209,7 @@ def _language_model(engine: KeptEngine, tokenizer, max_length: int, heartbeat: C
         def __init__(self):
             super().__init__()
             self.tokenizer = tokenizer
+            self.counts = Counter(cut=0, clamped=0)
 
         @property
         def eot_token_id(self) -> int:
@@ -199,7 +220,11 @@ def _language_model(engine: KeptEngine, tokenizer, max_length: int, heartbeat: C
             return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            return tokenizer(string, add_special_tokens=bool(add_special_tokens))["input_ids"]
+            # As the harness' own models: by the tokenizer's default, and not twice where a chat template begins so.
+            if add_special_tokens is None and string.startswith(tokenizer.decode(self.prefix_token_id)):
+                add_special_tokens = False
+            options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+            return tokenizer(string, **options)["input_ids"]
 
         def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
             return tokenizer.apply_chat_template(
@@ -207,6 +232,7 @@ def _language_model(engine: KeptEngine, tokenizer, max_length: int, heartbeat: C
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
+                **template_arguments,
             )
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -217,13 +243,14 @@ def _language_model(engine: KeptEngine, tokenizer, max_length: int, heartbeat: C
             for _text, context, continuation in requests:
                 # The engine generates at least one token, and the beginning of a prompt matters least.
                 ids = (context + continuation)[-(max_length - 1) :]
+                self.counts["cut"] += len(ids) < len(context) + len(continuation)
                 scored.append((ids, len(ids) - len(continuation)))
             return engine.score(scored, heartbeat)
 
         def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
             rows = []
             for request in requests:
-                ids = [self.prefix_token_id, *self.tok_encode(request.args[0])]
+                ids = [self.prefix_token_id, *self.tok_encode(request.args[0], add_special_tokens=False)]
                 if len(ids) > max_length - 1:
                     raise ConfigError(
                         f"eval.max_length={max_length}: a text of {len(ids)} tokens is scored as a whole; raise it"
@@ -239,7 +266,10 @@ def _language_model(engine: KeptEngine, tokenizer, max_length: int, heartbeat: C
                 until = options.get("until") or []
                 limit = int(options.get("max_gen_toks", 256))
                 greedy = not options.get("do_sample", False)
-                ids = tuple(self.tok_encode(text)[-max(1, max_length - limit) :])
+                whole = self.tok_encode(text)
+                ids = tuple(whole[-max(1, max_length - limit) :])
+                self.counts["cut"] += len(ids) < len(whole)
+                self.counts["clamped"] += max_length - len(ids) < limit
                 completions.append(
                     Completion(
                         ids,

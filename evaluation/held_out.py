@@ -6,6 +6,7 @@ log-probabilities that a sampler returns would truncate both figures.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,20 +39,19 @@ class HeldOut:
     histogram: np.ndarray
 
 
-def encode(prompter: Prompter, messages: Sequence[dict], max_length: int) -> tuple[list[int], int] | None:
-    """Token ids of a chat and the place where its last message, the response, begins; None if over `max_length`.
+def encode(
+    prompter: Prompter, messages: Sequence[dict], max_length: int, tools: list | None = None
+) -> tuple[list[int], int] | None:
+    """Token ids of a chat up to the end of its last message, the response, and the place where that begins; None if
+    over `max_length`.
 
-    Raises ConfigError if the last message is not the assistant's or the template rewrites what came before it.
+    Raises ConfigError if the last message is not the assistant's or the template refuses the chat.
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise ConfigError("held-out chat: the last message is not the assistant's")
-    prompt = prompter.prompt(messages[:-1])
-    whole = cast(str, prompter.tokenizer.apply_chat_template(list(messages), tokenize=False))
-    if not whole.startswith(prompt.text):
-        raise ConfigError("held-out chat: the chat template does not extend the prompt by the response")
-    response = prompter.tokenizer(whole[len(prompt.text) :], add_special_tokens=False)["input_ids"]
-    ids = [*prompt.ids, *response]
-    return (ids, len(prompt.ids)) if len(ids) <= max_length else None
+    row = prompter.renderer.rows(messages, tools)[-1]
+    start, end = row.supervised.index(1), len(row.ids) - row.supervised[::-1].index(1)
+    return (row.ids[:end], start) if end <= max_length else None
 
 
 def forward(
@@ -67,8 +67,29 @@ def forward(
     """Forward passes of `model`, and of `base` if given, over encoded chats, one at a time.
 
     dtype: of the weights (`float32`, `bfloat16`); distributions are always reduced in float32. device: `cpu` or `cuda`.
-    progress(done) is called after each chat. Raises ConfigError if the two vocabularies differ in size.
+    progress(done) is called after each chat; the device's memory is free again afterwards. Raises ConfigError if the
+    two vocabularies differ in size.
     """
+    try:
+        return _forward(model, base, chats, dtype, device, progress, trust_remote_code)
+    finally:
+        # The models were local to that call; what PyTorch keeps of their memory is not vLLM's to use.
+        gc.collect()
+        if device != "cpu":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def _forward(
+    model: Path,
+    base: Path | None,
+    chats: Sequence[tuple[list[int], int]],
+    dtype: str,
+    device: str,
+    progress: Callable[[int], None],
+    trust_remote_code: bool,
+) -> HeldOut:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -13,14 +13,18 @@ import pyarrow.parquet as pq
 
 from common.errors import ConfigError
 from common.files import read_json, write_json_lines
+from evaluation import graders
 from evaluation.artifact import OUTCOMES, SCORES, write_metrics
 from evaluation.generation.contract import Sample
+from evaluation.graders import parse
 from evaluation.grading.pool import GradingPool, default_pool
 from evaluation.metrics import of_benchmark, of_held_out, of_task
 from evaluation.overlap import check_trained_on
 from evaluation.protocol import asked, described
+from evaluation.sandbox import check_sandbox
 
 Report = Callable[..., None]
+MOST_UNGRADED = 0.02  # share of answers without a verdict above which there is no score
 
 
 def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, report: Report) -> None:
@@ -30,7 +34,8 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
     artifact; optional `trained_on_sft` and `trained_on_rl`, the prepared data that the model saw. Writes metrics.json,
     outcomes.parquet (both in `evaluation.artifact`) and timings.jsonl. Graders run in a pool of processes with
     time-outs; programs only with eval.run_generated_code. Raises ConfigError for a reference answer that its grader
-    cannot read, and for a benchmark's problem among the rows that the model was trained on.
+    cannot read, and for a benchmark's problem among the rows that the model was trained on; RuntimeError, which may be
+    tried again, where more than `MOST_UNGRADED` of the answers could not be graded.
     """
     kind, what = asked(settings)
     started = time.monotonic()
@@ -52,6 +57,8 @@ def _benchmark(evaluation: Any, benchmark: Any, inputs: dict[str, Path], report:
     keys = {row["key"]: row["id"] for row in rows}
     check_trained_on(benchmark.name, keys, inputs, lambda: report(0, len(rows)))
 
+    if evaluation.run_generated_code and any(parse(grader)[0].runs_code for grader in {row["grader"] for row in rows}):
+        check_sandbox()
     pool = default_pool()
     futures = [
         pool.submit_grade(
@@ -74,6 +81,8 @@ def _benchmark(evaluation: Any, benchmark: Any, inputs: dict[str, Path], report:
             sample = Sample(row["response"], row["finish_reason"], row["tokens"], row["seed"])
             drawn.setdefault(row["id"], []).append(sample)
         report(done, len(rows))
+    statuses = Counter(row["status"] for row in rows)
+    _check_graded(benchmark.name, rows, grades, statuses)
     metrics = of_benchmark(
         benchmark,
         list(answers.values()),
@@ -83,12 +92,18 @@ def _benchmark(evaluation: Any, benchmark: Any, inputs: dict[str, Path], report:
         pool,
         lambda: report(len(rows), len(rows)),
     )
-    statuses = Counter(row["status"] for row in rows)
+    used = {graders.parse(row["grader"])[0] for row in rows}
     measured = {
-        "protocol": {**described(benchmark), "seed": evaluation.seed},
+        # Another version of a grader is another measure.
+        "protocol": {
+            **described(benchmark),
+            "seed": evaluation.seed,
+            "graders": {one.name: one.version for one in sorted(used, key=lambda one: one.name)},
+        },
         "counts": {
             "problems": len(answers),
             "responses": statuses.total(),
+            "clamped": len({row["id"] for row in rows if row["limit"] < benchmark.max_tokens}),
             "grading": dict(sorted(statuses.items())),
         },
         "metrics": metrics,
@@ -99,6 +114,18 @@ def _benchmark(evaluation: Any, benchmark: Any, inputs: dict[str, Path], report:
     return measured, outcomes, headline
 
 
+def _check_graded(name: str, rows: list[dict], grades: dict[str, dict[str, list[Any]]], statuses: Counter) -> None:
+    failed = sum(grade.failed for mode in grades.values() for found in mode.values() for grade in found)
+    if failed <= MOST_UNGRADED * len(rows):
+        return
+    ended = ", ".join(f"{status} {count}" for status, count in sorted(statuses.items()))
+    first = next(row["id"] for row in rows if grades[row["mode"]][row["id"]][row["sample"]].failed)
+    raise RuntimeError(
+        f"eval.benchmarks: {name!r}: {failed} of {len(rows)} answers could not be graded (problem {first!r} first; "
+        f"{ended}), more than {MOST_UNGRADED:.0%}: that is no score; the answers are kept and can be graded again"
+    )
+
+
 def _task(evaluation: Any, task: Any, inputs: dict[str, Path], report: Report):
     table = pq.read_table(inputs["generations"] / "task.parquet", columns=SCORES.names)
     facts = read_json(inputs["generations"] / "task.json")
@@ -106,7 +133,7 @@ def _task(evaluation: Any, task: Any, inputs: dict[str, Path], report: Report):
     report(0, 1)
     measured = {
         "protocol": described(task),
-        "counts": {"problems": len({(row["task"], row["problem"]) for row in rows})},
+        "counts": {"problems": len({(row["task"], row["problem"]) for row in rows}), **facts["counts"]},
         "versions": facts["versions"],
         "metrics": of_task(rows, evaluation.seed, evaluation.resamples),
     }

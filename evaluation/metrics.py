@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
 
+from evaluation.artifact import AT_MOST
 from evaluation.grading.pool import GradingPool
 from evaluation.held_out import ENTROPY_EDGES, HeldOut
-from evaluation.statistics import Estimate, balanced_accuracy, bootstrap, pass_at_k, ratio_of_sums
+from evaluation.statistics import (
+    Estimate,
+    bootstrap,
+    class_weights,
+    pass_at_k,
+    ratio_of_sums,
+    same_problems,
+    share,
+)
 
 DIVERSITY_SECONDS = 300.0
 Intervals = dict[str, dict[str, Any]]
@@ -38,17 +46,14 @@ def of_benchmark(
         beat()
         return bootstrap(values, seed=evaluation.seed, resamples=evaluation.resamples, **options)
 
-    found: dict[str, Estimate] = {}
-    correct = [sum(grade.correct for grade in row) for row in grades["sampled"]]
-    for k in sorted({1, *(k for k in evaluation.k if k <= benchmark.num_samples)}):
-        values = [pass_at_k(benchmark.num_samples, count, k) for count in correct]
-        found[f"pass@{k}"] = estimate(values, proportion=True)
-    if "greedy" in grades:
-        found["greedy"] = estimate([row[0].correct for row in grades["greedy"]], proportion=True)
-    if benchmark.balanced:
-        classes = {answer: place for place, answer in enumerate(sorted(set(answers)))}
-        rows = [[count / benchmark.num_samples, classes[one]] for count, one in zip(correct, answers, strict=True)]
-        found["balanced_accuracy"] = estimate(rows, statistic=partial(balanced_accuracy, classes=len(classes)))
+    found = _accuracies(benchmark, answers, grades, evaluation.k, lambda grade: grade.correct)
+    if benchmark.num_samples > 1:
+        found["same_problems"] = same_problems([[grade.correct for grade in row] for row in grades["sampled"]])
+    beat()
+    if any(grade.failed for mode in grades.values() for row in mode for grade in row):
+        # What no grader judged counts as wrong above; here it counts as right.
+        bounds = _accuracies(benchmark, answers, grades, evaluation.k, lambda grade: grade.correct or grade.failed)
+        found |= {f"{AT_MOST}{name}": value for name, value in bounds.items()}
     tokens = np.array([[sample.tokens for sample in row] for row in drawn], dtype=np.float64)
     found["tokens_mean"] = estimate(tokens)
     for quartile in (25, 50, 75):
@@ -65,6 +70,26 @@ def of_benchmark(
         for name, values in _diversity(benchmark.name, drawn, pool, beat).items():
             found[name] = estimate(values)
     return {name: asdict(value) for name, value in found.items()}
+
+
+def _accuracies(
+    benchmark: Any,
+    answers: Sequence[str],
+    grades: Mapping[str, Sequence[Sequence[Any]]],
+    ks: Sequence[int],
+    right: Callable[[Any], bool],
+) -> dict[str, Estimate]:
+    """pass@k, greedy and balanced accuracy by name; `right` says which grades count."""
+    found: dict[str, Estimate] = {}
+    correct = [sum(map(right, row)) for row in grades["sampled"]]
+    for k in sorted({1, *(k for k in ks if k <= benchmark.num_samples)}):
+        found[f"pass@{k}"] = share([pass_at_k(benchmark.num_samples, count, k) for count in correct])
+    if "greedy" in grades:
+        found["greedy"] = share([right(row[0]) for row in grades["greedy"]])
+    if benchmark.balanced:
+        rates = [count / benchmark.num_samples for count in correct]
+        found["balanced_accuracy"] = share(rates, weights=class_weights(answers))
+    return found
 
 
 def _diversity(name: str, drawn, pool: GradingPool, beat: Callable[[], None]) -> dict[str, list[float]]:
@@ -119,9 +144,9 @@ def of_task(rows: Iterable[Mapping[str, Any]], seed: int, resamples: int) -> Int
     found = {}
     for name, pairs in sorted(values.items()):
         both = np.array(pairs, dtype=np.float64)
-        if (both[:, 1] == 1).all():
-            proportion = bool(((both[:, 0] >= 0) & (both[:, 0] <= 1)).all())
-            found[name] = bootstrap(both[:, 0], seed=seed, resamples=resamples, proportion=proportion)
+        sums, counts = both.T
+        if (sums >= 0).all() and (sums <= counts).all() and (counts > 0).all():
+            found[name] = share(sums / counts, weights=counts)
         else:
             found[name] = bootstrap(both, seed=seed, resamples=resamples, statistic=ratio_of_sums)
     return {name: asdict(value) for name, value in found.items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 from common.errors import ConfigError
 from evaluation.generation.contract import Sampling
+from evaluation.generation.prompts import Form
 
 
 def modes(benchmark: Any) -> dict[str, Sampling]:
@@ -15,13 +16,31 @@ def modes(benchmark: Any) -> dict[str, Sampling]:
     """
     try:
         found = {
-            "sampled": Sampling(benchmark.num_samples, benchmark.temperature, benchmark.top_p, benchmark.max_tokens)
+            "sampled": Sampling(
+                benchmark.num_samples,
+                benchmark.temperature,
+                benchmark.top_p,
+                benchmark.max_tokens,
+                tuple(benchmark.stop),
+            )
         }
     except ConfigError as error:
         raise ConfigError(f"eval.benchmarks: {benchmark.name!r}: {error}") from None
     if benchmark.greedy and benchmark.temperature > 0:
-        found["greedy"] = Sampling(1, 0.0, 1.0, benchmark.max_tokens)
+        found["greedy"] = Sampling(1, 0.0, 1.0, benchmark.max_tokens, tuple(benchmark.stop))
     return found
+
+
+def form(benchmark: Any) -> Form:
+    """What goes around each problem of an entry of eval.benchmarks.
+
+    Raises ConfigError, naming the benchmark, for a text without its places.
+    """
+    try:
+        shots = tuple((shot.prompt, shot.answer) for shot in benchmark.shots)
+        return Form(benchmark.prompting, benchmark.plain, shots, benchmark.prefill)
+    except ConfigError as error:
+        raise ConfigError(f"eval.benchmarks: {benchmark.name!r}: {error}") from None
 
 
 def described(entry: Any) -> dict[str, Any]:

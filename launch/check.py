@@ -17,8 +17,9 @@ from typing import Any
 from pynvml import NVMLError
 
 from common.models import fetch
-from common.ray_session import join_cluster
+from launch.execution.cluster import Refused, join
 from launch.execution.devices import list_devices
+from launch.execution.preconditions import outside_models
 from launch.graph.plan import Plan
 from launch.store import Store
 from launch.store.records import host, packages
@@ -162,19 +163,6 @@ def judge(plan: Plan, probes: Sequence[Mapping[str, Any]], seen: Sequence[set[st
     return findings
 
 
-def _models(plan: Plan) -> tuple[list[str], list[list[str | None]]]:
-    """Models from outside that the plan's stages read: local directories, and [hub name, revision]."""
-    local, hub = set(), {}
-    for stage in plan.stages.values():
-        for name, source in stage.models.items():
-            path, revision = str(stage.inputs[name].path), source["revision"]
-            if Path(path).expanduser().exists():
-                local.add(str(Path(path).expanduser()))
-            else:
-                hub[path, revision] = [path, revision]
-    return sorted(local), list(hub.values())
-
-
 def check(plan: Plan, *, prefetch: bool = False) -> int:
     """Asks every node (of RAY_ADDRESS's cluster, else this machine) and prints a line for each check.
 
@@ -183,7 +171,7 @@ def check(plan: Plan, *, prefetch: bool = False) -> int:
     """
     recipe = plan.branches[0].recipe
     store = Store(plan.root)
-    local, hub = _models(plan)
+    local, hub = outside_models(plan.stages.values())
     settings = {
         "root": str(store.root),
         "token": uuid.uuid4().hex[:8],
@@ -193,7 +181,11 @@ def check(plan: Plan, *, prefetch: bool = False) -> int:
         "attention": recipe.model.attention,
         "platform": recipe.platform.name,
     }
-    probes, seen = _ask(settings)
+    try:
+        probes, seen = _ask(settings)
+    except Refused as error:
+        print(f"FAIL cluster: {error}")
+        return 1
     for note in store.root.glob(f".check-{settings['token']}-*"):
         with contextlib.suppress(OSError):
             note.unlink()
@@ -219,7 +211,7 @@ def _ask(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], list[set[str]]
 
     already = ray.is_initialized()
     if not already:
-        join_cluster()
+        join()
     try:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.errors import ConfigError
 from common.files import file_digest, read_json, text_digest, write_json
+
+MEMORY = ".hashes.json"  # in a store: hashes of outside files
+
+# What of a model's directory is the model: weights, configuration, tokenizer, chat templates, its own code.
+MODEL_FILES = (
+    "*.safetensors",
+    "*.bin",
+    "*.gguf",
+    "*.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
+    "additional_chat_templates/*.jinja",
+)
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -53,7 +79,8 @@ class PathHasher:
 
     def __init__(self, memory: Path | None = None):
         self._memory = memory
-        self._known: dict[str, str] = (None if memory is None else read_json(memory)) or {}
+        known = None if memory is None else read_json(memory)
+        self._known: dict[str, str] = known if isinstance(known, dict) else {}
 
     def __call__(self, path: str | os.PathLike[str]) -> str:
         """Hex digest of a file's bytes, or of a directory's names and bytes. Raises FileNotFoundError."""
@@ -69,6 +96,20 @@ class PathHasher:
             and file.suffix != ".lock"
             and not any(part.startswith(".") for part in file.relative_to(root).parts)
         )
+        return self._all(root, files)
+
+    def model(self, path: str | os.PathLike[str]) -> str:
+        """Hex digest of a model's directory: names and bytes of `MODEL_FILES`; a README or a log is no part of it.
+
+        Raises ConfigError where the directory holds none.
+        """
+        root = Path(path)
+        files = sorted({file for kind in MODEL_FILES for file in root.glob(kind) if file.is_file()})
+        if not files:
+            raise ConfigError(f"{path}: holds no model; name a Hugging Face directory with config.json and weights")
+        return self._all(root, files)
+
+    def _all(self, root: Path, files: list[Path]) -> str:
         return fingerprint([[file.relative_to(root).as_posix(), self._file(file)] for file in files])
 
     def _file(self, path: Path) -> str:
@@ -77,6 +118,32 @@ class PathHasher:
         if key not in self._known:
             self._known[key] = file_digest(path)
             if self._memory is not None:
-                self._memory.parent.mkdir(parents=True, exist_ok=True)
-                write_json(self._memory, self._known)
+                with contextlib.suppress(OSError):  # a store that cannot be written to can still be looked at
+                    self._memory.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(self._memory, self._known)
         return self._known[key]
+
+
+def verify_outside(paths: Mapping[str, str], digests: Mapping[str, str], models: Container[str], memory: Path) -> None:
+    """Compares inputs from outside with what they were when the stage was planned; only changed files are read.
+
+    Args:
+        paths: input -> where it lies.
+        digests: input -> its hash when planned, of those that come from outside.
+        models: the inputs that are models.
+        memory: JSON file that remembers the hashes of outside files.
+
+    Raises:
+        ConfigError: one that is not what it was, or is gone.
+    """
+    hasher = PathHasher(memory)
+    for name, digest in digests.items():
+        path = Path(paths[name])
+        if not path.exists():
+            raise ConfigError(f"input {name}: {path} is gone since this run was planned; bring it back")
+        now = hasher.model(path) if name in models and path.is_dir() else hasher(path)
+        if now != digest:
+            raise ConfigError(
+                f"input {name}: {path} has changed since this run was planned; run the same command again, which makes "
+                "anew what depends on it"
+            )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on one machine without a GPU: three objectives, RL after each, one report in runs/microworld/.
+# The whole pipeline on one machine without a GPU: three objectives, RL after each, one report (runs/index.html).
 # Further arguments are overrides: bash launch/quickstart.sh objective=sft,dft seed=1
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -9,15 +9,15 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
-from common.files import read_json
 from launch.graph.plan import Plan
 from launch.graph.select import select
 from launch.store import Corrupt, Store
 from launch.store.leases import HEARTBEAT
+from launch.store.patience import read
 from launch.store.places import attempt_file, attempt_numbers
-from launch.store.records import host
 from launch.text import metrics_text, seconds_text
 
 
@@ -37,6 +37,7 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "kind": stage.kind,
             "label": stage.label,
+            "name": stage.name,
             "fingerprint": fingerprint,
             "state": "waiting",
             "done": None,
@@ -54,22 +55,22 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
         except Corrupt as error:
             row |= {"state": "damaged", "message": str(error)}
             continue
-        progress = read_json(logs / "progress.json")
+        progress = read(logs / "progress.json")
         if record is not None:
             row |= {"state": "done", "seconds": record.seconds}
         elif owners[fingerprint] is not None:
             row["state"] = "running" if owners[fingerprint] in alive else "stale"
-            if progress is not None:
+            if isinstance(progress, dict) and "metrics" in progress:
                 row |= {name: progress[name] for name in ("done", "total", "seconds", "metrics")}
                 if 0 < progress["done"] <= progress["total"]:
                     row["eta"] = progress["seconds"] * (progress["total"] - progress["done"]) / progress["done"]
         else:
             numbers = attempt_numbers(logs, "result.json")
-            result = read_json(attempt_file(logs, numbers[-1], "result.json")) if numbers else None
+            result = read(attempt_file(logs, numbers[-1], "result.json")) if numbers else None
             inputs = [rows[given.stage]["state"] for given in stage.inputs.values() if given.stage is not None]
             if any(state in ("failed", "blocked", "damaged") for state in inputs):
                 row["state"] = "blocked"
-            elif result is not None and result["outcome"] not in ("ok", "unstarted", "stopped", "lost"):
+            elif isinstance(result, dict) and result["outcome"] not in ("ok", "unstarted", "stopped", "lost"):
                 row |= {
                     "state": "failed",
                     "message": f"{result['outcome']}: {result['message']}",
@@ -80,8 +81,8 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
 
 def _alive(store: Store, owners: set[str]) -> set[str]:
     first = {driver.run: driver for driver in store.list_drivers() if driver.run in owners}
-    local = {run for run, driver in first.items() if driver.host == host() and store.alive(run)}
-    foreign = {run for run, driver in first.items() if driver.host != host()}
+    local = {run for run, driver in first.items() if driver.here and store.alive(run)}
+    foreign = {run for run, driver in first.items() if not driver.here}
     if foreign:
         time.sleep(2 * HEARTBEAT)
         later = {driver.run: driver.counter for driver in store.list_drivers()}
@@ -98,21 +99,21 @@ def _table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Group:
         "blocked": "yellow",
         "stale": "yellow",
     }
-    table = Table(title=f"{plan.recipe} in {Store(plan.root).root}", title_justify="left")
+    table = Table(title=escape(f"{plan.recipe} in {Store(plan.root).root}"), title_justify="left")
     for column in ("stage", "state", "progress", "time", "left", "last metrics"):
         table.add_column(column, overflow="fold")
     for row in rows:
         colour = colours.get(row["state"], "")
         table.add_row(
-            f"{row['kind']} {row['label']}",
+            escape(row["name"]),
             f"[{colour}]{row['state']}[/]" if colour else row["state"],
             f"{row['done']}/{row['total']}" if row["total"] else "",
             seconds_text(row["seconds"]) if row["seconds"] else "",
             seconds_text(row["eta"]) if row["eta"] else "",
-            metrics_text(row["metrics"]) or row["message"],
+            escape(metrics_text(row["metrics"]) or row["message"]),
         )
     shown = [row for row in rows if row["state"] in ("running", "failed", "stale") and row["log"]]
-    logs = [f"{row['kind']} {row['label']}: {row['log']}" for row in shown]
+    logs = [escape(f"{row['name']}: {row['log']}") for row in shown]
     states = [row["state"] for row in rows]
     return Group(table, ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)), *logs)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import humanize
 
+SHOWN = 4  # metrics on a line
+
 
 def seconds_text(seconds: float) -> str:
     """12.3 s, 4 min 05 s, 2 h 03 min."""
@@ -22,5 +24,21 @@ def bytes_text(count: float) -> str:
 
 
 def metrics_text(metrics: Mapping[str, float | None]) -> str:
-    """name=value of up to four metrics; nan for one that is not finite."""
-    return " ".join(f"{name}={'nan' if value is None else f'{value:.4g}'}" for name, value in list(metrics.items())[:4])
+    """Up to four metrics: `loss=1.5`, nan for one that is not finite; a score with its interval from `low` and `high`.
+
+    Metrics beside a `low` and a `high` are scores: `target/pass@1 0.43 (0.39 to 0.47)`.
+    """
+    low, high = metrics.get("low"), metrics.get("high")
+    rest = {name: value for name, value in metrics.items() if name not in ("low", "high")}
+    if low is None or high is None or len(rest) != 1:
+        return " ".join(f"{name}={_number(value)}" for name, value in list(metrics.items())[:SHOWN])
+    ((name, value),) = rest.items()
+    return f"{name} {_score(value)} ({_score(low)} to {_score(high)})"
+
+
+def _number(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.4g}"
+
+
+def _score(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.2f}"

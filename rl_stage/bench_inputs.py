@@ -9,11 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.registry import ROOT
 
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
 
 def stage_settings(prompts: int, samples: int, steps: int) -> DictConfig:
     """The stage's settings: the recipe's defaults, the CPU platform, and the micro-world's lengths."""
@@ -44,43 +39,21 @@ def write_model(
     tied: bool = True,
 ) -> pathlib.Path:
     """A random fp32 byte-level Qwen2 model with a ChatML tokenizer, as a Hugging Face directory."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from common.tiny_models import byte_tokenizer, ends_of, random_model, save
 
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token=special[2],
-        pad_token=special[0],
-        additional_special_tokens=[special[1]],
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = TEMPLATE
-    torch.manual_seed(0)
-    ends: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+    tokenizer = byte_tokenizer()
+    model = random_model(
+        "Qwen2",
+        len(tokenizer),
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
         max_position_embeddings=512,
         tie_word_embeddings=tied,
         initializer_range=initializer_range,
-        bos_token_id=None,
-        **ends,
+        **ends_of(tokenizer),
     )
-    model = Qwen2ForCausalLM(config)
-    model.generation_config.update(**ends)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save(directory, model, tokenizer)
 
 
 def write_prompts(directory: pathlib.Path) -> pathlib.Path:

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from common.chats import template_arguments
 from rl_stage.verl_keys import compose_verl, merge_passthrough, set_key, validate
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def _data(settings: Any, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
         "data.seed": settings.seed,
         "data.dataloader_num_workers": 0,  # tokenising a prompt costs less than a process
         "data.trust_remote_code": settings.model.trust_remote_code,
+        "data.apply_chat_template_kwargs": template_arguments(settings.model),
     }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from common.chats import template_arguments
 from common.errors import ConfigError
 from common.files import write_json
 from rl_stage.rewards import load_reward, score_many
@@ -15,13 +16,7 @@ from rl_stage.rewards import load_reward, score_many
 SHARD = 256  # requests between two saved shards
 
 
-def run(
-    settings: Any,
-    inputs: Mapping[str, pathlib.Path],
-    output: pathlib.Path,
-    scratch: pathlib.Path,
-    report: Callable[..., None],
-) -> None:
+def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, report: Callable[..., None]) -> None:
     """Sample every prompt of `inputs["data"]`/rl_train.parquet `rl.filter.samples` times with `inputs["model"]` and
     keep those whose pass rate lies strictly between `rl.filter.above` and `rl.filter.below`.
 
@@ -56,9 +51,9 @@ def run(
 
 def pass_rates(
     settings: Any,
-    model: pathlib.Path,
+    model: Path,
     rows: list[dict],
-    scratch: pathlib.Path,
+    scratch: Path,
     report: Callable[..., None],
 ) -> tuple[list[float | None], int]:
     """The share of right responses to each row's prompt (None for a prompt over `rl.max_prompt_length`), and how many
@@ -67,8 +62,14 @@ def pass_rates(
 
     rl = settings.rl
     # The recipe's template is its base model's; a model that only filters has its own.
-    template = settings.model.chat_template if rl.filter.model is None else None
-    prompter = Prompter(model, template and pathlib.Path(template).expanduser(), settings.model.trust_remote_code)
+    own = rl.filter.model is not None
+    template = None if own else settings.model.chat_template
+    prompter = Prompter(
+        model,
+        template and Path(template).expanduser(),
+        settings.model.trust_remote_code,
+        {} if own else template_arguments(settings.model),
+    )
     prompts = [prompter.prompt(row["prompt"]).ids for row in rows]
     fits = [number for number, ids in enumerate(prompts) if len(ids) <= rl.max_prompt_length]
     options = EngineOptions(

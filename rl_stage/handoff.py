@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.chats import renderer_for
 from common.errors import ConfigError
 from common.files import write_json
 from common.models import load_tokenizer
@@ -108,7 +109,7 @@ def check_prompts(inputs: Mapping[str, pathlib.Path], settings: Any, scratch: pa
     import pyarrow.compute
     import pyarrow.parquet as pq
 
-    tokenizer = recipe_tokenizer(inputs["model"], settings)
+    renderer = renderer_for(recipe_tokenizer(inputs["model"], settings), settings.model)
     target = scratch / "prompts"
     target.mkdir(exist_ok=True)
     counts: dict[str, int] = {"dropped": 0}
@@ -125,8 +126,11 @@ def check_prompts(inputs: Mapping[str, pathlib.Path], settings: Any, scratch: pa
             answer = (row["reward_model"] or {}).get("ground_truth")
             if not row["prompt"] or answer is None or str(answer) == "":
                 raise ConfigError(f"{source}: row {number} has no prompt or no reward_model.ground_truth")
-            encoded = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)
-            kept.append(len(encoded["input_ids"]) <= settings.rl.max_prompt_length)
+            try:
+                _, ids = renderer.prompt(row["prompt"])
+            except ConfigError as error:
+                raise ConfigError(f"{source}: row {number}: {error}") from None
+            kept.append(len(ids) <= settings.rl.max_prompt_length)
         counts[name] = sum(kept)
         counts["dropped"] += len(kept) - counts[name]
         pq.write_table(table.filter(pyarrow.array(kept)), target / f"{name}.parquet")

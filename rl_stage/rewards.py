@@ -21,6 +21,7 @@ from typing import Any
 from common.errors import ConfigError
 from evaluation import graders
 from evaluation.grading import GradingPool, Outcome, default_pool, grade
+from evaluation.sandbox import check_sandbox
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def load_reward(name: str, settings: Mapping[str, Any]) -> Callable[..., bool | 
     """The reward called `name`, as a function of (response, answer, **settings); a grader judges in the pool.
 
     Raises ConfigError for an unknown name, for a path that leads to neither a function nor a Grader, for settings that
-    do not fit it, and for a grader that runs programs without the setting `run_generated_code`.
+    do not fit it, and for a grader that runs programs without the setting `run_generated_code` or where this machine
+    has no sandbox.
     """
     found = _load(name)
     if isinstance(found, graders.Grader):
@@ -96,6 +98,8 @@ def _check_settings(grader: graders.Grader, settings: Mapping[str, Any]) -> None
             f"rl.reward.settings: the reward {grader.name} runs programs that the model wrote, in the sandbox; "
             "set rl.reward.settings.run_generated_code=true to allow it"
         )
+    if grader.runs_code:
+        check_sandbox()
 
 
 def call_reward(response: str, answer: str, name: str, settings: dict[str, Any]) -> bool | float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pathlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rl_stage import handoff
@@ -16,13 +16,7 @@ from rl_stage.session import prepare_environment, verl_session
 from rl_stage.time_limit import time_limit
 
 
-def run(
-    settings: Any,
-    inputs: Mapping[str, pathlib.Path],
-    output: pathlib.Path,
-    scratch: pathlib.Path,
-    report: Callable[..., None],
-) -> None:
+def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, report: Callable[..., None]) -> None:
     """Train the policy `inputs["model"]` on `inputs["data"]` and publish checkpoints, curve and metrics in `output`.
 
     settings: with sections rl, model and platform, and seed; inputs: `model` (Hugging Face directory) and `data` (with

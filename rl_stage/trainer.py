@@ -15,6 +15,7 @@ from verl.trainer.ppo.v1 import AgentLoopManagerTQ, get_trainer_cls
 from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import collate_fn
 
+from common.errors import ConfigError
 from rl_stage.checkpoints import Exports
 from rl_stage.config import POLL_SECONDS
 from rl_stage.curve import Curve
@@ -65,7 +66,7 @@ def train(
     queue_started = in_background(tq.init, config.transfer_queue)
     trainer = None
     try:
-        trainer = make_trainer(config, settings, curve, exports, report, begin_phase, queue_started)
+        trainer = make_trainer(settings.rl.mode, config, settings, curve, exports, report, begin_phase, queue_started)
         trainer.init()
         manager = AgentLoopManagerTQ.create(
             config=config,
@@ -108,26 +109,17 @@ else:
     _Trainer = object
 
 
-def make_trainer(
-    config: Any,
-    settings: Any,
-    curve: Curve,
-    exports: Exports,
-    report: Callable[..., None],
-    begin_phase: Callable[[str], None],
-    queue_started: Callable[[], None],
-) -> Any:
-    """An instance of verl's trainer for `rl.mode`, reporting to `curve`, `exports` and `report`.
-
-    queue_started: returns once TransferQueue is up; called before the trainer uses it.
-    """
-    base: type = get_trainer_cls(settings.rl.mode)
-    trainer = type("Trainer", (_Measured, base), {})
-    return trainer(config, settings, curve, exports, report, begin_phase, queue_started)
+def make_trainer(mode: str, *given: Any) -> Any:
+    """An instance of verl's trainer for `rl.mode`, with what `_Measured` is given."""
+    base: type = get_trainer_cls(mode)
+    return type("Trainer", (_Measured, base), {})(*given)
 
 
 class _Measured(_Trainer):
-    """Mixed in before verl's trainer class."""
+    """Mixed in before verl's trainer class; reports to `curve`, `exports` and `report`.
+
+    queue_started: returns once TransferQueue is up; called before the trainer uses it.
+    """
 
     def __init__(
         self,
@@ -230,7 +222,9 @@ class _Measured(_Trainer):
         self.report(global_steps, self.settings.rl.steps, **shown)
         failed = row.get("rewards_failed", 0.0)
         if failed > MAX_FAILED_REWARDS:
-            raise RuntimeError(
+            # a reward that fails from the first step on would fail again; later the machine may be to blame
+            kind = ConfigError if global_steps == 1 else RuntimeError
+            raise kind(
                 f"rl.reward.name: {self.settings.rl.reward.name} failed on {failed:.0%} of the responses of step "
                 f"{global_steps} (raised, timed out or crashed); its first failures are in the log"
             )

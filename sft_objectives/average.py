@@ -22,13 +22,7 @@ SINGLE = "model.safetensors"
 _SAME = ("architectures", "hidden_size", "model_type", "num_hidden_layers", "tie_word_embeddings", "vocab_size")
 
 
-def run(
-    settings: Any,
-    inputs: Mapping[str, Path],
-    output: Path,
-    scratch: Path,
-    report: Callable[..., None],
-) -> None:
+def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, report: Callable[..., None]) -> None:
     """Write `output/checkpoints/step_<n>`, the average of `inputs["base"]` and `inputs["sft"]`, and `checkpoints.json`.
 
     Each weight is interpolated in float32 and stored in the fine-tuned model's dtype and shard; everything else of the

@@ -51,12 +51,17 @@ class BatchConstants:
 
     values: floats by name, from the data set and from the batch.
     tokens: detached (M,) tensors by name, aligned with the rows that `batch_constants` was given.
-    normalizer: what the sum of the global batch is divided by; None: the number of supervised tokens.
+    normalizer: what the sum of the global batch is divided by; None: the number of supervised tokens. 0 becomes 1:
+    where nothing is kept the sum is 0 too.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     normalizer: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalizer == 0:
+            object.__setattr__(self, "normalizer", 1.0)
 
     def get(self, name: str) -> Any:
         """The float or the (n,) tensor `name`. Raises ValueError if it was not computed."""
@@ -64,7 +69,7 @@ class BatchConstants:
             if name in constants:
                 return constants[name]
         present = ", ".join([*self.values, *self.tokens]) or "none"
-        raise ValueError(f"constant {name!r} is missing; present: {present}; compute it first, or run the first pass")
+        raise ConfigError(f"constant {name!r} is missing; present: {present}; compute it first, or run the first pass")
 
     def rows(self, index: slice | Tensor) -> BatchConstants:
         """The constants of some rows; `index` is anything that indexes the first dimension of a tensor."""
@@ -100,7 +105,7 @@ class Step:
     def student(self) -> Student:
         """Statistics of the model that is trained; each is computed once. Raises ValueError if it is absent."""
         if self._student is None:
-            raise ValueError("this step has no student: the needs of the objective do not ask for one")
+            raise ConfigError("this step has no student: the needs of the objective do not ask for one")
         return self._student
 
     def reference(self, source: str) -> Reference:
@@ -123,7 +128,7 @@ class Step:
     @staticmethod
     def _given(what: str, given: Mapping[str, Any], name: str) -> Any:
         if name not in given:
-            raise ValueError(f"{what} {name!r} is missing; present: {', '.join(given) or 'none'}; add it to the needs")
+            raise ConfigError(f"{what} {name!r} is missing; present: {', '.join(given) or 'none'}; add it to the needs")
         return given[name]
 
 

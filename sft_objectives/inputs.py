@@ -34,6 +34,15 @@ def check_rows(what: str, tensor: Tensor | None, n: int) -> None:
         )
 
 
+def fitted(
+    reference: Reference | Mapping[str, Reference] | None, vocab_size: int
+) -> Reference | Mapping[str, Reference] | None:
+    """The references over the student's `vocab_size` ids, see `Reference.fitted`."""
+    if isinstance(reference, Mapping):
+        return {source: item.fitted(vocab_size) for source, item in reference.items()}
+    return None if reference is None else reference.fitted(vocab_size)
+
+
 def select(
     reference: Reference | Mapping[str, Reference] | None, rows: Tensor, n: int
 ) -> Reference | Mapping[str, Reference] | None:

@@ -12,6 +12,7 @@ from .inputs import (
     Constants,
     check_rows,
     dataset_constants,
+    fitted,
     resolve_columns,
     resolve_constants,
     resolve_references,
@@ -50,9 +51,25 @@ def token_losses(
         raise ValueError(
             f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: allowed: (N, V) and (N,); flatten them"
         )
-    n, vocab_size = logits.shape
+    n = len(logits)
     check_rows("mask", mask, n)
+    with torch.autocast(logits.device.type, enabled=False):  # the statistics are float32 whatever the context is
+        return _losses(objective, logits, labels, mask, sequence_lengths, reference, columns, constants)
+
+
+def _losses(
+    objective: Objective,
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    sequence_lengths: Tensor | None,
+    reference: Reference | Mapping[str, Reference] | None,
+    columns: Mapping[str, Tensor] | None,
+    constants: Constants | None,
+) -> Tensor:
+    n, vocab_size = logits.shape
     rows, labels = supervised_rows(labels, mask, vocab_size)
+    reference = fitted(reference, vocab_size)
     given = select(reference, rows, n)
     references = resolve_references(objective, given, labels, vocab_size)
     columns = resolve_columns(objective, columns, rows, n)

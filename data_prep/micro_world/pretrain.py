@@ -23,7 +23,7 @@ from common.models import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKPOINT_EVERY = 100
 LOG_EVERY = 10
@@ -117,14 +117,15 @@ def plan_batches(lengths: np.ndarray, steps: int, batch_size: int, seed: int) ->
     return np.stack(rows[:steps])
 
 
-def build_model(options: Any, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
-    """A freshly initialised float32 Qwen2 model whose EOS and padding agree with `tokenizer`."""
+def build_model(options: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A freshly initialised float32 model of `options.architecture` whose EOS and padding agree with `tokenizer`."""
     import torch
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     ids = tokenizer.get_vocab()
     eos, pad = ids[str(tokenizer.eos_token)], ids[str(tokenizer.pad_token)]
-    config = Qwen2Config(
+    config = AutoConfig.for_model(
+        options.architecture,
         vocab_size=len(tokenizer),
         hidden_size=options.hidden,
         intermediate_size=options.hidden * 8 // 3 // 32 * 32,
@@ -139,9 +140,10 @@ def build_model(options: Any, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCau
         initializer_range=INITIAL_DEVIATION,
         dtype="float32",
         use_cache=True,
+        **({} if options.architecture == "qwen2" else {"head_dim": options.hidden // options.heads}),
     )
     torch.manual_seed(options.seed)
-    model = Qwen2ForCausalLM(config).float()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).float()
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad, do_sample=True, temperature=1.0)
     return model
 
@@ -157,7 +159,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 def train(
     options: Any, documents: list[Document], tokenizer: PreTrainedTokenizerBase, scratch: Path, report
-) -> tuple[Qwen2ForCausalLM, list[dict[str, float]]]:
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     """Minimise next-token cross-entropy over the responses; resumes from `scratch`.
 
     Returns:

@@ -57,7 +57,8 @@ def _run(settings, inputs, output, scratch, report) -> None:
     trust = settings.model.trust_remote_code
     encoder = model if settings.role == "base" else inputs["student"]
     student = load_tokenizer(encoder, chat_template=settings.model.chat_template, trust_remote_code=trust)
-    dataset = ChatDataset(str(data / "sft_train.parquet"), student, dataset_config(settings.data))
+    config = dataset_config(settings.data, settings.model)
+    dataset = ChatDataset(str(data / "sft_train.parquet"), student, config)
     tokens = Tokens.write(dataset, scratch, report)
     supervised = tokens.supervised()
     if not supervised.sum():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from evaluation.benchmarks._files import Row
@@ -72,14 +73,11 @@ aime25 = Published(
     "id",
 )
 # A collection of one's own: the competitions of 2023 to 2026, two of 15 problems a year.
-aime23_26 = Published(
-    "aime23_26",
-    "your own aime23_26.jsonl: the 120 problems of AIME I and II, 2023 to 2026",
-    "columns as in aime25",
-    {"id": str, "problem": str, "answer": str},
-    _math("problem", lambda row: row["answer"]),
-    "math",
-    "id",
+aime23_26 = replace(
+    aime25,
+    name="aime23_26",
+    file="your own aime23_26.jsonl: the 120 problems of AIME I and II, 2023 to 2026",
+    revision="columns as in aime25",
 )
 amc23 = _qwen(
     "amc23",

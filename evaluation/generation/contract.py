@@ -28,18 +28,22 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn. temperature 0 is greedy decoding, of which more than one sample makes no sense."""
+    """How responses are drawn. temperature 0 is greedy decoding, of which more than one sample makes no sense; `stop`
+    strings end a response and are left out of it."""
 
     num_samples: int
     temperature: float
     top_p: float
     max_tokens: int
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.num_samples < 1 or self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(f"sampling: {self} needs num_samples, max_tokens >= 1, temperature >= 0, top_p in (0, 1]")
         if self.temperature == 0 and self.num_samples > 1:
             raise ConfigError(f"sampling: {self.num_samples} greedy samples are all equal; set num_samples to 1")
+        if any(not text for text in self.stop):
+            raise ConfigError("sampling: stop: an empty text would end every response at once; leave it out")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,9 +32,13 @@ def sample(
     directory: Path,
     batch_size: int,
     progress: Callable[[int, int], None],
+    context: int | None = None,
     on_sample: Callable[[int, int, Sample], None] | None = None,
 ) -> list[list[Sample]]:
     """Draw `sampling.num_samples` responses to each prompt (token ids); returns them per prompt, in order.
+
+    context: tokens of prompt and response; where it leaves a prompt fewer than `sampling.max_tokens`, its responses get
+    what is left (`room`).
 
     Equal prompts are drawn once and share their responses. Requests are cut into fixed shards of `batch_size`; each
     finished shard is a file in `directory`, found again by a run that starts over, so a kill loses only the shards in
@@ -46,8 +51,9 @@ def sample(
     requests: list[Request] = []
     targets: list[tuple[tuple[int, ...], int]] = []
     for prompt in places:
+        own = sampling if context is None else replace(sampling, max_tokens=room(prompt, sampling, context))
         for index in range(sampling.num_samples):
-            requests.append(Request(prompt, sample_seed(seed, prompt, index), sampling))
+            requests.append(Request(prompt, sample_seed(seed, prompt, index), own))
             targets.append((prompt, index))
     shards = [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
     directory = directory / _key(requests, batch_size, backend.description)
@@ -78,6 +84,11 @@ def sample(
         write_table(table, directory / f"{number:06d}.parquet")
         accept(number, samples)
     return results  # type: ignore[return-value]  # every place is filled once all shards are accepted
+
+
+def room(prompt: Sequence[int], sampling: Sampling, context: int) -> int:
+    """Tokens that a response to a prompt may have in a context of so many."""
+    return min(sampling.max_tokens, context - len(prompt))
 
 
 def write_table(table: pa.Table, path: Path) -> None:

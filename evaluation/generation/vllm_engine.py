@@ -107,6 +107,7 @@ class VllmEngine:
                             temperature=request.sampling.temperature,
                             top_p=request.sampling.top_p,
                             max_tokens=request.sampling.max_tokens,
+                            stop=list(request.sampling.stop),
                             seed=None if request.sampling.temperature == 0 else request.seed,
                             output_kind=RequestOutputKind.FINAL_ONLY,
                         )

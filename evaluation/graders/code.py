@@ -7,86 +7,117 @@ The reference answer of the grader `code` is JSON, one of
     {"function": name, "cases": [[[arguments], result], ...]}    a function, or a method of a class `Solution`
 
 `prefix` is what the model was given to complete; it is put before a program that does not define `entry_point`.
+Only inputs reach the program; what comes back is compared here, or by the test's own process (docs/sandbox.md).
 """
 
 from __future__ import annotations
 
 import json
-import re
+from typing import Any
 
 from common.errors import ConfigError
+from evaluation.graders._code_compare import same_output, same_value
 from evaluation.graders.contract import Grade, Grader
-from evaluation.sandbox import Limits, extract_code, run_code
+from evaluation.sandbox import Limits, Sandbox, extract_code
+from evaluation.sandbox.extraction import defines
+from evaluation.sandbox.sandbox import Answer
+from evaluation.sandbox.values import Untrusted, decode
 
 LIMITS = Limits()
-# The sandbox stops a program after 10 s; many of them at once start slowly.
-TIMEOUT_SECONDS = 60.0
-CALL = """
-import json as _json
-_function = globals().get({name!r}) or getattr(Solution(), {name!r})
-for _arguments, _expected in _json.loads({cases!r}):
-    _found = _function(*_arguments)
-    _found = _json.loads(_json.dumps(_found))
-    assert _found == _expected, "wrong answer"
-"""
+# The sandbox has limits of its own, for each case; this one is for a sandbox that hangs.
+TIMEOUT_SECONDS = 3600.0
+RIGHT, WRONG = Grade(True, "ok"), Grade(False, "ok")
+# The value cannot be judged: a class of the program's own, or bytes that stand for nothing.
+UNGRADED = Grade(False, "error")
 
 
-def check_code_answer(answer: str) -> dict:
+def check_code_answer(answer: str) -> dict[str, Any]:
     """The tests of a reference answer. Raises ConfigError, naming what is allowed, if they are none of the three."""
     try:
         tests = json.loads(answer)
     except ValueError:
         tests = None
-    if isinstance(tests, dict) and ({"prefix", "entry_point", "test"} == set(tests) or "cases" in tests):
-        return tests
-    raise ConfigError(
-        f"answer: {answer[:60]!r} holds no tests; the code grader needs JSON: prefix, entry_point and test, or cases"
-    )
+    if not isinstance(tests, dict) or not ({"prefix", "entry_point", "test"} == set(tests) or "cases" in tests):
+        raise ConfigError(
+            f"answer: {answer[:60]!r} holds no tests; the code grader needs JSON: prefix, entry_point and test, or "
+            "cases"
+        )
+    if "cases" in tests and not tests["cases"]:
+        raise ConfigError(f"answer: {answer[:60]!r} has no cases; a program would pass without being run")
+    for case in tests.get("cases", ()):
+        first = list if "function" in tests else str
+        if not isinstance(case, list) or len(case) != 2 or not isinstance(case[0], first):
+            wanted = "[[arguments], result]" if first is list else "[stdin, stdout]"
+            raise ConfigError(f"answer: the case {str(case)[:60]} is not {wanted}")
+    return tests
 
 
 def grade_code(response: str, answer: str, *, run_generated_code: bool) -> Grade:
-    """Run the last code block of `response` against the tests of `answer`, each case in a sandbox of its own.
+    """Run the program of `response` against the tests of `answer`, each case in a process of its own.
 
-    Raises ConfigError for unreadable tests or without run_generated_code, RuntimeError where there is no sandbox.
+    `error`: a function returned a value that cannot be judged. Raises ConfigError for unreadable tests or without
+    run_generated_code, RuntimeError where there is no sandbox.
     """
     return code.grade(response, answer, run_generated_code=run_generated_code)
 
 
 def _judge(response: str, answer: str, _: str) -> Grade:
     tests = check_code_answer(answer)
-    program = extract_code(response)
+    program = extract_code(response, tests.get("function") or tests.get("entry_point") or "")
     if not program.strip():
         return Grade(False, "no_answer")
     if "test" in tests:
-        if not re.search(rf"^(?:async )?def {re.escape(tests['entry_point'])}\b", program, re.MULTILINE):
-            program = tests["prefix"] + program
-        # The test program comes as text in a call, so that an unfinished string of the program cannot swallow it.
-        whole = f"{program}\nexec({tests['test']!r}, globals())\n"
-        passed = run_code(whole, run_generated_code=True, limits=LIMITS).status == "passed"
-        return Grade(passed, "ok")
+        return _by_test(program, **tests)
     if "function" in tests:
-        whole = program + CALL.format(name=tests["function"], cases=json.dumps(tests["cases"]))
-        return Grade(run_code(whole, run_generated_code=True, limits=LIMITS).status == "passed", "ok")
-    for stdin, expected in tests["cases"]:
-        ran = run_code(program, run_generated_code=True, stdin=stdin, limits=LIMITS)
-        if ran.status != "passed" or not _same_output(ran.output, expected):
-            return Grade(False, "ok")
-    return Grade(True, "ok")
+        return _by_calls(program, tests["function"], tests["cases"])
+    return _by_output(program, tests["cases"])
 
 
-def _same_output(found: str, expected: str) -> bool:
-    """Equal line by line, up to spaces at the ends and the notation of numbers."""
-    lines = [[line.strip() for line in text.strip().splitlines()] for text in (found, expected)]
-    if len(lines[0]) != len(lines[1]):
-        return False
-    return all(a == b or (_numbers(a) is not None and _numbers(a) == _numbers(b)) for a, b in zip(*lines, strict=True))
+def _by_test(program: str, prefix: str, entry_point: str, test: str) -> Grade:
+    if not defines(program, entry_point):
+        program = prefix + program
+    with Sandbox(program, LIMITS, run_generated_code=True, mentions=test) as sandbox:
+        if sandbox.load(entry_point, prefix, tested=True, recursion=False).kind != "value":
+            return WRONG
+        verdict = sandbox.test(test, entry_point, prefix).verdict
+    return {"passed": RIGHT, "failed": WRONG, "ungraded": UNGRADED}[verdict]
 
 
-def _numbers(line: str) -> list[float] | None:
+def _by_calls(program: str, function: str, cases: list[list]) -> Grade:
+    with Sandbox(program, LIMITS, run_generated_code=True) as sandbox:
+        if sandbox.load(function).kind != "value":
+            return WRONG
+        for arguments, expected in cases:
+            (found,) = sandbox.call([arguments])
+            if (grade := _of_value(found, expected)) is not RIGHT:
+                return grade
+        # The benchmarks call one program for all cases. One that answers differently then keeps something from call to
+        # call; that it takes too much of a limit in all is nothing against it.
+        together = sandbox.call([arguments for arguments, _ in cases]) if len(cases) > 1 else []
+    for found, (_, expected) in zip(together, cases, strict=False):
+        if found.kind in ("value", "raised") and _of_value(found, expected) is WRONG:
+            return WRONG
+    return RIGHT
+
+
+def _of_value(found: Answer, expected: Any) -> Grade:
+    if found.kind == "unserialisable":
+        return UNGRADED
+    if found.kind != "value":
+        return WRONG
     try:
-        return [float(word) for word in line.split()]
-    except ValueError:
-        return None
+        return RIGHT if same_value(decode(found.content), expected) else WRONG
+    except Untrusted:
+        return UNGRADED
 
 
-code = Grader("code", _judge, timeout=TIMEOUT_SECONDS, runs_code=True)
+def _by_output(program: str, cases: list[list]) -> Grade:
+    with Sandbox(program, LIMITS, run_generated_code=True) as sandbox:
+        for stdin, expected in cases:
+            ended = sandbox.run(stdin)
+            if ended.limit or ended.status or not same_output(ended.output.decode(errors="replace"), expected):
+                return WRONG
+    return RIGHT
+
+
+code = Grader("code", _judge, version=2, timeout=TIMEOUT_SECONDS, runs_code=True)

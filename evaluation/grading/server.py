@@ -16,12 +16,15 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Collection
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 from evaluation.grading.answers import grade_answer
+from evaluation.grading.folders import PAUSE_SECONDS, Folders
 
 PR_SET_PDEATHSIG = 1
 # A task older than this gives way: it is likely to hang, so it gets a smaller share of the CPU and stops counting
@@ -87,13 +90,15 @@ class Backlog:
 
 
 class Worker:
-    """A forked child and the task it holds."""
+    """A forked child, the task it holds and its temporary folder."""
 
-    def __init__(self, memory_bytes: int):
+    def __init__(self, memory_bytes: int, folder: Path):
         ours, theirs = socket.socketpair()
+        self.folder = folder
         self.pid = os.fork()
         if self.pid == 0:
             ours.close()
+            os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
             _serve(Connection(theirs.detach()), memory_bytes)
         theirs.close()
         self.connection = Connection(ours.detach())
@@ -183,11 +188,17 @@ def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_byt
     # The children must not hold the client's end of the pipes open: they would outlive it unnoticed.
     os.set_inheritable(read_fd, False)
     niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + SLOWER_BY)
-    pool = [Worker(memory_bytes) for _ in range(workers)]
+    folders = Folders()
+    pool = [Worker(memory_bytes, folders.new()) for _ in range(workers)]
     waiting = Backlog()
 
     def reply(task: int | None, status: str, value) -> None:
         replies.send_bytes(json.dumps([task, status, value]).encode())
+
+    def replaced(worker: Worker) -> Worker:
+        worker.kill()
+        folders.drop(worker.folder)
+        return Worker(memory_bytes, folders.new())
 
     try:
         while True:
@@ -196,8 +207,7 @@ def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_byt
                 if worker.task is None:
                     continue
                 if now >= worker.deadline and not worker.starved():
-                    worker.kill()
-                    pool[index] = Worker(memory_bytes)
+                    pool[index] = replaced(worker)
                     reply(worker.task, "timeout", None)
                 elif not worker.slow and now >= worker.slow_at:
                     worker.slow = True
@@ -214,6 +224,8 @@ def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_byt
             busy = [worker for worker in pool if worker.task is not None]
             alarms = [w.deadline if w.slow else min(w.slow_at, w.deadline) for w in busy]
             pause = max(0.0, min(alarms) - time.monotonic()) if alarms else None
+            if not folders.clear():
+                pause = PAUSE_SECONDS if pause is None else min(pause, PAUSE_SECONDS)
             ready = set(wait([requests, *(worker.connection for worker in busy)], pause))
             if requests in ready:
                 waiting.add(json.loads(requests.recv_bytes()))
@@ -228,14 +240,14 @@ def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_byt
                     status, value = "crash", None
                 if worker.slow or status == "crash":
                     # An unprivileged process cannot lower its niceness again.
-                    worker.kill()
-                    pool[pool.index(worker)] = Worker(memory_bytes)
+                    pool[pool.index(worker)] = replaced(worker)
                 reply(task, status, value)
     except (EOFError, OSError):
         pass
     finally:
         for worker in pool:
             worker.kill()
+        folders.close()
 
 
 if __name__ == "__main__":

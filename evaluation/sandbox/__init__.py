@@ -4,5 +4,8 @@ from common.lazy import attributes
 
 __all__, __getattr__ = attributes(
     __name__,
-    dict.fromkeys(("Execution", "Limits", "run_code", "extract_code"), "evaluation.sandbox.sandbox"),
+    {
+        **dict.fromkeys(("Execution", "Limits", "Sandbox", "check_sandbox", "run_code"), "evaluation.sandbox.sandbox"),
+        "extract_code": "evaluation.sandbox.extraction",
+    },
 )

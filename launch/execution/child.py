@@ -5,8 +5,8 @@ It runs requests in turn, so that stages with equal settings can share what one 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import json
 import mmap
 import os
 import resource
@@ -19,13 +19,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pydantic import ValidationError
+
+from common.errors import ConfigError
 from common.files import write_json
 from common.models import model_directory
 from common.registry import check_origin
 from common.settings import rebuild
-from launch.execution.outcomes import Stopped, classify
+from launch.execution.outcomes import DISK_FULL, Stopped, classify, is_full, traceback_digest
 from launch.execution.progress import Reporter
-from launch.execution.requests import request_file
+from launch.execution.requests import read_request, request_file
+from launch.fingerprint import MEMORY, verify_outside
 
 POSITION = struct.Struct("qq")  # shared with the guard: index of the request in work, peak bytes since it began
 
@@ -52,8 +56,15 @@ def input_paths(
 
 
 def settings_of(description: dict[str, Any]) -> Any:
-    """A request's settings as their class; the values of `platform.env`, which no file holds, come from the process."""
-    settings = rebuild(description)
+    """A request's settings as their class; the values of `platform.env`, which no file holds, come from the process.
+
+    Raises ConfigError where they do not fit their class: the driver runs other code than this node.
+    """
+    try:
+        settings = rebuild(description)
+    except ValidationError as error:
+        text = " ".join(str(error).split())[:300]
+        raise ConfigError(f"settings of the stage: {text}; install one version of the code on every node") from error
     env = {name: os.environ.get(name, value) for name, value in settings.platform.env.items()}
     return settings.model_copy(update={"platform": settings.platform.model_copy(update={"env": env})})
 
@@ -63,16 +74,23 @@ def _call(request: dict[str, Any]) -> None:
     run: Callable[..., None] = getattr(importlib.import_module(module), function)
     settings = settings_of(request["settings"])
     check_origin()
-    scratch = Path(request["scratch"])
+    scratch, output = Path(request["scratch"]), Path(request["output"])
+    for directory in (scratch, output):  # made by the driver, on a node whose directories we may see late
+        directory.mkdir(parents=True, exist_ok=True)
+    memory = Path(request["logs"]).parent.parent / MEMORY
+    verify_outside(request["inputs"], request.get("digests", {}), request["models"], memory)
     inputs = input_paths(request["inputs"], request["models"], scratch)
     report = Reporter(Path(request["logs"]) / "progress.json", request["attempt"])
     report(0, 1)
-    run(settings, inputs, Path(request["output"]), scratch, report)
+    run(settings, inputs, output, scratch, report)
     check_origin()
 
 
 def work(paths: Sequence[str], shared: mmap.mmap) -> int:
-    """Runs the requests (JSON files) in turn and writes the result of each beside its log; 0 if the last one ran."""
+    """Runs the requests (JSON files) in turn and writes the result of each beside its log; 0 if the last one ran.
+
+    Returns DISK_FULL where a result found no space.
+    """
 
     def stop(*_: object) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -80,23 +98,29 @@ def work(paths: Sequence[str], shared: mmap.mmap) -> int:
 
     try:
         signal.signal(signal.SIGTERM, stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         for index, path in enumerate(paths):
-            request = json.loads(Path(path).read_text())
+            request = read_request(Path(path))
             POSITION.pack_into(shared, 0, index, 0)
             _log_to(request_file(request, "log"))
             begun = time.monotonic()
+            result: dict[str, Any] = {"outcome": "ok", "message": ""}
             try:
                 _call(request)
-                outcome, message = "ok", ""
             except BaseException as error:
-                traceback.print_exc()
+                with contextlib.suppress(OSError):  # the log may be on the disk that is full
+                    traceback.print_exc()
                 outcome, message = classify(error)
-            _flush()
+                result = {"outcome": outcome, "message": message, "traceback": traceback_digest(error)}
+            with contextlib.suppress(OSError):
+                _flush()
             peak = max(POSITION.unpack_from(shared, 0)[1], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-            seconds = time.monotonic() - begun
-            result = {"outcome": outcome, "message": message, "seconds": seconds, "peak_memory_bytes": peak}
-            write_json(request_file(request, "child.json"), result)
-            if outcome not in ("ok", "config"):  # an engine shared with the next request may be broken
+            result |= {"seconds": time.monotonic() - begun, "peak_memory_bytes": peak}
+            try:
+                write_json(request_file(request, "child.json"), result)
+            except OSError as error:
+                return DISK_FULL if is_full(error) else 1
+            if result["outcome"] not in ("ok", "config"):  # an engine shared with the next request may be broken
                 return 1
         return 0
     except Stopped:

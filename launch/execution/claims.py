@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from launch.execution.copies import Copies
 from launch.execution.jobs import FINISHED, StageProgress
 from launch.graph.plan import Stage
 from launch.stages.contract import StageKind
-from launch.store import Corrupt, Store, StoreError
-from launch.store.replica import Replica
+from launch.store import Corrupt, Record, Store, StoreError
 
 
 class Claims:
-    """What one driver claims. `say` shows a line to the user."""
+    """What one driver claims. `say` shows a line to the user; copies: to and from the replica, if there is one."""
 
     def __init__(
         self,
         store: Store,
         run: str,
-        replica: Replica | None,
+        copies: Copies | None,
         kinds: Mapping[str, StageKind],
         say: Callable[[str], None],
     ) -> None:
-        self._store, self._run, self._replica, self._kinds, self._say = store, run, replica, kinds, say
+        self._store, self._run, self._copies, self._kinds, self._say = store, run, copies, kinds, say
 
     def claim(self, progress: StageProgress) -> bool:
-        """Takes the lease of a stage that has to run; False where it is held, there by now or in the replica."""
+        """Takes the lease of a stage that has to run.
+
+        False where another run holds it, where it is there by now, and while it may come from the replica.
+        """
         stage = progress.stage
         if not self._store.acquire(stage, self._run):
             progress.state, progress.message = "held", "another run makes it"
@@ -37,13 +41,35 @@ class Claims:
             progress.state, progress.message = "failed", str(error)
             found = None
         if found is not None:
-            progress.state, progress.seconds = "cached", found.seconds
-            progress.peak_memory_bytes = found.peak_memory_bytes
-        if progress.state in FINISHED or self._pull(stage, progress):
+            _cached(progress, found)
+        if progress.state in FINISHED:
             self._store.release(stage, self._run)
+            return False
+        if self._copies is not None and not progress.asked:
+            progress.asked, progress.state = True, "fetching"
+            self._copies.fetch(stage, self._run)
             return False
         progress.ready_since = progress.ready_since or time.monotonic()
         return True
+
+    def fetched(self, progress: StageProgress) -> None:
+        """Moves on a stage that is on its way from the replica, once that has ended."""
+        found = None if self._copies is None else self._copies.fetched(progress.stage)
+        if found is None:
+            return
+        (record,) = found
+        if record is None:
+            progress.state = "waiting"  # to be made here; the lease stays
+            return
+        _cached(progress, record)
+        self._store.release(progress.stage, self._run)
+
+    def release_all(self, stages: Iterable[Stage]) -> None:
+        """Gives back every lease that is still ours, whatever ended the driver's loop."""
+        for stage in stages:
+            with contextlib.suppress(StoreError, OSError):
+                if self._store.owner(stage) == self._run:
+                    self._store.release(stage, self._run)
 
     def mend(self, progress: StageProgress) -> bool:
         """Has what is damaged of an artifact made again, once a run; False if its kind cannot mend it."""
@@ -54,30 +80,10 @@ class Claims:
         if damaged is None:
             return False
         progress.mended, progress.state = True, "waiting"
-        self._say(f"{stage.kind} {stage.label}: damaged; computing {damaged} again")
+        self._say(f"{stage.name}: damaged; computing {damaged} again")
         return True
 
-    def push(self, stage: Stage) -> None:
-        """Copies an artifact to the replica; a failure costs the copy only, and the next run tries again."""
-        if self._replica is None:
-            return
-        try:
-            self._replica.push(self._store, stage)
-        except (StoreError, OSError) as error:
-            self._say(f"{stage.kind} {stage.label} was not copied to {self._replica.url}: {error}")
 
-    def _pull(self, stage: Stage, progress: StageProgress) -> bool:
-        """Takes a stage's artifact from the replica; a damaged one is said and made again."""
-        if self._replica is None:
-            return False
-        try:
-            record = self._replica.pull(self._store, stage, self._run)
-        except Corrupt as error:
-            self._say(str(error))
-            return False
-        if record is None:
-            return False
-        progress.state, progress.seconds = "cached", record.seconds
-        progress.peak_memory_bytes = record.peak_memory_bytes
-        self._say(f"{stage.kind} {stage.label} taken from {self._replica.url}")
-        return True
+def _cached(progress: StageProgress, record: Record) -> None:
+    progress.state, progress.seconds = "cached", record.seconds
+    progress.peak_memory_bytes = record.peak_memory_bytes

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from common.errors import ConfigError
 from common.ray_session import join_cluster, start_private_ray
 from launch.execution.environment import PRIVATE_RAY
 from launch.graph.plan import Stage
 
 
-class Refused(Exception):
+class Refused(ConfigError):
     """The run cannot start as asked; the message names the field and the remedy."""
 
 
@@ -34,8 +38,29 @@ def start_ray(temporary: str, *, cpus: int, gpus: int) -> None:
 
 
 @contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Keeps SIGTERM from what is started within, and this process's handler of it what it was.
+
+    A signal to a whole process group or control group would otherwise end Ray before the stages that it supervises.
+    Ray's daemons and workers start with SIGTERM blocked; the guards of the stages let it through again.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        if main and handler is not None:
+            signal.signal(signal.SIGTERM, handler)  # ray.init sets its own
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def cluster(stages: Iterable[Stage], platform: Any, temporary: str) -> Iterator[None]:
-    """Joins the cluster of RAY_ADDRESS, or starts a Ray on this machine with the recipe's logical devices."""
+    """Joins the cluster of RAY_ADDRESS, or starts a Ray on this machine with the recipe's logical devices.
+
+    Raises Refused if it cannot.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if "RAY_ADDRESS" not in os.environ:
@@ -46,17 +71,104 @@ def cluster(stages: Iterable[Stage], platform: Any, temporary: str) -> Iterator[
     placements = [stage.placement for stage in stages]
     already = ray.is_initialized()
     if not already and os.environ.get("RAY_ADDRESS"):
-        join_cluster()
+        join()
     elif not already:
         if max(placement["nodes"] for placement in placements) > 1:
             raise Refused(f"platform.nodes={platform.nodes}: no Ray cluster; set RAY_ADDRESS")
         cores = max(os.cpu_count() or 1, *(math.ceil(placement["cpus"]) for placement in placements))
-        start_ray(temporary, cpus=cores, gpus=platform.gpus_per_node)
+        with shielded():
+            start_ray(temporary, cpus=cores, gpus=platform.gpus_per_node)
     try:
         yield
     finally:
         if not already:
-            ray.shutdown()
+            with _ending_who_is_asked():
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ending_who_is_asked() -> Iterator[None]:
+    """Ends those of Ray's daemons below this process that get a SIGTERM, which they block (`shielded`)."""
+    import psutil
+
+    children = [child.pid for child in psutil.Process().children()]
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            for pid in children:
+                if _asked_to_end(pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _asked_to_end(pid: int) -> bool:
+    """Whether a process has a SIGTERM that it blocks."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("ShdPnd:"):
+                return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+def join() -> None:
+    """Joins the cluster of RAY_ADDRESS. Raises Refused, within 30 s, where no Ray answers there."""
+    address = os.environ["RAY_ADDRESS"]
+    remedy = "name the address of a running cluster in RAY_ADDRESS, or unset it for a Ray of this run's own"
+    if address != "auto":
+        problem = _unanswered(address)
+        if problem is not None:
+            raise Refused(f"RAY_ADDRESS={address}: no Ray cluster answers there ({problem}); {remedy}")
+    else:
+        from ray._private.services import canonicalize_bootstrap_address
+
+        try:
+            found = canonicalize_bootstrap_address(address)
+        except Exception:
+            found = None
+        problem = "none is known on this machine" if found is None else _unanswered(found)
+        if problem is not None:
+            where = "" if found is None else f" {found}:"
+            raise Refused(f"RAY_ADDRESS=auto: no Ray cluster:{where} {problem}; {remedy}")
+    try:
+        with shielded():
+            join_cluster()
+    except Exception as error:  # a wrong token, another version of Ray, a cluster that ends meanwhile
+        text = " ".join(str(error).split())[:300]
+        raise Refused(f"RAY_ADDRESS={address}: this cluster cannot be joined: {text}; {remedy}") from error
+
+
+ANSWER = 10.0  # seconds that a connection, and then its first answer, may take
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # the greeting and empty settings
+_SETTINGS = 4  # type of the frame that a server answers with
+
+
+def _unanswered(address: str) -> str | None:
+    """Why what is at `host:port` is no Ray cluster; None if a gRPC server, which Ray's is, answers there.
+
+    Ray itself would try for minutes, and then name the address it made of the one given.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return "not an address of the form host:port"
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER) as connection:
+            if os.environ.get("RAY_USE_TLS") == "1":
+                return None
+            connection.settimeout(ANSWER)
+            connection.sendall(_HTTP2)
+            frame = connection.recv(9)
+            return None if len(frame) >= 4 and frame[3] == _SETTINGS else "another program answers"
+    except (OSError, OverflowError) as error:
+        return getattr(error, "strerror", None) or str(error)
 
 
 def check_fits(stages: Iterable[Stage]) -> None:

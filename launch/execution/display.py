@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from common.files import read_json
+from launch.store.patience import read
 from launch.store.places import Places, attempt_file
 from launch.text import bytes_text, metrics_text, seconds_text
 
 if TYPE_CHECKING:
     from launch.graph.plan import Stage
 
-PLAIN_INTERVAL = 10.0  # seconds between two progress lines of a stage without a terminal
+PLAIN_INTERVAL = 10.0  # seconds between two progress lines of a stage without a terminal, where it changed
 
 
 class StageState(Protocol):
@@ -42,16 +43,17 @@ class Display:
         self._bars: Progress | None = None
         if self._console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(None),
-                TextColumn("{task.fields[count]}"),
+                TextColumn("{task.fields[count]}", markup=False),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[metrics]}"),
+                TextColumn("{task.fields[metrics]}", markup=False),
                 console=self._console,
             )
         self._tasks: dict[str, TaskID] = {}
         self._states: dict[str, str] = {}
         self._said: dict[str, float] = {}
+        self._lines: dict[str, str] = {}
         self._begun = time.monotonic()
         self._updated = 0.0
 
@@ -87,7 +89,7 @@ class Display:
 
     def _changed(self, fingerprint: str, shown: StageState) -> None:
         self._states[fingerprint] = shown.state
-        stage, name = shown.stage, f"{shown.stage.kind} {shown.stage.label}"
+        stage, name = shown.stage, shown.stage.name
         if shown.state == "running":
             self.say(f"{name} started, log {attempt_file(self._places.logs(stage), shown.attempt, 'log')}")
             self._said[fingerprint] = time.monotonic()
@@ -103,8 +105,8 @@ class Display:
             self.say(f"{name} {shown.state}{detail}")
 
     def _advance(self, fingerprint: str, stage: Stage, now: float) -> None:
-        progress = read_json(self._places.logs(stage) / "progress.json")
-        if progress is None:
+        progress = read(self._places.logs(stage) / "progress.json")
+        if not isinstance(progress, dict):
             return
         count, metrics = f"{progress['done']}/{progress['total']}", metrics_text(progress["metrics"])
         if self._bars is not None:
@@ -115,9 +117,29 @@ class Display:
                 count=count,
                 metrics=metrics,
             )
-        elif now - self._said[fingerprint] >= PLAIN_INTERVAL:
-            self._said[fingerprint] = now
-            self.say(f"{stage.kind} {stage.label} {count} {metrics}".rstrip())
+            return
+        line = f"{stage.name} {count} {metrics}".rstrip()
+        if line != self._lines.get(fingerprint) and now - self._said[fingerprint] >= PLAIN_INTERVAL:
+            self._said[fingerprint], self._lines[fingerprint] = now, line
+            self.say(line)
+
+
+def print_outcome(stages: Sequence[StageState], places: Places, stopping: str) -> int:
+    """What failed and why, and how many stages are in which state; returns the exit code of the run.
+
+    stopping: why no further stages were started; "" if they were.
+    """
+    for one in stages:
+        if one.state == "failed":
+            print(f"failed: {one.stage.name}: {one.message}")
+            print(f"  log: {places.logs(one.stage) / 'latest'}")
+    states = [one.state for one in stages]
+    shown = [state for state in ("cached", "done", "failed", "blocked", "stopped") if state in states]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in shown)
+    print(counts + (f" ({stopping})" if stopping else ""))
+    if "failed" in states:
+        return 1
+    return 3 if stopping and "stopped" in states else 0
 
 
 def print_budget(stages: Sequence[StageState], elapsed: float) -> None:
@@ -129,9 +151,9 @@ def print_budget(stages: Sequence[StageState], elapsed: float) -> None:
         for name in ("state", "time", "waited", "peak memory"):
             table.add_column(name, justify="right", no_wrap=True)
         for p in ran:
-            name = f"{p.stage.kind} {p.stage.label}"
+            name = p.stage.name
             table.add_row(
-                name, p.state, seconds_text(p.seconds), seconds_text(p.waited), bytes_text(p.peak_memory_bytes)
+                escape(name), p.state, seconds_text(p.seconds), seconds_text(p.waited), bytes_text(p.peak_memory_bytes)
             )
         total = sum(p.seconds for p in ran)
         table.add_row("all", "", seconds_text(total), "", bytes_text(max(p.peak_memory_bytes for p in ran)))

@@ -17,38 +17,51 @@ otherwise: the ones that are ready together then run in one child (or in as many
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shutil
-import signal
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
+from common.files import read_json
 from launch import stages as stage_kinds
 from launch.execution import placements
 from launch.execution.claims import Claims
-from launch.execution.cluster import check_fits, check_store_is_shared, cluster
-from launch.execution.display import Display, print_budget
+from launch.execution.cluster import Refused, check_fits, check_store_is_shared, cluster
+from launch.execution.copies import Copies
+from launch.execution.display import Display, print_budget, print_outcome
+from launch.execution.entries import entry_of
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
-from launch.execution.requests import request_of
+from launch.execution.preconditions import check_disk, check_models
+from launch.execution.sharing import engine_of, free_places
+from launch.execution.stopping import abandon, last_resort, signals
+from launch.fingerprint import fingerprint
 from launch.graph.estimate import estimate_plan
 from launch.graph.plan import Plan, Stage
-from launch.store import Store
+from launch.store import Store, StoreError
 from launch.store.leases import Heartbeat
+from launch.store.ledger import device_hours
+from launch.store.places import attempt_file
 from launch.store.replica import Replica
 
+CONTINUES = "the same command continues"
+LAST_RESORT = 1.5  # seconds of run.grace that the end without Ray takes
 PENDING_GROUPS = 16  # placement groups asked for at once; Ray gives them out in the order they were asked for
 
 
-class Driver:
-    """Runs one plan against one store."""
+def plan_key(plan: Plan) -> str:
+    """What two plans have in common that run the same stages."""
+    return fingerprint(sorted(plan.stages))[:16]
 
-    def __init__(self, plan: Plan, store: Store) -> None:
-        self.plan, self.store = plan, store
+
+class Driver:
+    """Runs one plan against one store. whole: the plan before selection, whose device-hours count, and which `stop`
+    names."""
+
+    def __init__(self, plan: Plan, store: Store, whole: Plan | None = None) -> None:
+        self.plan, self.store, self.whole = plan, store, whole or plan
         recipe = plan.branches[0].recipe
         self.limits = recipe.run
         self.platform = recipe.platform
@@ -61,54 +74,66 @@ class Driver:
         self.stopping = ""
         self.looked = 0.0
         self.devices = 0.0  # of the cluster
-        self.replica = None if self.limits.replica is None else Replica(self.limits.replica)
+        self.copies = None if self.limits.replica is None else Copies(store, Replica(self.limits.replica))
 
     # --- the whole
 
     def run(self) -> int:
         begun = time.monotonic()
-        cached = Claims(self.store, "", self.replica, self.kinds, lambda text: print(text, flush=True))
         for progress in self.progress.values():
             record = self.store.find(progress.stage)
             if record is not None:
                 progress.state = "cached"
                 progress.seconds, progress.peak_memory_bytes = record.seconds, record.peak_memory_bytes
                 self.store.forget_dead_owner(progress.stage)
-                cached.push(progress.stage)
-        missing = [p for p in self.progress.values() if p.state != "cached"]
-        if missing:
-            self.flops = {mark: estimate.flops for mark, estimate in estimate_plan(self.plan, self.store).items()}
-            temporary = tempfile.mkdtemp(prefix="run-", dir="/tmp")  # Ray's sockets need a short path
-            try:
-                with (
-                    Heartbeat(self.store, self.plan.recipe, temporary) as beat,
-                    Display(self.store) as self.display,
-                ):
-                    self.beat = beat
-                    self.claims = Claims(self.store, beat.run, self.replica, self.kinds, self.display.say)
-                    with cluster(self.plan.stages.values(), self.platform, temporary), self._signals():
-                        self._look_at_cluster(temporary)
-                        self._loop()
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                if self.copies is not None:
+                    self.copies.push(progress.stage)
+        if any(p.state != "cached" for p in self.progress.values()):
+            self._make()
+        if self.copies is not None:
+            with signals(self._ask_to_stop):
+                self.copies.finish(lambda: bool(self.stopping) and not self._used_up)
         print_budget(list(self.progress.values()), time.monotonic() - begun)
-        states = [p.state for p in self.progress.values()]
-        for progress in self.progress.values():
-            if progress.state == "failed":
-                print(f"failed: {progress.stage.kind} {progress.stage.label}: {progress.message}")
-                print(f"  log: {self.store.logs(progress.stage) / 'latest'}")
-        counts = {
-            state: states.count(state)
-            for state in ("cached", "done", "failed", "blocked", "stopped")
-            if state in states
-        }
-        print(
-            ", ".join(f"{count} {state}" for state, count in counts.items())
-            + (f" ({self.stopping})" if self.stopping else "")
-        )
-        if "failed" in states:
-            return 1
-        return 3 if self.stopping and "stopped" in states else 0
+        return print_outcome(list(self.progress.values()), self.store, self.stopping)
+
+    def _make(self) -> None:
+        """Makes what is missing."""
+        estimates = estimate_plan(self.plan, self.store)
+        check_models(self.plan, [p.stage for p in self.progress.values() if p.state != "cached"])
+        check_disk(self.plan, self.store, estimates)
+        self.flops = {mark: estimate.flops for mark, estimate in estimates.items()}
+        self.device_seconds = 3600 * device_hours(self.store.root, self.whole.stages)
+        self.temporary = tempfile.mkdtemp(prefix="run-", dir="/tmp")  # Ray's sockets need a short path
+        beat = Heartbeat(self.store, self.plan.recipe, self.temporary, plan_key(self.whole))
+        try:
+            with beat, Display(self.store) as self.display, signals(self._ask_to_stop):
+                self.beat = beat
+                self.claims = Claims(self.store, beat.run, self.copies, self.kinds, self.display.say)
+                grace = max(self.limits.grace - LAST_RESORT, self.limits.grace / 2)
+                with (
+                    last_resort(grace, self._give_up),
+                    cluster(self.plan.stages.values(), self.platform, self.temporary),
+                ):
+                    self._work()
+        finally:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _work(self) -> None:
+        from ray.exceptions import RayError
+
+        try:
+            self._look_at_cluster()
+            self._loop()
+        except RayError as error:
+            abandon(self.running, self.store)
+            if not self.stopping:
+                text = " ".join(str(error).split())[-300:]
+                raise Refused(f"the Ray cluster was lost ({text}); {CONTINUES}") from error
+            for progress in self.progress.values():
+                if progress.state not in FINISHED:
+                    progress.state = "stopped"
+        finally:
+            self.claims.release_all(p.stage for p in self.progress.values())
 
     def _loop(self) -> None:
         import ray
@@ -116,10 +141,13 @@ class Driver:
         while True:
             self._notice_stop()
             self._start_queued()
-            if not self.stopping:
+            for progress in self.progress.values():
+                if progress.state == "fetching":
+                    self.claims.fetched(progress)
+            if not self.stopping or self._used_up:
                 self._queue_ready()
             if not self.running and not self.queued:
-                if self.stopping:
+                if self.stopping and not self._used_up:
                     for progress in self.progress.values():
                         if progress.state not in FINISHED:
                             progress.state = "stopped"
@@ -128,36 +156,61 @@ class Driver:
             tasks = [job.task for job in self.running]
             if tasks:
                 ended, _ = ray.wait(tasks, num_returns=1, timeout=0.05 if self.queued else 0.2)
-                for job in [job for job in self.running if job.task in ended]:
-                    self._settle(job)
+                for job in list(self.running):
+                    if job.task in ended:
+                        self._settle(job)
+                    else:
+                        self._take_published(job)
             else:
                 time.sleep(0.02 if self.queued else 0.1)
+            for line in self.copies.lines() if self.copies is not None else ():
+                self.display.say(line)
             self.display.update(self.progress)
 
+    # --- stopping
+
+    def _ask_to_stop(self, name: str) -> None:
+        self.stopping = f"{name}; {CONTINUES}"
+
+    @property
+    def _used_up(self) -> bool:
+        """Whether only the device-hours are used up: what takes no device goes on."""
+        return "max_device_hours" in self.stopping
+
     def _notice_stop(self) -> None:
-        winding_down = not self.stopping or "max_device_hours" in self.stopping
-        if winding_down and self.beat.stop_requested():
-            self.stopping = "stopped on request; the same command continues"
+        if (not self.stopping or self._used_up) and self.beat.stop_requested():
+            self.stopping = f"stopped on request; {CONTINUES}"
         limit = self.limits.max_device_hours
         if not self.stopping and limit is not None:
             now = time.monotonic()
             current = sum((now - job.started) * devices(job.placement) for job in self.running)
-            if (self.device_seconds + current) / 3600 >= limit:
+            wanting = any(devices(p.stage.placement) for p in self.progress.values() if p.state not in FINISHED)
+            if wanting and (self.device_seconds + current) / 3600 >= limit:
                 self.stopping = f"run.max_device_hours={limit:g} is used up"
-                self._drop_queued()
-        elif self.stopping and "max_device_hours" not in self.stopping:
-            self._drop_queued()
+                self._drop([job for job in self.queued if devices(job.placement)])
+        elif self.stopping and not self._used_up:
+            self._drop(self.queued)
             for job in self.running:
                 for stage in job.stages:
-                    (self.store.logs(stage) / f"attempt-{job.attempts[stage.fingerprint]}.stop").touch()
+                    with contextlib.suppress(OSError):
+                        (self.store.logs(stage) / f"attempt-{job.attempts[stage.fingerprint]}.stop").touch()
 
-    def _drop_queued(self) -> None:
-        for job in self.queued:
+    def _drop(self, jobs: list[Job]) -> None:
+        for job in list(jobs):
             placements.give_back(job)
+            self.queued.remove(job)
             for stage in job.stages:
                 self.progress[stage.fingerprint].state = "waiting"
                 self.store.release(stage, self.beat.run)
-        self.queued = []
+
+    def _give_up(self) -> None:
+        """Ends this process with code 3 and without Ray, which does not answer: its cluster got the same signal."""
+        abandon(self.running, self.store)
+        self.claims.release_all(p.stage for p in self.progress.values())
+        self.store.sign_off(self.beat.run)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        print(f"stopped without Ray, which does not answer ({self.stopping or CONTINUES})", flush=True)
+        os._exit(3)
 
     # --- choosing
 
@@ -170,6 +223,8 @@ class Driver:
             states = [self.progress[g.stage].state for g in progress.stage.inputs.values() if g.stage is not None]
             if any(state in ("failed", "blocked") for state in states):
                 progress.state, progress.message = "blocked", "an input failed"
+            elif self._used_up and (devices(progress.stage.placement) or "stopped" in states):
+                progress.state = "stopped"
             elif now >= progress.not_before and all(state in ("done", "cached") for state in states):
                 found.append(progress)
         return found
@@ -197,7 +252,7 @@ class Driver:
         for progress in ready:
             groups[self._engine(progress.stage)].append(progress)
         for engine, members in groups.items():
-            count = self._free_places(engine, members[0].stage.placement)
+            count = free_places(engine, members[0].stage.placement, self.devices, [*self.running, *self.queued])
             if not count:
                 continue
             claimed = [progress.stage for progress in members if self.claims.claim(progress)]
@@ -206,51 +261,23 @@ class Driver:
                 self._queue(claimed[start : start + size])
 
     def _engine(self, stage: Stage) -> str:
-        """What two stages have in common that can run in one child."""
-        common = self.kinds[stage.kind].engine(stage.settings)
-        halved = self.progress[stage.fingerprint].halved
-        return json.dumps([stage.kind, common, stage.placement, halved], sort_keys=True)
-
-    def _free_places(self, engine: str, placement: dict[str, Any]) -> int:
-        """How many jobs of this placement could start now; of one that takes no device, one at a time."""
-        wanted, busy = devices(placement), [*self.running, *self.queued]
-        if wanted:
-            return int((self.devices - sum(devices(job.placement) for job in busy)) // wanted)
-        return 0 if any(self._engine(job.stages[0]) == engine for job in busy) else 1
+        return engine_of(self.kinds[stage.kind], stage, self.progress[stage.fingerprint].halved)
 
     # --- devices
 
-    def _look_at_cluster(self, temporary: str) -> None:
+    def _look_at_cluster(self) -> None:
         import ray
 
         self.cluster = ray.get_runtime_context().gcs_address
-        self.temporary = temporary
         self.devices = ray.cluster_resources().get("GPU", 0.0)
         check_store_is_shared(self.plan.root, self.beat.run)
         check_fits(p.stage for p in self.progress.values() if p.state != "cached")
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM (Slurm, spot) and SIGINT end the stages with grace; set after ray.init, which sets its own."""
-
-        def ask(number: int, _: object) -> None:
-            self.stopping = f"{signal.Signals(number).name}; the same command continues"
-
-        before = {}
-        with contextlib.suppress(ValueError):  # not in the main thread
-            for number in (signal.SIGTERM, signal.SIGINT):
-                before[number] = signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _queue(self, stages: list[Stage]) -> None:
         placement = dict(stages[0].placement)
         if placement["gpus_per_node"] > 1:  # Ray gives out parts of one device, or whole ones
             placement["gpus_per_node"] = math.ceil(placement["gpus_per_node"])
-        self.queued.append(Job(stages, placement))
+        self.queued.append(Job(stages, placement, engine=self._engine(stages[0])))
         for stage in stages:
             self.progress[stage.fingerprint].state = "queued"
 
@@ -277,47 +304,22 @@ class Driver:
             progress = self.progress[stage.fingerprint]
             progress.waited += now - (progress.ready_since or now)
             progress.state, progress.ready_since = "running", None
-            settings = stage.settings
-            if progress.halved:
-                settings = halve(stage.settings, self.kinds[stage.kind].halves) or stage.settings
-            inputs, verify = {}, []
-            for name, given in stage.inputs.items():
-                if given.stage is None:
-                    assert given.path is not None
-                    inputs[name] = given.path
-                    continue
-                directory = self.store.directory(self.plan.stages[given.stage])
-                try:
-                    inputs[name] = self.store.select(directory, given.select)
-                except ValueError as error:
-                    progress.state, progress.message = "failed", f"config: input {name}: {error}"
-                    break
-                below = "" if inputs[name] == directory else str(inputs[name].relative_to(directory))
-                verify.append((str(directory), given.stage, below))
-            if progress.state == "failed":
+            entry = entry_of(progress, self.plan, self.store, self.kinds, self.flops[stage.fingerprint])
+            if entry is None:
                 self.store.release(stage, self.beat.run)
                 continue
-            attempt = self.store.begin(stage)
-            progress.attempt = job.attempts[stage.fingerprint] = attempt
-            request = request_of(stage, attempt, self.store, inputs, settings)
-            entries.append(
-                {
-                    "stage": stage,
-                    "attempt": attempt,
-                    "request": str(request),
-                    "verify": verify,
-                    "flops": self.flops[stage.fingerprint],
-                }
-            )
+            job.attempts[stage.fingerprint] = progress.attempt
+            entries.append(entry)
         job.stages = [entry["stage"] for entry in entries]
         if not job.stages:
             placements.give_back(job)
             return
         self.jobs += 1
+        job.tag = f"{self.beat.run}.{self.jobs}"
         description = {
             "root": str(self.store.root),
             "run": self.beat.run,
-            "tag": f"{self.beat.run}.{self.jobs}",
+            "tag": job.tag,
             "stages": entries,
             "cluster": self.cluster if job.placement["nodes"] > 1 else None,
             "temporary": self.temporary,
@@ -346,41 +348,52 @@ class Driver:
                 seconds = time.monotonic() - job.started
                 lost = {"outcome": "lost", "message": f"its node or Ray worker was lost ({text})", "seconds": seconds}
                 results[stage.fingerprint] = {"fingerprint": stage.fingerprint, "peak_memory_bytes": 0, **lost}
-                if self.store.find(stage) is None:
-                    self.store.finish(stage, job.attempts[stage.fingerprint], lost)
+                with contextlib.suppress(StoreError, OSError):
+                    if self.store.find(stage) is None:
+                        self.store.finish(stage, job.attempts[stage.fingerprint], lost)
         placements.give_back(job)
         self.device_seconds += (time.monotonic() - job.started) * devices(job.placement)
         for stage in job.stages:
             self._take(stage, results[stage.fingerprint])
             self.store.release(stage, self.beat.run)
 
+    def _take_published(self, job: Job) -> None:
+        """Goes on with what a child of several stages has made already."""
+        for stage in list(job.stages) if len(job.attempts) > 1 else ():
+            attempt = job.attempts[stage.fingerprint]
+            result = read_json(attempt_file(self.store.logs(stage), attempt, "result.json"))
+            if result is not None and result["outcome"] == "ok":
+                job.stages.remove(stage)
+                self._take(stage, result)
+                self.store.release(stage, self.beat.run)
+
     def _take(self, stage: Stage, result: dict[str, Any]) -> None:
         """Moves a stage on by the class of its result."""
         progress = self.progress[stage.fingerprint]
-        name = f"{stage.kind} {stage.label}"
+        name = stage.name
         outcome, progress.message = result["outcome"], result["message"]
         progress.seconds += result["seconds"]
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, result["peak_memory_bytes"])
         progress.state = "waiting"
+        repeated = bool(result.get("traceback")) and result["traceback"] == progress.traceback
+        progress.traceback = result.get("traceback", "")
         if outcome == "ok" or self.store.has(stage):
             progress.state = "done"
-            self.claims.push(stage)
+            if self.copies is not None:
+                self.copies.push(stage)
         elif "damaged" in result and self.claims.mend(self.progress[result["damaged"]]):
             progress.message = ""
         elif outcome == "unstarted" or (outcome in ("stopped", "lost") and self.stopping):
             pass
-        elif (
-            outcome == "oom"
-            and not progress.halved
-            and halve(stage.settings, self.kinds[stage.kind].halves) is not None
-        ):
+        elif outcome == "oom" and not progress.halved and halve(stage.settings, self.kinds[stage.kind]) is not None:
             progress.halved = True
             self.display.say(f"{name}: out of memory ({progress.message}); once more with half the micro-batch")
-        elif outcome in RETRIED and progress.faults < self.limits.retries:
+        elif outcome in RETRIED and progress.faults < self.limits.retries and not (outcome == "fault" and repeated):
             progress.not_before = time.monotonic() + self.limits.backoff * 2**progress.faults
             progress.faults += 1
             count = f"retry {progress.faults} of {self.limits.retries}"
             self.display.say(f"{name}: {outcome}: {progress.message}; {count}")
         else:
             progress.state = "failed"
-            progress.message = f"{outcome}: {progress.message}"
+            again = " (twice in the same place: not tried again)" if outcome == "fault" and repeated else ""
+            progress.message = f"{outcome}: {progress.message}{again}"

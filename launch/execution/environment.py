@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from common.processes import ATTEMPT_VARIABLE
@@ -19,7 +20,13 @@ PRIVATE_RAY = {
 RAY_CREDENTIALS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")
 
 
-def environment(tag: str, settings: Mapping[str, Any], cluster: str | None, temporary: str) -> dict[str, str]:
+# Directories of trackers, whose defaults are the same for all runs of an objective.
+TRACKERS = ("TENSORBOARD_DIR", "WANDB_DIR", "SWANLAB_LOG_DIR")
+
+
+def environment(
+    tag: str, settings: Mapping[str, Any], cluster: str | None, temporary: str, tracker: Path
+) -> dict[str, str]:
     """The environment of a stage. With `cluster` its own `ray.init()` joins that cluster, else it starts a private one.
 
     What Ray tells its workers is left out, or a private Ray would take itself for a part of the driver's.
@@ -29,6 +36,7 @@ def environment(tag: str, settings: Mapping[str, Any], cluster: str | None, temp
         settings: the stage's, as JSON values; read are `platform.name`, `.threads` and `.env`.
         cluster: address, or None.
         temporary: directory for Ray's files.
+        tracker: directory of this stage's trackers; its name alone, below a directory that the user chose.
     """
     keep = RAY_CREDENTIALS if cluster else ()
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name in keep}
@@ -46,5 +54,7 @@ def environment(tag: str, settings: Mapping[str, Any], cluster: str | None, temp
     )
     env.update({"RAY_ADDRESS": cluster} if cluster else PRIVATE_RAY)
     env.update(platform["env"])
+    for name in TRACKERS:
+        env[name] = str(Path(env[name]) / tracker.name if env.get(name) else tracker)
     env[ATTEMPT_VARIABLE] = tag
     return env

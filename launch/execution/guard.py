@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import mmap
 import os
 import select
@@ -26,7 +25,8 @@ from pathlib import Path
 from common.files import write_json
 from common.processes import shared_memory
 from launch.execution.child import POSITION, work
-from launch.execution.requests import request_file
+from launch.execution.outcomes import DISK_FULL, NO_SPACE, is_full
+from launch.execution.requests import read_request, request_file
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -88,6 +88,7 @@ class Guard:
                 os.kill(self._child, signal.SIGTERM)
 
         signal.signal(signal.SIGTERM, forward)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ray's workers inherit it blocked (cluster.py)
         return wake_read
 
     def _reap(self) -> None:
@@ -129,14 +130,19 @@ class Guard:
 
     def _conclude(self, code: int, memory_was_short: bool) -> int:
         index, peak = POSITION.unpack_from(self._shared, 0)
-        result = request_file(json.loads(Path(self._paths[int(index)]).read_text()), "child.json")
+        result = request_file(read_request(Path(self._paths[int(index)])), "child.json")
         if not result.exists():
             outcome, message = "fault", f"the stage ended with exit code {code} and no result"
             if code < 0:
                 message = f"the stage was killed by signal {-code} ({signal.Signals(-code).name})"
             if code == -signal.SIGKILL and memory_was_short:
                 outcome, message = "oom", "the kernel killed the stage: out of memory"
-            write_json(result, {"outcome": outcome, "message": message, "peak_memory_bytes": peak})
+            if code == DISK_FULL:
+                outcome, message = "disk", f"{NO_SPACE}; free space and run the same command again"
+            try:
+                write_json(result, {"outcome": outcome, "message": message, "peak_memory_bytes": peak})
+            except OSError as error:
+                return DISK_FULL if code == DISK_FULL or is_full(error) else 1
         return 0 if code == 0 else 1
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from launch.graph.plan import Stage
+from launch.stages.contract import StageKind
 
 FINISHED = frozenset({"cached", "done", "failed", "blocked", "stopped"})
 RETRIED = frozenset({"fault", "timeout", "hung", "lost", "stopped"})
@@ -16,7 +16,8 @@ RETRIED = frozenset({"fault", "timeout", "hung", "lost", "stopped"})
 class StageProgress:
     """What this driver knows of one stage.
 
-    States: waiting, held (by another driver), queued (for devices), running, and the ones in FINISHED.
+    States: waiting, held (by another driver), fetching (from the replica), queued (for devices), running, and the ones
+    in FINISHED. traceback: of its last fault, as a digest.
     """
 
     stage: Stage
@@ -25,6 +26,8 @@ class StageProgress:
     faults: int = 0
     halved: bool = False
     mended: bool = False
+    asked: bool = False
+    traceback: str = ""
     not_before: float = 0.0
     attempt: int = 0
     seconds: float = 0.0
@@ -35,7 +38,10 @@ class StageProgress:
 
 @dataclass
 class Job:
-    """Stages that run in one child, and Ray's handles of it."""
+    """Stages that run in one child, and Ray's handles of it; `stages` are those that have not ended.
+
+    engine: what they have in common with others that could run in that child.
+    """
 
     stages: list[Stage]
     placement: dict[str, Any]
@@ -43,7 +49,9 @@ class Job:
     task: Any = None
     lent: float = 0.0
     started: float = 0.0
+    tag: str = ""
     attempts: dict[str, int] = field(default_factory=dict)
+    engine: str = ""
 
 
 def devices(placement: dict[str, Any]) -> float:
@@ -51,12 +59,13 @@ def devices(placement: dict[str, Any]) -> float:
     return placement["nodes"] * placement["gpus_per_node"]
 
 
-def halve(settings: dict[str, Any], fields: Sequence[str]) -> dict[str, Any] | None:
-    """A copy of settings with the runtime `fields` ("sft.micro_batch_size") halved; None if none is above 1."""
-    found = [(section, name) for section, name in (one.split(".") for one in fields) if section in settings]
-    if not any(settings[section][name] > 1 for section, name in found):
-        return None
+def halve(settings: dict[str, Any], kind: StageKind) -> dict[str, Any] | None:
+    """A copy of settings with the kind's runtime fields ("sft.micro_batch_size") halved as far as is legal.
+
+    None where none of them may be smaller.
+    """
     smaller = dict(settings)
-    for section, name in found:
-        smaller[section] = {**smaller[section], name: max(1, settings[section][name] // 2)}
-    return smaller
+    for section, name in (one.split(".") for one in kind.halves):
+        if section in settings:
+            smaller[section] = {**smaller[section], name: kind.halved(settings, f"{section}.{name}")}
+    return None if smaller == settings else smaller

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_json
+from launch.store.patience import appears
 from launch.store.places import Places, attempt_file
 from launch.store.records import redact
 
@@ -32,12 +33,13 @@ def request_of(
     shown["platform"] = redact(settings["platform"])
     logs = places.logs(stage)
     request = {
-        "stage": f"{stage.kind} {stage.label}",
+        "stage": stage.name,
         "fingerprint": stage.fingerprint,
         "function": stage.function,
         "settings": {"type": stage.settings_type, "values": shown},
         "inputs": {name: str(path) for name, path in inputs.items()},
         "models": stage.models,
+        "digests": {name: given.digest for name, given in stage.inputs.items() if given.digest},
         "output": str(places.temporary(stage, attempt)),
         "scratch": str(places.scratch(stage)),
         "logs": str(logs),
@@ -47,6 +49,11 @@ def request_of(
     write_json(path, request)
     path.chmod(0o600)
     return path
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """A request; waits for one that another node wrote a moment ago. Raises StoreError if it does not appear."""
+    return appears(path)
 
 
 def request_file(request: Mapping[str, Any], suffix: str) -> Path:

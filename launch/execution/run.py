@@ -7,13 +7,15 @@ import sys
 import time
 
 from launch.execution.cluster import Refused
-from launch.execution.driver import Driver
+from launch.execution.driver import Driver, plan_key
 from launch.graph.plan import Plan
 from launch.graph.select import select
 from launch.report.write import write_report
 from launch.store import Store, StoreError
+from launch.store.errors import clear_errors
 from launch.store.leases import end_run
-from launch.store.records import host
+
+LEAVING = 20.0  # seconds beside run.grace that a driver may take to notice `stop`, to end Ray and to sign off
 
 
 def run(plan: Plan) -> int:
@@ -25,7 +27,8 @@ def run(plan: Plan) -> int:
     """
     store = Store(plan.root)
     try:
-        store.root.mkdir(parents=True, exist_ok=True)
+        with clear_errors(store.root):
+            store.root.mkdir(parents=True, exist_ok=True)
         clean_up(store)
         code, undecided = 0, None
         while code == 0 and undecided != 0:
@@ -33,7 +36,7 @@ def run(plan: Plan) -> int:
             if len(selected.undecided) == undecided:
                 raise Refused("selection: the candidates are trained and yet undecided; see `launch status`")
             undecided = len(selected.undecided)
-            code = Driver(selected.plan, store).run()
+            code = Driver(selected.plan, store, plan).run()
     except (StoreError, Refused) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -41,16 +44,33 @@ def run(plan: Plan) -> int:
 
 
 def stop(plan: Plan) -> int:
-    """Asks every living driver of this recipe to stop its stages and leave, and waits. Returns 1 if none runs."""
+    """Asks every living driver of this plan to stop its stages and leave, and waits for run.grace and a little more.
+
+    Returns 1 if none runs, or if one is still there then.
+    """
     store = Store(plan.root)
-    drivers = [d for d in store.list_drivers() if d.recipe == plan.recipe and store.alive(d.run)]
+    living = [driver for driver in store.list_drivers() if store.alive(driver.run)]
+    drivers = [driver for driver in living if driver.plan == plan_key(plan)]
+    others = [driver for driver in living if driver.recipe == plan.recipe and driver not in drivers]
     if not drivers:
-        print(f"no run of {plan.recipe} is alive in {store.root}")
+        print(f"no run of this plan ({plan.recipe} with these overrides) is alive in {store.root}")
+        if others:
+            print(f"{len(others)} other runs of {plan.recipe} are: give `stop` the overrides that one was started with")
         return 1
     for driver in drivers:
-        (store.drivers / f"{driver.run}.stop").touch()
+        with clear_errors(store.root):
+            (store.drivers / f"{driver.run}.stop").touch()
         print(f"asked {driver.host} process {driver.pid} to stop; stages end within run.grace")
-    while any(store.alive(driver.run) for driver in drivers):
+    limit = plan.branches[0].recipe.run.grace + LEAVING
+    deadline = time.monotonic() + limit
+    while drivers := [driver for driver in drivers if store.driver(driver.run) is not None and store.alive(driver.run)]:
+        if time.monotonic() > deadline:
+            for driver in drivers:
+                print(
+                    f"{driver.host} process {driver.pid} is still there after {limit:g} s: look at that host; its "
+                    "stages are taken over once its heartbeat stands still"
+                )
+            return 1
         time.sleep(0.2)
     return 0
 
@@ -58,7 +78,7 @@ def stop(plan: Plan) -> int:
 def clean_up(store: Store) -> None:
     """Ends and removes what dead drivers of this host left: processes, temporary directories, their sign-on."""
     for driver in store.list_drivers():
-        if driver.host == host() and not store.alive(driver.run):
+        if driver.here and not store.alive(driver.run):
             end_run(driver.run)
             shutil.rmtree(driver.temporary, ignore_errors=True)
             store.sign_off(driver.run)

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 from pynvml import NVMLError
 
 from common.errors import ConfigError
-from common.files import read_json
 from common.processes import end_attempt
 from launch.execution.devices import wait_until_free
 from launch.execution.environment import environment
-from launch.execution.outcomes import log_says_out_of_memory
-from launch.store import Corrupt, Full, LeaseLost, Store
+from launch.execution.outcomes import DISK_FULL, NO_SPACE, judge_log
+from launch.store import Corrupt, Full, LeaseLost, Store, StoreError
+from launch.store.patience import patiently, read
 from launch.store.places import attempt_file
 
 if TYPE_CHECKING:
     from launch.graph.plan import Stage
 
+LEAVE = 5.0  # seconds of run.grace that are kept for the driver to give back its leases and to end Ray
 FREE_WITHIN = 60.0  # seconds that a device may take to give back the memory of processes that have ended
 
 
@@ -37,7 +38,8 @@ def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
     job: root, run, tag, stages [{stage, attempt, request, verify: [(directory, fingerprint, below)], flops}], cluster,
     temporary, cwd, timeout, silence, grace (seconds).
     Returns, per stage, {fingerprint, outcome, message, seconds, peak_memory_bytes, bytes, flops}; the outcomes are
-    those of `launch.execution.outcomes`; `damaged`, where given, is the fingerprint of a damaged input.
+    those of `launch.execution.outcomes`; `damaged`, where given, is the fingerprint of a damaged input, `traceback`
+    what two faults have in common that repeat.
     """
     store = Store(job["root"])
     results: dict[str, dict[str, Any]] = {}
@@ -55,8 +57,13 @@ def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
         }
         if result["outcome"] != "ok":
             shutil.rmtree(store.temporary(stage, entry["attempt"]), ignore_errors=True)
-        store.finish(stage, entry["attempt"], result)
         results[stage.fingerprint] = result
+        try:
+            store.finish(stage, entry["attempt"], result)
+        except (StoreError, OSError) as error:  # what is published stays published; a failure keeps its own reason
+            if result["outcome"] not in ("ok", "disk", "config"):
+                kind = "disk" if isinstance(error, Full) else result["outcome"]
+                result |= {"outcome": kind, "message": f"{result['message']}; {error}".removeprefix("; ")}
 
     waiting = []
     for entry in job["stages"]:
@@ -67,6 +74,8 @@ def supervise(job: dict[str, Any]) -> list[dict[str, Any]]:
             waiting.append(entry)
         except Corrupt as error:
             settle(entry, {"outcome": "config", "message": str(error), "damaged": fingerprint})
+        except (StoreError, OSError) as error:
+            settle(entry, {"outcome": "fault", "message": f"an input cannot be read: {error}"})
     if waiting and (taken := _taken_devices(waiting[0]["stage"], job["cluster"])):
         for entry in waiting:
             settle(entry, taken)
@@ -111,8 +120,12 @@ class _Watch:
 
     def run(self, temporary: str) -> None:
         job = self.job
-        env = environment(job["tag"], self.entries[0]["stage"].settings, job["cluster"], temporary)
+        first = self.entries[0]["stage"]
+        tracker = self.store.logs(first) / f"trackers-{first.kind}-{first.label}-{first.fingerprint[:8]}"
+        env = environment(job["tag"], first.settings, job["cluster"], temporary, tracker)
         cwd = job["cwd"] if os.path.isdir(job["cwd"]) else None
+        for entry in self.entries:  # made by the driver, on a node whose directories we may see late
+            patiently(self.store.logs(entry["stage"]).mkdir, parents=True, exist_ok=True)
         with self._file(self.entries[0], "log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "launch.execution.guard", *(str(entry["request"]) for entry in self.entries)],
@@ -136,7 +149,10 @@ class _Watch:
         for entry in self.entries:
             result = {"outcome": "unstarted", "message": "another stage ended the shared process"}
             if self._file(entry, "log").exists():
-                outcome, message = self.ending or ("fault", "the stage's guard was killed")
+                killed = ("fault", "the stage's guard was killed")
+                if process.returncode == DISK_FULL:
+                    killed = ("disk", f"{NO_SPACE}; free space and run the same command again")
+                outcome, message = self.ending or killed
                 result = {"outcome": outcome, "message": message, "seconds": time.monotonic() - self.clock}
             self.settle(entry, result)
 
@@ -170,26 +186,24 @@ class _Watch:
             elif now - self.clock > job["timeout"]:
                 self.ending = ("timeout", f"it took more than run.timeout={job['timeout']:g} s")
             elif now - sign_at > job["silence"]:
-                self.ending = ("hung", f"no progress and no log line for run.silence={job['silence']:g} s")
+                self.ending = ("hung", f"no progress made and no log line for run.silence={job['silence']:g} s")
             if self.ending is not None:
                 process.send_signal(signal.SIGTERM)
-                kill_at = now + job["grace"]
+                kept = min(LEAVE, job["grace"] / 2) if self.ending[0] == "stopped" else 0.0
+                kill_at = now + job["grace"] - kept
 
     def _signs(self) -> tuple[object, ...]:
-        """Changes whenever the stage in work shows life: its progress counter or the size of a log of this child."""
+        """Changes whenever the stage in work shows life: it made progress, or a log of this child grew."""
         logs = [self._file(entry, "log") for entry in self.job["stages"]]
-        progress = read_json(self.store.logs(self.entries[0]["stage"]) / "progress.json")
-        return (
-            self.entries[0]["attempt"],
-            None if progress is None else progress["counter"],
-            *(log.stat().st_size if log.exists() else -1 for log in logs),
-        )
+        progress = read(self.store.logs(self.entries[0]["stage"]) / "progress.json")
+        counter = progress.get("counter") if isinstance(progress, dict) else None
+        return (self.entries[0]["attempt"], counter, *map(_size, logs))
 
     def _collect(self) -> None:
         """Publishes every stage whose child has reported, in order."""
         while self.entries:
             entry = self.entries[0]
-            result = read_json(self._file(entry, "child.json"))
+            result = read(self._file(entry, "child.json"))
             if result is None:
                 return
             self.entries = self.entries[1:]
@@ -199,8 +213,8 @@ class _Watch:
                 result["outcome"], result["message"] = self.ending
             if result["outcome"] == "ok":
                 result |= self._publish(entry, result)
-            elif result["outcome"] == "fault" and log_says_out_of_memory(self._file(entry, "log")):
-                result["outcome"] = "oom"
+            elif result["outcome"] == "fault":
+                result |= _cause(result, self._file(entry, "log"))
             self.settle(entry, result)
             self.begun, self.clock = time.time(), time.monotonic()
 
@@ -220,4 +234,26 @@ class _Watch:
             return {"outcome": "disk", "message": str(error)}
         except LeaseLost as error:
             return {"outcome": "lost", "message": str(error)}
+        except StoreError as error:  # a file that may not be written
+            return {"outcome": "config", "message": str(error)}
+        except OSError as error:
+            return {"outcome": "fault", "message": f"publishing: {error}"}
         return {"bytes": record.bytes}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _cause(result: dict[str, Any], log: Path) -> dict[str, Any]:
+    """Class and message of a fault after a look at the log, where a process below the child says why it ended."""
+    found = judge_log(log)
+    if found is None:
+        return {}
+    outcome, reason = found
+    own = result["message"]
+    message = own if reason in own or own in reason else f"{reason} (then {own})"
+    return {"outcome": outcome, "message": message}

@@ -15,27 +15,34 @@ from common.errors import ConfigError
 from common.registry import code_digest
 from common.settings import describe
 from launch import stages
-from launch.fingerprint import PathHasher, fingerprint
+from launch.fingerprint import MEMORY, PathHasher, fingerprint
 from launch.graph.model import BranchModel
+from launch.graph.names import branch_parts, titles
 from launch.graph.outside import OutsideIdentities
 from launch.graph.plan import Branch, Input, Plan, Stage
-from launch.recipe.compose import Assignment, Composed, RecipeError, branches
+from launch.recipe.compose import Composed, RecipeError, branches
+from launch.recipe.section import is_runtime_path
 from launch.stages.contract import Given, Made, Outside, Published, StageKind, Step
 from launch.stages.references import model_of
+from launch.stages.sizes import placed
 
 
 def make_plan(recipe: str, overrides: Sequence[str], memory: Path | None = None) -> Plan:
     """The plan of `recipe` (a name or a path to YAML) under Hydra `overrides`; imports no torch, verl, vllm or Ray.
 
-    `memory` is a JSON file that remembers the hashes of outside files. Raises RecipeError (one line) on anything wrong.
+    `memory` is a JSON file that remembers the hashes of outside files; None: the one of the store. Raises RecipeError
+    (one line) on anything wrong.
     """
     composed = list(branches(recipe, overrides))
+    parts = _named(recipe, composed)
     _check_branches(recipe, composed)
     own = tuple(composed[0].recipe.stages)
     name = composed[0].recipe.name
+    if memory is None and "://" not in composed[0].recipe.run.root:
+        memory = Path(composed[0].recipe.run.root) / MEMORY
     try:
-        builder = _Builder(stages.in_order(own), PathHasher(memory))
-        collected = [builder.branch(one) for one in composed]
+        builder = _Builder(stages.in_order(own), PathHasher(memory), parts)
+        collected = [builder.branch(title, one) for title, one in zip(parts, composed, strict=True)]
         joint = builder.joint(collected)
     except RecipeError:
         raise
@@ -46,14 +53,28 @@ def make_plan(recipe: str, overrides: Sequence[str], memory: Path | None = None)
         return builder.joint([branch.keeping(kept[branch.name]) for branch in collected])
 
     found = [branch.finished() for branch in collected]
-    return Plan(name, found, builder.finish(), own, tuple(joint), rejoin)
+    return Plan(name, found, builder.finish(), own, tuple(joint), rejoin, _overrides(composed, overrides))
+
+
+def _overrides(composed: Sequence[Composed], given: Sequence[str]) -> tuple[str, ...]:
+    """The overrides that make another plan: all but those of fields that only say how it is run."""
+    schema = type(composed[0].recipe)
+    keys = {text: text.lstrip("+").partition("=")[0] for text in given}
+    return tuple(sorted(text for text, key in keys.items() if not is_runtime_path(schema, key.split("."))))
+
+
+def _named(recipe: str, composed: Sequence[Composed]) -> dict[str, tuple[str, ...]]:
+    """Name -> words of every branch, in order. Raises RecipeError where two have one name."""
+    found: dict[str, tuple[str, ...]] = {}
+    for one, words in zip(composed, branch_parts([one.axes for one in composed]), strict=True):
+        name = " ".join(words) or str(one.recipe.objective.get("name", ""))
+        if name in found:
+            raise RecipeError(f"recipe {recipe}: two branches are called {name!r}; remove the repeated value")
+        found[name] = words
+    return found
 
 
 def _check_branches(recipe: str, composed: Sequence[Composed]) -> None:
-    names = [_branch_name(one.axes, one.recipe.objective.get("name", "")) for one in composed]
-    for name in names:
-        if names.count(name) > 1:
-            raise RecipeError(f"recipe {recipe}: two branches are called {name!r}; remove the repeated value")
     for section in ("run", "selection", "stages", "analyses"):
         settings = [getattr(one.recipe, section) for one in composed]
         values = [s if isinstance(s, list) else s.model_dump(mode="json") for s in settings]
@@ -65,13 +86,6 @@ def _check_branches(recipe: str, composed: Sequence[Composed]) -> None:
                     f"recipe {recipe}: {whole} differs between branches, which share one driver and one store; give it "
                     "one value"
                 )
-
-
-def _branch_name(axes: Sequence[Assignment], objective: str) -> str:
-    parts = [
-        str(a.value) if a.key == "objective" else f"{a.key.rsplit('.', 1)[-1]}={str(a).split('=', 1)[1]}" for a in axes
-    ]
-    return " ".join(parts) or objective
 
 
 def _label(text: str) -> str:
@@ -136,17 +150,17 @@ class _Branch:
 
 
 class _Builder:
-    def __init__(self, kinds: Sequence[StageKind], hash_path: PathHasher) -> None:
+    def __init__(self, kinds: Sequence[StageKind], hash_path: PathHasher, parts: Mapping[str, tuple[str, ...]]) -> None:
         self._kinds = kinds
+        self._parts = parts
         self._outside = OutsideIdentities(hash_path)
         self._objectives: dict[str, Any] = {}
         self._stages: dict[str, Stage] = {}
         self._users: dict[str, dict[str, None]] = {}
 
-    def branch(self, composed: Composed) -> _Branch:
+    def branch(self, name: str, composed: Composed) -> _Branch:
         recipe = composed.recipe
         objective = self._objective(recipe)
-        name = _branch_name(composed.axes, recipe.objective["name"])
         branch = _Branch(name, tuple(map(str, composed.axes)), recipe, objective)
         for kind in self._kinds:
             for step in kind.steps(branch):
@@ -161,8 +175,9 @@ class _Builder:
                     if given.identifies:
                         identities[key] = [branch.fingerprints[given.role], given.select]
                 else:
-                    inputs[key] = Input(path=given.path)
-                    identities[key] = [self._outside(given), given.eos or ""]
+                    known = self._outside(given, recipe.platform.env, pinned=recipe.run.pinned)
+                    inputs[key] = Input(path=known.path, digest=known.digest, revision=known.revision)
+                    identities[key] = [known.identity, given.eos or ""]
             kind = branch.kinds[role]
             branch.fingerprints[role] = self._add([name], kind, step, recipe, inputs, identities)
         return branch
@@ -207,9 +222,9 @@ class _Builder:
     ) -> str:
         """Adds a stage unless an equal one is there; returns its fingerprint."""
         whole = {"kind": kind.name, "version": kind.version, "identity": dict(step.identity), "inputs": identities}
-        code = code_digest(f"{type(kind).__module__}:{kind.name}")
-        if code is not None:
-            whole["code"] = code
+        codes = (code_digest(f"{type(kind).__module__}:{kind.name}"), code_digest(kind.function))
+        if any(code is not None for code in codes):
+            whole["code"] = codes
         mark = fingerprint(whole)
         if mark not in self._stages:
             description = describe(step.settings)
@@ -225,25 +240,28 @@ class _Builder:
                 mark,
                 placement_of(recipe, kind),
                 settings_type=description["type"],
-                models={key: {"revision": given.revision, "eos": given.eos} for key, given in outside.items()},
+                models={key: {"revision": inputs[key].revision, "eos": given.eos} for key, given in outside.items()},
                 mendable=kind.mendable,
             )
         self._users.setdefault(mark, {}).update(dict.fromkeys(users))
         return mark
 
     def finish(self) -> dict[str, Stage]:
+        named = {mark: (stage.kind, stage.label) for mark, stage in self._stages.items()}
+        called = titles(named, self._users, self._parts)
         return {
-            mark: dataclasses.replace(stage, branches=tuple(self._users[mark])) for mark, stage in self._stages.items()
+            mark: dataclasses.replace(stage, branches=tuple(self._users[mark]), title=called[mark])
+            for mark, stage in self._stages.items()
         }
 
 
 def placement_of(recipe: Any, kind: StageKind) -> dict[str, Any]:
-    """Devices of a stage: `platform.placement.<kind>`, else what its kind derives from the recipe.
+    """Devices of a stage: what its kind derives from the recipe, changed by the fields that `platform.placement` names.
 
-    Raises ConfigError where the cluster has fewer.
+    Raises ConfigError where the cluster has fewer, or the stage needs more.
     """
     platform = recipe.platform
-    given = platform.placement.get(kind.name) or kind.placement(recipe)
+    given = placed(kind.placement(recipe), platform.placement.get(kind.name), kind.name, platform.name)
     if given.nodes > platform.nodes or given.gpus_per_node > platform.gpus_per_node:
         raise ConfigError(
             f"stage {kind.name} wants {given.nodes} x {given.gpus_per_node:g} devices, the cluster has "

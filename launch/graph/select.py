@@ -98,7 +98,8 @@ def _value(store: Store, stage: Stage, metric: str) -> float | None:
     metrics = read_json(path) or {}
     if metric not in metrics:
         raise StoreError(f"selection.metric={metric}: {path} has none; allowed: {', '.join(sorted(metrics))}")
-    return float(metrics[metric])
+    found = metrics[metric]  # null where training diverged
+    return math.nan if found is None else float(found)
 
 
 def _best(candidates: list[Candidate], goal: str) -> str | None:

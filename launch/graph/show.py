@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from launch.graph.estimate import Estimate, disk_forecast, estimate_plan
@@ -87,6 +88,21 @@ def _free(root: Path) -> int:
     return shutil.disk_usage(root).free
 
 
+def _axes(plan: Plan) -> list[str]:
+    """What tells the branches apart: of every swept field its values, so that a comma in a text is seen."""
+    values: dict[str, dict[str, None]] = {}
+    for branch in plan.branches:
+        for text in branch.overrides:
+            key, _, value = text.partition("=")
+            values.setdefault(key, {})[value] = None
+    lines = []
+    for key, found in values.items():
+        prose = any(" " in value for value in found)
+        hint = f"; one text with a comma is quoted twice: {key}=\"'...'\"" if prose and len(found) > 1 else ""
+        lines.append(f"branches by {key}: {' | '.join(found)}{hint}")
+    return lines
+
+
 def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Prints the stages in order, with what is done already and how many branches share each."""
     console = console or Console(width=None if sys.stdout.isatty() else 150)
@@ -94,9 +110,11 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     rows, total = found["stages"], found["total"]
     for choice in found["selection"]:
         what = choice["chosen"] or f"undecided between {', '.join(choice['candidates'])}; RL and evaluation follow"
-        console.print(f"selection: {choice['group']}: {what}")
+        console.print(f"selection: {choice['group']}: {what}", markup=False)
     short = {stage.address: f"{stage.kind}/{stage.label}" for stage in plan.stages.values()}
-    table = Table(title=f"{plan.recipe}: {len(plan.branches)} branches, {len(rows)} stages", title_justify="left")
+    table = Table(
+        title=f"{escape(plan.recipe)}: {len(plan.branches)} branches, {len(rows)} stages", title_justify="left"
+    )
     table.add_column("artifact", no_wrap=True)
     table.add_column("state")
     table.add_column("inputs", overflow="fold")
@@ -106,16 +124,19 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         devices, cost = row["placement"]["nodes"] * row["placement"]["gpus_per_node"], row["estimate"]
         done = row["state"] == "hit"
         table.add_row(
-            row["address"],
+            escape(row["address"]),
             row["state"],
-            ", ".join(f"{name}: {_short(source, short)}" for name, source in row["inputs"].items()),
+            escape(", ".join(f"{name}: {_short(source, short)}" for name, source in row["inputs"].items())),
             f"{devices:g}",
             ("" if done else "~") + seconds_text(cost["seconds"]),
             ("" if cost["exact_bytes"] else "~") + bytes_text(cost["bytes"]),
             str(len(row["branches"])),
         )
+    for line in _axes(plan):
+        console.print(line, markup=False, highlight=False)
     console.print(table)
-    console.print(f"{total['missing']} to run, {len(rows) - total['missing']} there already; the store is {plan.root}")
+    there = len(rows) - total["missing"]
+    console.print(f"{total['missing']} to run, {there} there already; the store is {plan.root}", markup=False)
     if total["missing"]:
         shared = total["device_hours_without_sharing"] - sum(row["estimate"]["device_hours"] for row in rows)
         console.print(

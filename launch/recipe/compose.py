@@ -3,106 +3,163 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
+import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from common.errors import ConfigError
+from launch.recipe.complaints import explain
+from launch.recipe.library import RECIPES, RecipeError, RecipeWarning, groups, locate, recipe_names
+from launch.recipe.overrides import Assignment, assignment, parse, shown
 from launch.recipe.recipe import Recipe, recipe_class
+from launch.recipe.sweeps import spread
+from launch.recipe.tree import assign, leaves, put, value_at
 
-RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
+__all__ = ["RECIPES", "Assignment", "Composed", "RecipeError", "branches", "groups", "recipe_names"]
 
-
-class RecipeError(ConfigError):
-    """A wrong recipe or override; the message is one line that names the field and the remedy."""
+_OVERRIDDEN = "sweep"  # the one field that is read before a branch is composed
+_HOME = re.compile(r"~|~[\w.-]*/.*")
+_TEXTS = ("data.system_prompt",)  # where a leading ~ is no home directory
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """One override with one value: `key=value`, or the choice of a config group."""
+class Composed:
+    """One branch: the assignments that tell it from its siblings, its recipe, and those that all branches share."""
 
-    key: str
-    value: Any
-    is_group: bool
-
-    def __str__(self) -> str:
-        return f"{self.key}={_shown(self.value)}"
+    axes: tuple[Assignment, ...]
+    recipe: Any
+    fixed: tuple[Assignment, ...] = ()
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_shown, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_shown(item)}" for key, item in value.items()) + "}"
-    return str(value)
+class Composer:
+    """Composes with Hydra once for each distinct choice of groups; values are set on a copy of the result."""
 
+    def __init__(self, recipe: str):
+        self._located = locate(recipe)
+        self.name = self._located.name
+        self.choices = groups(self._located.folder)
+        self._composed: dict[tuple[str, ...], dict[str, Any]] = {}
 
-def groups() -> dict[str, list[str]]:
-    """Config group -> its choices (the YAML files of that folder of `recipes/`)."""
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(RECIPES.iterdir())
-        if folder.is_dir() and not folder.name.startswith(("_", "."))
-    }
+    def _compose(self, choices: tuple[str, ...]) -> dict[str, Any]:
+        """The composed tree; interpolations are as they are written."""
+        if choices not in self._composed:
+            from hydra.errors import HydraException
+            from omegaconf.errors import OmegaConfBaseException
 
+            from launch.recipe.files import composed
 
-def recipe_names() -> list[str]:
-    """Recipes that ship with the package."""
-    return sorted(file.stem for file in RECIPES.glob("*.yaml") if file.stem != "base")
+            try:
+                self._composed[choices] = composed(self._located.folder, self.name, choices)
+            except RecipeError:
+                raise
+            except RecursionError:
+                raise RecipeError(
+                    f"recipe {self.name}: its defaults lead back to themselves; rename the file beside it "
+                    "that is called as one of them"
+                ) from None
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                raise RecipeError(f"recipe {self.name}: {self._complaint(error, choices)}") from None
+            if len(self._composed) == 1:
+                self._warn_of_lost_values(self._composed[choices])
+        return copy.deepcopy(self._composed[choices])
 
+    def _complaint(self, error: Exception, choices: tuple[str, ...]) -> str:
+        text = " ".join(str(error).split())
+        absent = re.match(r"Could not override '(\w+)'\. No match in the defaults list", text)
+        if absent is None:
+            return text
+        given = next(choice for choice in choices if choice.startswith(absent[1] + "="))
+        line = "- " + given.replace("=", ": ")
+        return f"override {given}: {absent[1]} is not in the recipe's defaults; add the line '{line}' there"
 
-def _parse(texts: Sequence[str]) -> list[list[Assignment]]:
-    """Every override as the list of its alternatives (one, unless it is a sweep axis)."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    choices = groups()
-    axes = []
-    for text in texts:
+    def recipe(self, assignments: Sequence[Assignment]) -> Any:
+        """The validated recipe under `assignments`; raises RecipeError naming the field."""
+        tree = self._compose(tuple(f"{a.key}={a.value}" for a in assignments if a.is_group))
+        for one in assignments:
+            if not one.is_group:
+                assign(tree, one)
+        tree = self._resolved(tree)
+        tree["name"] = self.name
+        schema: Any = Recipe
         try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException as error:
+            schema = recipe_class(tuple(tree.get("stages") or ()))
+            return schema.model_validate(tree)
+        except ValidationError as error:
+            raise RecipeError(f"recipe {self.name}: {explain(error, schema)}") from None
+        except ConfigError as error:
+            raise RecipeError(f"recipe {self.name}: {error}") from None
+
+    def _resolved(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """Interpolations filled in, as in a file, and ~ expanded. Raises RecipeError naming the field."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        if any(isinstance(value, str) and "${" in value for _, value in leaves(tree)):
+            rows = tree.pop(_OVERRIDDEN, None)  # they are branches, and no branch reads them
+            try:
+                tree = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[assignment]
+            except OmegaConfBaseException as error:
+                where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+                said = str(error).splitlines()[0].partition("raised while resolving interpolation: ")
+                raise RecipeError(f"recipe {self.name}: {where}{said[2] or said[0]}") from None
+            tree[_OVERRIDDEN] = rows
+        for path, value in list(leaves(tree)):
+            field = ".".join(map(str, path))
+            if value == "???":
+                raise RecipeError(f"recipe {self.name}: {field} has no value; give {field}=...")
+            if isinstance(value, float) and not math.isfinite(value) and path[0] != _OVERRIDDEN:
+                raise RecipeError(f"recipe {self.name}: {field}={value}: give a finite number")
+            if isinstance(value, str) and _HOME.fullmatch(value) and field not in _TEXTS:
+                put(tree, path, _expanded(self.name, field, value))
+        return tree
+
+    def rows(self, assignments: Sequence[Assignment]) -> list[dict[str, Any]]:
+        """The `sweep:` list: the override's, else the recipe's; [] if there is none.
+
+        The recipe need not be valid by itself: a row may give what it lacks. Raises RecipeError if it is not a list of
+        mappings.
+        """
+        tree = self._compose(tuple(f"{a.key}={a.value}" for a in assignments if a.is_group))
+        rows = next((a.value for a in assignments if a.key == "sweep"), tree.get("sweep")) or []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row for row in rows):
             raise RecipeError(
-                f"override {text!r}: {str(error).splitlines()[0]}; write key=value, or key=a,b for a sweep"
-            ) from None
-        key = override.key_or_group
-        if override.is_delete():
-            raise RecipeError(f"override {text!r}: deleting is not supported; set {key}=null")
-        values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-        axes.append([_assignment(key, value, choices) for value in values])
-    return axes
+                f"recipe {self.name}: sweep={shown(rows)}: give a list of mappings, "
+                "e.g. sweep=[{objective: sft, sft.lr: 1e-5}]"
+            )
+        return rows
+
+    def _warn_of_lost_values(self, tree: dict[str, Any]) -> None:
+        """Says which of the recipe's own values its groups replace, where `_self_` is not the last of its defaults."""
+        from launch.recipe.files import read
+
+        own = read(self._located.file)
+        order = own.pop("defaults", None) or []
+        if "_self_" not in order or order[-1] == "_self_":
+            return
+        lost = [".".join(map(str, path)) for path, value in leaves(own) if value_at(tree, path) != value]
+        if lost:
+            warnings.warn(
+                f"recipe {self.name}: {', '.join(lost)}: the value of a group replaces the recipe's own, since _self_ "
+                "is not the last of its defaults; move it there",
+                RecipeWarning,
+                stacklevel=2,
+            )
 
 
-def _assignment(key: str, value: Any, choices: dict[str, list[str]]) -> Assignment:
-    if key not in choices or isinstance(value, dict):
-        return Assignment(key, _python(value), False)
-    if str(value) not in choices[key]:
-        close = difflib.get_close_matches(str(value), choices[key], 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise RecipeError(f"override {key}={value}: {hint}allowed: {', '.join(choices[key])} (recipes/{key}/*.yaml)")
-    return Assignment(key, str(value), True)
-
-
-def _python(value: Any) -> Any:
-    from hydra.core.override_parser.types import QuotedString
-
-    if isinstance(value, QuotedString):
-        return value.text
-    if isinstance(value, list | tuple):
-        return [_python(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _python(item) for key, item in value.items()}
-    return value
+def _expanded(recipe: str, field: str, value: str) -> str:
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError:
+        raise RecipeError(
+            f"recipe {recipe}: {field}={value}: there is no such home directory; write the path"
+        ) from None
 
 
 def _overlap(key: str, other: str) -> bool:
@@ -118,164 +175,31 @@ def _check_axes(axes: list[list[Assignment]]) -> None:
             raise RecipeError(f"overrides of {first[0].key} and {second[0].key} overlap; give each field once")
 
 
-@dataclass(frozen=True)
-class Composed:
-    """One branch: the assignments that tell it from its siblings, and its recipe."""
-
-    axes: tuple[Assignment, ...]
-    recipe: Any
-
-
-class Composer:
-    """Composes with Hydra once for each distinct choice of groups; values are set on a copy of the result."""
-
-    def __init__(self, recipe: str):
-        path = Path(recipe)
-        if path.suffix == ".yaml":
-            if not path.is_file():
-                raise RecipeError(f"recipe {recipe}: no such file")
-            self.name, self._folder = path.stem, path.resolve().parent
-        else:
-            if recipe not in recipe_names():
-                close = difflib.get_close_matches(recipe, recipe_names(), 1)
-                hint = f"did you mean {close[0]}? " if close else ""
-                raise RecipeError(
-                    f"recipe {recipe}: {hint}allowed: {', '.join(recipe_names())}, or a path to a .yaml file"
-                )
-            self.name, self._folder = recipe, RECIPES
-        self._composed: dict[tuple[str, ...], dict[str, Any]] = {}
-
-    def _compose(self, choices: tuple[str, ...]) -> dict[str, Any]:
-        if choices not in self._composed:
-            from hydra import compose, initialize_config_dir
-            from hydra.core.global_hydra import GlobalHydra
-            from hydra.errors import HydraException
-            from omegaconf import OmegaConf
-            from omegaconf.errors import OmegaConfBaseException
-
-            extra = [f"hydra.searchpath=[file://{RECIPES}]"] if self._folder != RECIPES else []
-            GlobalHydra.instance().clear()
-            try:
-                with initialize_config_dir(str(self._folder), version_base="1.3"):
-                    config = compose(self.name, [*extra, *choices])
-                    self._composed[choices] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-            except (HydraException, OmegaConfBaseException) as error:
-                text = " ".join(str(error).split())
-                absent = re.match(r"Could not override '(\w+)'\. No match in the defaults list", text)
-                if absent is not None:
-                    given = next(choice for choice in choices if choice.startswith(absent[1] + "="))
-                    line = "- " + given.replace("=", ": ")
-                    text = f"override {given}: {absent[1]} is not in the recipe's defaults; add the line '{line}' there"
-                raise RecipeError(f"recipe {self.name}: {text}") from None
-        return copy.deepcopy(self._composed[choices])
-
-    def recipe(self, assignments: Sequence[Assignment]) -> Any:
-        """The validated recipe under `assignments`; raises RecipeError naming the field."""
-        tree = self._compose(tuple(f"{a.key}={a.value}" for a in assignments if a.is_group))
-        for assignment in assignments:
-            if not assignment.is_group:
-                _set(tree, assignment)
-        tree["name"] = self.name
-        try:
-            return recipe_class(tuple(tree.get("stages") or ())).model_validate(tree)
-        except ValidationError as error:
-            raise RecipeError(f"recipe {self.name}: {explain(error)}") from None
-        except ConfigError as error:
-            raise RecipeError(f"recipe {self.name}: {error}") from None
-
-    def rows(self, assignments: Sequence[Assignment]) -> list[dict[str, Any]]:
-        """The `sweep:` list: the override's, else the recipe's; [] if there is none.
-
-        The recipe need not be valid by itself: a row may give what it lacks. Raises RecipeError if it is not a list of
-        mappings.
-        """
-        tree = self._compose(tuple(f"{a.key}={a.value}" for a in assignments if a.is_group))
-        rows = next((a.value for a in assignments if a.key == "sweep"), tree.get("sweep")) or []
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise RecipeError(
-                f"recipe {self.name}: sweep={_shown(rows)}: give a list of mappings, "
-                "e.g. sweep=[{objective: sft, sft.lr: 1e-5}]"
-            )
-        return rows
-
-
-def _set(tree: dict[str, Any], assignment: Assignment) -> None:
-    *parents, last = assignment.key.split(".")
-    node = tree
-    for parent in parents:
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not isinstance(node, dict):
-            raise RecipeError(f"override {assignment}: {parent} is a value, not a section")
-    node[last] = _merged(node.get(last), assignment.value)
-
-
-def _merged(old: Any, new: Any) -> Any:
-    """A mapping is merged into the section that is there, as Hydra does; any other value replaces it."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return copy.deepcopy(new)
-    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
-
-
-def _section(location: Sequence[int | str]) -> type[BaseModel] | None:
-    """The schema class that holds the field at `location`."""
-    current: Any = Recipe
-    for part in location[:-1]:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            fields = current.model_fields
-            if part not in fields:
-                return None
-            current = fields[str(part)].annotation
-        candidates = [current, *get_args(current)]
-        nested = [arg for candidate in candidates for arg in (candidate, *get_args(candidate))]
-        current = next((c for c in nested if isinstance(c, type) and issubclass(c, BaseModel)), current)
-    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
-
-
-def explain(error: ValidationError) -> str:
-    """A validation error in one line: field, given value, what is allowed."""
-    first = error.errors()[0]
-    location = first["loc"]
-    field = ".".join(map(str, location))
-    if first["type"] == "extra_forbidden":
-        section = _section(location)
-        allowed = sorted((info.alias or name) for name, info in section.model_fields.items()) if section else []
-        close = difflib.get_close_matches(str(location[-1]), allowed, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"{field}: unknown field; {hint}allowed: {', '.join(allowed)}"
-    message = first["msg"].removeprefix("Value error, ")
-    if not field:
-        return message
-    if isinstance(first["input"], dict):
-        return message if message.startswith(field) else f"{field}: {message}"
-    return f"{field}={_shown(first['input'])}: {message}"
-
-
 def branches(recipe: str, overrides: Sequence[str]) -> Iterator[Composed]:
     """All branches of `recipe` under `overrides`: the `sweep:` list times the product of the comma axes.
 
     Raises RecipeError on an unknown recipe, group choice or field, a value out of range, or axes that overlap.
     """
     composer = Composer(recipe)
-    axes = _parse(overrides)
+    axes = parse(overrides, Recipe, composer.choices)
     _check_axes(axes)
     fixed = [axis[0] for axis in axes if len(axis) == 1]
     swept = [axis for axis in axes if len(axis) > 1]
-    choices = groups()
     if any(axis[0].key == "sweep" for axis in swept):
         raise RecipeError("override sweep=...: it is one list; give its rows as sweep=[{...},{...}]")
     rows = composer.rows(fixed)
+    shared = tuple(fixed)
     fixed = [a for a in fixed if a.key != "sweep"]
     for row in rows or [{}]:
-        listed = [_assignment(str(key), value, choices) for key, value in row.items()]
-        for assignment in listed:
-            for given in [*fixed, *(axis[0] for axis in swept)]:
-                if _overlap(assignment.key, given.key) and assignment.is_group == given.is_group:
-                    raise RecipeError(
-                        f"{given.key} is set by an override, {assignment.key} by the sweep list; give each field once"
-                    )
-        for product in itertools.product(*swept):
-            # a group's choice comes first so that a field of it can be set after
-            assignments = sorted([*fixed, *listed, *product], key=lambda a: not a.is_group)
-            yield Composed((*listed, *product), composer.recipe(assignments))
+        for entry in spread(row, Recipe):
+            listed = [assignment(key, value, Recipe, composer.choices) for key, value in entry.items()]
+            for one in listed:
+                for given in [*fixed, *(axis[0] for axis in swept)]:
+                    if _overlap(one.key, given.key) and one.is_group == given.is_group:
+                        raise RecipeError(
+                            f"{given.key} is set by an override, {one.key} by the sweep list; give each field once"
+                        )
+            for product in itertools.product(*swept):
+                # a group's choice comes first so that a field of it can be set after
+                assignments = sorted([*fixed, *listed, *product], key=lambda a: not a.is_group)
+                yield Composed((*listed, *product), composer.recipe(assignments), shared)

@@ -26,6 +26,13 @@ class _Data(Section):
     on_long_row: Literal["error", "drop", "truncate_left", "truncate_right"] = setting(
         "error", "a chat over max_length"
     )
+    turns: Literal["all", "last"] = setting("all", "which assistant turns of a chat are trained on")
+    prompt_mismatch: Literal["as_inferred", "error"] = setting(
+        "as_inferred", "a turn whose prompt is no prefix of the whole chat: a row of its own, or an error"
+    )
+    supervise_after_end: bool = setting(
+        False, "train on the white space after the token that ends a turn too, as verl does"
+    )
     on_bad_row: Literal["error", "drop"] = setting("error", "a row that breaks the schema")
     allow_shared_prompts: bool = setting(True, "RL prompts may be prompts of demonstrations too")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -10,8 +10,9 @@ from launch.recipe.section import Section, setting
 
 
 class Pretrain(Section):
-    """A small Qwen2 model trained from nothing on the data set's `pretrain` part (micro-world only)."""
+    """A small model trained from nothing on the data set's `pretrain` part (micro-world only)."""
 
+    architecture: Literal["qwen2", "qwen3"] = setting("qwen2", "the family whose layers it has")
     hidden: int = setting(192, "hidden size", gt=0)
     layers: int = setting(4, "transformer layers", gt=0)
     heads: int = setting(6, "attention heads; divides hidden", gt=0)
@@ -47,5 +48,8 @@ class Model(Section):
     attention: Literal["sdpa", "flash_attention_2", "eager"] = setting("sdpa", "attention kernel; missing is an error")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "weights and activations in training")
     chat_template: str | None = setting(None, "Jinja file that replaces the tokenizer's chat template")
+    template_arguments: dict[str, Any] = setting(
+        {}, "variables of the chat template in every stage, e.g. {enable_thinking: false}"
+    )
     eos: str | None = setting(None, "token that ends a turn, where the model's own files name another one")
     trust_remote_code: bool = setting(False, "run Python code that comes with the model")

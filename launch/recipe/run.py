@@ -23,4 +23,5 @@ class Run(Section):
     timeout: float = runtime(86_400.0, "seconds one stage may take", gt=0)
     silence: float = runtime(1_800.0, "seconds without progress or log lines after which a stage counts as hung", gt=0)
     grace: float = runtime(30.0, "seconds between SIGTERM and SIGKILL", gt=0)
+    pinned: bool = runtime(False, "refuse a hub name without a commit")
     max_device_hours: float | None = runtime(None, "stop starting stages beyond this")

@@ -6,6 +6,7 @@ field is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,6 +33,28 @@ class Section(BaseModel):
 def is_runtime(info: Any) -> bool:
     """Whether a pydantic field was made with `runtime`."""
     return isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("identity") is False
+
+
+PLANNED = ("sweep", "selection")  # runtime fields that make another plan of the same stages
+
+
+def is_runtime_path(schema: type[BaseModel], path: Sequence[str]) -> bool:
+    """Whether the field at a dotted path says only how a plan is run: it changes neither its stages nor which ones."""
+    if not path or path[0] in PLANNED:
+        return False
+    current: Any = schema
+    for depth, part in enumerate(path):
+        fields = current.model_fields if isinstance(current, type) and issubclass(current, BaseModel) else {}
+        info = next((one for name, one in fields.items() if part in (name, one.alias)), None)
+        if info is None:
+            return False
+        if is_runtime(info):
+            return True
+        current = info.annotation
+        whole = depth == len(path) - 1 and isinstance(current, type) and issubclass(current, BaseModel)
+        if whole and current.model_fields:
+            return all(is_runtime(one) for one in current.model_fields.values())
+    return False
 
 
 def identity(section: BaseModel) -> dict[str, Any]:

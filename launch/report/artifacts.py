@@ -61,7 +61,7 @@ def sections(plan: Plan, source: Source) -> list[Section]:
             one for name in _names(source, stage, (FIGURES,)) if (one := _figure(source, stage, name, findings))
         )
         if grids or figures:
-            title = f"{stage.kind} {stage.label}"
+            title = stage.name
             found.append(Section(title, findings.sentence, grids, figures, (stage.address,)))
     return found
 

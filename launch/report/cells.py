@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from evaluation.artifact import AT_MOST
 from evaluation.compare import average_of, headlines
-from evaluation.statistics import paired_comparison
+from evaluation.statistics import Paired, over_seeds, paired
 from launch.report.lines import PHASES, Line, Member, Model
 from launch.report.parts import Cell
 from launch.report.source import Source
@@ -25,16 +27,19 @@ def spread(values: Sequence[float]) -> float:
     return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
 
 
-def over_seeds_interval(shifts: Sequence[float], records: tuple[str, ...]) -> Cell:
-    """Mean of paired differences, one a seed, with Student's 95% interval; empty below two seeds."""
-    if len(shifts) < 2:
+def over_seeds_interval(differences: Sequence[Sequence[float]], records: tuple[str, ...]) -> Cell:
+    """Mean of paired differences, of each seed one a problem, with the interval of `evaluation.statistics.over_seeds`;
+    empty below two seeds."""
+    if len(differences) < 2 or len(differences[0]) < 2:
         return Cell()
-    from scipy.stats import t
+    found = over_seeds(differences)
+    text = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f}), {found.n} seeds"
+    return Cell(text, found.value, found.low, found.high, records)
 
-    mean = sum(shifts) / len(shifts)
-    half = float(t.ppf(0.975, len(shifts) - 1)) * spread(shifts) / len(shifts) ** 0.5
-    text = f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f}), {len(shifts)} seeds"
-    return Cell(text, mean, mean - half, mean + half, records)
+
+def detectable_text(smallest: float) -> str:
+    """The smallest difference that a comparison could have found, as the tables show it."""
+    return f"{smallest:.3f}" if smallest != float("inf") else "none"
 
 
 class Cells:
@@ -77,7 +82,33 @@ class Cells:
 
     def of_target(self, line: Line, phase: str, metric: str) -> Cell:
         """A metric of the target benchmark."""
-        return self.over_seeds(line, phase, lambda _: [self.settings.target], lambda m, _: self.target(m).get(metric))
+        return self._bounded(line, phase, self.settings.target, lambda metrics: (self.target(metrics), metric))
+
+    def _bounded(
+        self, line: Line, phase: str, name: str, find: Callable[[Metrics], tuple[Mapping[str, Any], str | None]]
+    ) -> Cell:
+        """One metric of what is called `name`; where answers were not graded, also what it is if all these are right.
+
+        find: the metrics among which it stands, and what it is called there.
+        """
+        ungraded = False
+
+        def read(metrics: Metrics, most: bool) -> Estimate | None:
+            nonlocal ungraded
+            among, metric = find(metrics)
+            if metric is None:
+                return None
+            bound = among.get(f"{AT_MOST}{metric}")
+            ungraded = ungraded or bound is not None
+            return among.get(metric) if bound is None or not most else bound
+
+        cell, most = (
+            self.over_seeds(line, phase, lambda _: [name], lambda m, _, most=most: read(m, most))
+            for most in (False, True)
+        )
+        if not ungraded or most.value is None:
+            return cell
+        return replace(cell, text=f"{cell.text}; {most.value:.3f} if all that was not graded is right")
 
     def of_held_out(self, line: Line, phase: str, metric: str) -> Cell:
         """A metric of the held-out chats, per token in nats."""
@@ -87,17 +118,33 @@ class Cells:
 
     def score(self, line: Line, phase: str, name: str) -> Cell:
         """The one score of a benchmark or task (see `evaluation.compare.headlines`)."""
-        return self.over_seeds(line, phase, lambda _: [name], lambda metrics, _: headlines(metrics).get(name))
+
+        def find(metrics: Metrics) -> tuple[Mapping[str, Any], str | None]:
+            if name in metrics["benchmarks"]:
+                among = metrics["benchmarks"][name]["metrics"]
+                return among, "balanced_accuracy" if "balanced_accuracy" in among else "pass@1"
+            found = headlines(metrics).get(name)
+            return {} if found is None else {name: found}, name
+
+        cell = self._bounded(line, phase, name, find)
+        measured = [self.source.metrics(member.models.get(phase)) for member in line.members]
+        counts = [
+            one["benchmarks"][name]["counts"] for one in measured if one is not None and name in one["benchmarks"]
+        ]
+        clamped = max((one.get("clamped", 0) for one in counts), default=0)
+        if not clamped or not cell.text:
+            return cell
+        return replace(cell, text=f"{cell.text}; the context cut max_tokens of {clamped} problems")
 
     def passk(self, line: Line, phase: str) -> Cell:
         """pass@k on the target for the largest k measured; empty if that is 1."""
 
-        def largest(metrics: Metrics, _: Member) -> Estimate | None:
+        def largest(metrics: Metrics) -> tuple[Mapping[str, Any], str | None]:
             target = self.target(metrics)
             ks = [int(name.removeprefix("pass@")) for name in target if name.startswith("pass@")]
-            return target[f"pass@{max(ks)}"] if ks and max(ks) > 1 else None
+            return target, f"pass@{max(ks)}" if ks and max(ks) > 1 else None
 
-        return self.over_seeds(line, phase, lambda _: [self.settings.target], largest)
+        return self._bounded(line, phase, self.settings.target, largest)
 
     def general(self, line: Line, phase: str) -> Cell:
         """`evaluation.compare.average` over what is not the target; its interval treats benchmarks as independent.
@@ -144,11 +191,11 @@ class Cells:
         means = [[sum(scores[p]) / len(scores[p]) for p in problems] for scores in (before, after)]
         return self.paired(means[0], means[1], tuple(records))[0]
 
-    def paired(self, a: Sequence[float], b: Sequence[float], records: tuple[str, ...]) -> tuple[Cell, float]:
-        """mean(b) - mean(a) of scores of the same problems with its interval over problems, and its p-value."""
-        found = paired_comparison(a, b, seed=self.settings.seed, resamples=self.settings.resamples)
+    def paired(self, a: Sequence[float], b: Sequence[float], records: tuple[str, ...]) -> tuple[Cell, Paired]:
+        """mean(b) - mean(a) of scores of the same problems with its interval over problems, and what else was found."""
+        found = paired(a, b, seed=self.settings.seed)
         text = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-        return Cell(text, found.difference, found.low, found.high, records), found.p_value
+        return Cell(text, found.difference, found.low, found.high, records), found
 
     def _training(self, line: Line) -> list[tuple[str, str, Record]]:
         """Phase, address and record of every published stage that trained a model of the line."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from launch.graph.model import BranchModel
+from launch.graph.names import without_seed
 from launch.graph.plan import Branch, Plan, Stage
 
 BASE = "base model"
@@ -70,8 +71,7 @@ def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
             start = None if model is None else model.start
             key = (*(text for text in branch.overrides if not text.startswith("seed=")), str(start))
             members[key].append(_member(plan, branch, model))
-            words = [word for word in branch.name.split() if not word.startswith("seed=")]
-            name = " ".join(words) or str(branch.recipe.objective["name"])
+            name = without_seed(branch.name, branch.overrides)[0] or str(branch.recipe.objective["name"])
             names[key] = name if len(trained) == 1 else f"{name}, from {start}"
     return [*bases.values(), *(Line(names[key], tuple(found)) for key, found in members.items())]
 

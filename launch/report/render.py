@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -33,6 +34,11 @@ def as_html(page: Page, records: Mapping[str, Record]) -> str:
 def as_markdown(page: Page) -> str:
     """Markdown with the pictures as files beside it; a footnote names the records behind every number."""
     return _environment().get_template("page.md.j2").render(page=page, citations=page.citations())
+
+
+def as_index(entries: Sequence[Any]) -> str:
+    """HTML that lists reports, each with `page`, `recipe`, `overrides`, `branches` and `made`."""
+    return _environment().get_template("index.html.j2").render(entries=entries)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from evaluation.compare import headlines
 from evaluation.statistics import holm
 from launch.graph.plan import Plan
 from launch.graph.select import Selected
-from launch.report.cells import Cells, over_seeds_interval
+from launch.report.cells import Cells, detectable_text, over_seeds_interval
 from launch.report.lines import PHASES, Line
 from launch.report.parts import Cell, Grid, Row, grid
 from launch.store import Store
@@ -39,7 +39,7 @@ DRIFT = {
     "ungraded": "ungraded",
 }
 DRIFT_HELD_OUT = {"entropy": "token entropy", "loss": "held-out loss", "kl_from_base": "KL from base"}
-CONTRASTS = ("difference in pass@1, over problems", "over seeds", "p (Holm)")
+CONTRASTS = ("difference in pass@1, over problems", "over problems and seeds", "p (Holm)", "detectable")
 SELECTION = ("setting", "seeds", "validation", "device-hours", "goes on")
 COST = ("attempts", "hours", "device-hours")
 
@@ -104,8 +104,8 @@ def contrasts(cells: Cells, lines: Sequence[Line]) -> Grid:
     """Every line against the reference: paired differences of pass@1 on the target.
 
     Both are taken where the walk ended (after RL if there is RL), over the seeds that both lines have. Cells: the
-    difference with its interval over problems (each problem averaged over seeds), the same over seeds (Student's t),
-    and Holm's p-value over the whole table, of the first.
+    difference with its interval over problems (each problem averaged over seeds), the same over problems and seeds,
+    Holm's p-value over the whole table, of the first, and the smallest difference that it could have found.
     """
     first, target = reference(lines), cells.settings.target
     found, p_values = [], []
@@ -120,16 +120,17 @@ def contrasts(cells: Cells, lines: Sequence[Line]) -> Grid:
         problems = sorted(scored[0][1][0])
         means = [[sum(scores[side][p] for _, scores in scored) / len(scored) for p in problems] for side in (0, 1)]
         records = tuple(model.measures[target].address for pair, _ in scored for model in pair if model is not None)
-        over_problems, p_value = cells.paired(means[0], means[1], records)
-        shifts = [sum(b[p] - a[p] for p in problems) / len(problems) for _, (a, b) in scored]
-        found.append((line.name, over_problems, over_seeds_interval(shifts, records), records))
-        p_values.append(p_value)
+        over_problems, tested = cells.paired(means[0], means[1], records)
+        shifts = [[b[p] - a[p] for p in problems] for _, (a, b) in scored]
+        least = Cell(detectable_text(tested.detectable), records=records)
+        found.append((line.name, over_problems, over_seeds_interval(shifts, records), records, least))
+        p_values.append(tested.p)
     adjusted = holm(p_values) if p_values else []
     return grid(
         CONTRASTS,
         [
-            (name, [problems, seeds, Cell(f"{p:.3f}", p, records=records)])
-            for (name, problems, seeds, records), p in zip(found, adjusted, strict=True)
+            (name, [problems, seeds, Cell(f"{p:.3f}", p, records=records), least])
+            for (name, problems, seeds, records, least), p in zip(found, adjusted, strict=True)
         ],
     )
 

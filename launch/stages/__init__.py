@@ -10,7 +10,7 @@ from common.errors import ConfigError
 from common.registry import Registry
 from launch.stages.contract import StageKind
 
-_REGISTRY: Registry[StageKind] = Registry(__name__, StageKind, "stage", apart=("contract", "references"))
+_REGISTRY: Registry[StageKind] = Registry(__name__, StageKind, "stage", apart=("contract", "references", "sizes"))
 
 
 def names() -> list[str]:

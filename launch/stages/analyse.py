@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from common.registry import code_digest
+from launch.graph.names import without_seed
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, setting
 from launch.stages.contract import Branch, Cost, Counts, Given, Settings, StageKind, Step
@@ -106,9 +107,8 @@ def _readings(analysis: Any, branch: Branch) -> Iterable[Reading]:
 
 def line_of(branch: Branch) -> tuple[str, str]:
     """The name of a branch without its seed, and its seed (or "")."""
-    parts = branch.name.split()
-    line = " ".join(part for part in parts if not part.startswith("seed="))
-    return line or str(branch.recipe.objective["name"]), next((p for p in parts if p.startswith("seed=")), "")
+    line, seed = without_seed(branch.name, branch.overrides)
+    return line or str(branch.recipe.objective["name"]), seed
 
 
 ANALYSE = Analyse()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +10,9 @@ from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step, spread
+from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step
 from launch.stages.references import is_cached, is_live, model_of, numerics, sources
+from launch.stages.sizes import spread
 
 
 class Cache(Section):
@@ -38,7 +39,7 @@ class CacheSettings(Settings):
 
 class CacheStage(StageKind):
     name = "cache"
-    version = 1
+    version = 2
     function = "data_prep.reference.stage:run"
     section = Cache
     describes = "reference cache"
@@ -67,7 +68,10 @@ class CacheStage(StageKind):
                 CacheSettings(
                     cache=recipe.cache, data=recipe.data, role=role, model=recipe.model, platform=recipe.platform
                 ),
-                {"cache": identity(recipe.cache), **numerics(recipe)},
+                {
+                    "cache": identity(recipe.cache),
+                    **numerics(recipe, *(("attention",) if recipe.cache.producer == "forward" else ())),
+                },
                 inputs,
             )
 
@@ -105,7 +109,13 @@ class CacheStage(StageKind):
             )
 
     def placement(self, recipe: Any) -> Placement:
-        return spread(recipe.cache.workers * recipe.cache.processes, recipe.platform)
+        cache = recipe.cache
+        of_a_worker = cache.tensor_parallel if cache.producer == "vllm" else cache.processes
+        return spread(cache.workers * of_a_worker, recipe.platform)
+
+    def halved(self, settings: Mapping[str, Any], field: str) -> int:
+        given = settings["cache"]["tokens_per_batch"]
+        return max(min(settings["data"]["max_length"], given), super().halved(settings, field))
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         from data_prep.reference.layout import predict_bytes

@@ -41,8 +41,8 @@ class Made:
 class Outside:
     """An input from outside the store: a local path, or a hub name with its revision.
 
-    field: of the recipe, for messages. model: whether it is a model, which the stage gets as a directory with `eos` as
-    the token that ends a turn.
+    field: of the recipe, for messages; revision_field: the one that holds its revision. model: whether it is a model,
+    which the stage gets as a directory with `eos` as the token that ends a turn. local: it cannot be a hub name.
     """
 
     path: str
@@ -50,6 +50,8 @@ class Outside:
     revision: str | None = None
     model: bool = False
     eos: str | None = None
+    local: bool = False
+    revision_field: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class Branch(Protocol):
     """One line of the results, as the kinds see it while its steps are collected."""
 
     name: str
+    overrides: tuple[str, ...]  # that tell it from its siblings
     recipe: Any
     steps: dict[str, Step]
     fingerprints: dict[str, str]  # by role; of all steps once `joint_steps` is asked
@@ -179,6 +182,7 @@ class StageKind:
     after: tuple[str, ...] = ()  # kinds whose steps have to be in the branch before this kind is asked
     halves: tuple[str, ...] = ()  # runtime fields ("sft.micro_batch_size") that an out-of-memory retry halves
     shares_engine: bool = False  # stages with equal settings of `engine` may run in turn in one child
+    reads_rows: bool = False  # it only reads rows, without a device: `prepare` and `--dry-run --data` run it
     decides: bool = False  # its metrics.json may decide a selection
     tables: tuple[str, ...] = ()  # patterns of the tables (JSON) in its artifact that the report shows
 
@@ -218,6 +222,11 @@ class StageKind:
         """Rows (float) or Tokens that its artifact holds, from the artifact if it is there; None: those of its data."""
         return None
 
+    def halved(self, settings: Mapping[str, Any], field: str) -> int:
+        """What an out-of-memory retry makes of one of `halves` ("section.field"); its value where it may not shrink."""
+        section, name = field.split(".")
+        return max(1, settings[section][name] // 2)
+
     def dry_run(self, settings: Any, inputs: Mapping[str, Path], scratch: Path) -> str | None:
         """Checks what can be checked without running; returns what was found fine. Raises ValueError."""
         return None
@@ -230,19 +239,3 @@ class StageKind:
     def mendable(self) -> bool:
         """Whether a damaged artifact is worth taking apart."""
         return type(self).mend is not StageKind.mend
-
-
-def spread(devices: float, platform: Any, *, cpus: float = 1.0) -> Placement:
-    """`devices` over as few nodes as hold them."""
-    nodes = max(1, -(-int(devices) // platform.gpus_per_node))
-    return Placement(nodes=nodes, gpus_per_node=devices / nodes, cpus=cpus)
-
-
-def optimizer_bytes(parameters: float) -> float:
-    """Bytes of fp32 weights and AdamW's two moments."""
-    return 12.0 * parameters
-
-
-def weight_bytes(parameters: float, dtype: str) -> float:
-    """Bytes of a published checkpoint with its tokenizer."""
-    return parameters * (2 if dtype == "bfloat16" else 4) + min(4_000_000, parameters)

@@ -7,26 +7,27 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from common.errors import ConfigError
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages.contract import (
-    Branch,
-    Cost,
-    Counts,
-    Made,
-    Outside,
-    Settings,
-    StageKind,
-    Step,
-    spread,
-)
+from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Settings, StageKind, Step
 from launch.stages.prepare import benchmark_name
 from launch.stages.references import model_of, numerics
+from launch.stages.sizes import spread
 
 FILLED = 0.5  # of max_tokens that a response fills when nothing is known
 RESPONSE_BYTES = 2.5  # of a sampled token in a Parquet file
 TASK_PROBLEMS, TASK_TOKENS = 1000.0, 256.0  # of a harness task, when nothing is known
 HELD_OUT = "held_out"
+GB = 1e9
+# Device memory beside the weights: activations, CUDA graphs, and a cache that holds some requests at once; chunks of
+# logits of the forward passes.
+ENGINE_REST, PASSES_REST = 4 * GB, 4 * GB
+
+
+class Shot(Section):
+    prompt: str = setting("1+1=", "a problem as it is asked")
+    answer: str = setting("2", "its answer in full")
 
 
 class Benchmark(Section):
@@ -38,6 +39,10 @@ class Benchmark(Section):
     max_tokens: int = setting(2048, "response tokens", gt=0)
     greedy: bool = setting(True, "one greedy response as well")
     prompting: Literal["chat", "plain"] = setting("chat", "the chat template, or bare text for base models")
+    plain: str = setting("{prompt}\n\n{answer}", "bare text of a problem with its answer; a prompt ends before that")
+    shots: list[Shot] = setting([], "solved problems that come first: turns of a chat, or bare text as in `plain`")
+    stop: list[str] = setting([], "texts that end a response and are left out of it; base models do not stop")
+    prefill: str = setting("", "how the answer begins; graders read it as part of the answer")
     balanced: bool = setting(False, "balanced accuracy as well: the mean over the answers' classes")
 
 
@@ -66,7 +71,8 @@ class Eval(Section):
     batch_size: int = setting(512, "requests in one saved shard; sums of a batch depend on its size", gt=0)
     run_generated_code: bool = setting(False, "allow the grader `code` to run what the model wrote, in the sandbox")
     replicas: int = runtime(1, "vLLM engines, each on its own devices; on the CPU platform one core each", gt=0)
-    gpu_memory: float = runtime(0.6, "share of a device's memory for vLLM; held-out passes need the rest", gt=0, le=1)
+    tensor_parallel: int = setting(1, "devices of one vLLM engine; sums depend on it", gt=0)
+    gpu_memory: float = runtime(0.6, "share of a device's memory for vLLM; forward passes run without it", gt=0, le=1)
 
     @model_validator(mode="after")
     def _responses_fit(self) -> Eval:
@@ -79,7 +85,9 @@ class Eval(Section):
         return self
 
 
-class GenerateSettings(Settings):
+class MeasuredSettings(Settings):
+    """What is measured: exactly one of the last three."""
+
     eval: Eval = setting(Eval(), "the recipe's eval section")
     benchmark: Benchmark | None = setting(None, "an entry of eval.benchmarks, or")
     task: Task | None = setting(None, "an entry of eval.tasks, or")
@@ -88,7 +96,7 @@ class GenerateSettings(Settings):
 
 class Generate(StageKind):
     name = "generate"
-    version = 1
+    version = 2
     function = "evaluation.generate:run"
     section = Eval
     describes = "evaluation"
@@ -117,23 +125,35 @@ class Generate(StageKind):
                 if thing.task is not None:
                     extra = {"eos": recipe.model.eos}
                     if recipe.model.chat_template is not None:
-                        inputs["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template")
+                        inputs["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template", local=True)
+                    if recipe.eval.task_files is not None:
+                        inputs["task_files"] = Outside(recipe.eval.task_files, "eval.task_files", local=True)
                 yield Step(
                     f"generate:{model.name}/{thing.name}",
                     f"{model.label}.{thing.name}",
-                    thing.settings(GenerateSettings, recipe),
+                    thing.settings(MeasuredSettings, recipe),
                     {**thing.generated(recipe), **extra, **numerics(recipe)},
                     inputs,
                 )
 
+    def check(self, recipe: Any) -> None:
+        if recipe.platform.name == "cpu" and recipe.eval.tensor_parallel > 1:
+            raise ValueError(
+                f"eval.tensor_parallel={recipe.eval.tensor_parallel}: an engine of the CPU platform is one process; "
+                f"set eval.replicas instead"
+            )
+
     def placement(self, recipe: Any) -> Placement:
-        return spread(recipe.eval.replicas, recipe.platform)
+        return spread(recipe.eval.replicas * recipe.eval.tensor_parallel, recipe.platform)
 
     def engine(self, settings: Mapping[str, Any]) -> Any:
-        return {name: value for name, value in settings.items() if name not in ("benchmark", "task", "held_out")}
+        common = {name: value for name, value in settings.items() if name not in ("benchmark", "task", "held_out")}
+        # Forward passes and vLLM would fight over a device: theirs is a process without an engine.
+        return {**common, "passes": settings["held_out"] and settings["platform"]["name"] != "cpu"}
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         settings, size = counts.settings, counts.parameters()
+        check_memory(settings, size, counts.parameters("base") if counts.has("base") else 0.0)
         evaluation, benchmark = settings["eval"], settings["benchmark"]
         if benchmark is not None:
             length = min(benchmark["max_tokens"], evaluation["max_length"]) * FILLED
@@ -145,11 +165,41 @@ class Generate(StageKind):
         return Cost(2 * size * sampled, 20_000 + RESPONSE_BYTES * sampled, start_seconds=40.0, sampling=True)
 
 
+def check_memory(settings: Mapping[str, Any], size: float, base: float) -> None:
+    """Raises ConfigError where a GPU cannot hold the weights of a stage's models.
+
+    settings: of the stage, as JSON values. size, base: parameters of the model and, for held-out chats, of its base.
+    """
+    evaluation, platform = settings["eval"], settings["platform"]
+    if platform["name"] == "cpu":
+        return
+    wide = 4 if evaluation["dtype"] == "float32" else 2
+    device = platform["device_memory"] * GB
+    smaller = "" if wide == 2 else "eval.dtype=bfloat16, "
+    if settings["held_out"]:
+        needed = wide * (size + base) + PASSES_REST
+        if needed > device:
+            raise ConfigError(
+                f"eval.held_out_chats={evaluation['held_out_chats']}: the model and its base take "
+                f"{needed / GB:.0f} GB on one device, platform.device_memory={platform['device_memory']:g}; set "
+                f"{smaller}eval.held_out_chats=0, or name a larger device"
+            )
+        return
+    needed, share = wide * size / evaluation["tensor_parallel"] + ENGINE_REST, evaluation["gpu_memory"] * device
+    if needed > share:
+        raise ConfigError(
+            f"eval.gpu_memory={evaluation['gpu_memory']:g}: vLLM needs {needed / GB:.0f} GB of each device for this "
+            f"model and may take {share / GB:.0f} of platform.device_memory={platform['device_memory']:g}; set "
+            f"{smaller}eval.tensor_parallel={2 * evaluation['tensor_parallel']}, or a larger eval.gpu_memory"
+        )
+
+
 class Measured:
     """One thing that is measured of every model: a benchmark, a harness task, or the held-out chats."""
 
     def __init__(self, *, benchmark: Benchmark | None = None, task: Task | None = None, held_out: bool = False) -> None:
         self.benchmark, self.task, self.held_out = benchmark, task, held_out
+        self.path = "" if benchmark is None else benchmark.name
         self.kind = self.name = HELD_OUT
         if benchmark is not None:
             self.kind, self.name = "benchmark", benchmark_name(benchmark.name)
@@ -179,13 +229,15 @@ class Measured:
         """The settings on which the answers depend."""
         evaluation = recipe.eval
         common = {name: getattr(evaluation, name) for name in ("dtype", "max_length")}
+        if not self.held_out:
+            common["tensor_parallel"] = evaluation.tensor_parallel
         if self.held_out:
             return {"held_out": evaluation.held_out_chats, **common}
         common |= {"seed": evaluation.seed, "batch_size": evaluation.batch_size}
         if self.task is not None:
-            code = {"run_generated_code": evaluation.run_generated_code, "task_files": evaluation.task_files}
-            return {"task": identity(self.task), **code, **common}
+            return {"task": identity(self.task), "run_generated_code": evaluation.run_generated_code, **common}
         sampling = ("num_samples", "temperature", "top_p", "max_tokens", "greedy", "prompting")
+        sampling = (*sampling, "plain", "shots", "stop", "prefill")
         return {"benchmark": {"name": self.name, **self._sampling(sampling)}, **common}
 
     def scored(self, recipe: Any) -> dict[str, Any]:
@@ -213,7 +265,20 @@ def measured(recipe: Any) -> list[Measured]:
     found = [Measured(held_out=True)] if evaluation.held_out_chats else []
     found += [Measured(benchmark=entry) for entry in evaluation.benchmarks]
     found += [Measured(task=entry) for entry in evaluation.tasks]
+    _check_names(recipe, [thing.name for thing in found if not thing.held_out])
     return found
+
+
+def _check_names(recipe: Any, names: list[str]) -> None:
+    """Refuses a target that is not measured, and a benchmark whose file is given but that nothing evaluates."""
+    if names and recipe.eval.target not in names:
+        raise ConfigError(f"eval.target={recipe.eval.target}: is not evaluated; allowed: {', '.join(names)}")
+    unused = [name for name in recipe.data.files.benchmarks if name not in names]
+    if unused:
+        raise ConfigError(
+            f"data.files.benchmarks.{unused[0]}: given but not evaluated; add {{name: {unused[0]}}} to "
+            "eval.benchmarks, or leave the file out"
+        )
 
 
 GENERATE = Generate()

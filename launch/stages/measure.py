@@ -6,23 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launch.recipe.platform import Placement
-from launch.recipe.section import setting
-from launch.stages.contract import Branch, Cost, Counts, Made, Measures, Settings, StageKind, Step
-from launch.stages.generate import Benchmark, Eval, Task, measured
+from launch.stages._code import own_code
+from launch.stages.contract import Branch, Cost, Counts, Made, Measures, StageKind, Step
+from launch.stages.generate import MeasuredSettings, measured
 
 SCORE_BYTES = 30_000.0
 
 
-class MeasureSettings(Settings):
-    eval: Eval = setting(Eval(), "the recipe's eval section")
-    benchmark: Benchmark | None = setting(None, "an entry of eval.benchmarks, or")
-    task: Task | None = setting(None, "an entry of eval.tasks, or")
-    held_out: bool = setting(False, "held-out chats")
-
-
 class Measure(StageKind):
     name = "measure"
-    version = 1
+    version = 2
     function = "evaluation.measure:run"
     after = ("generate",)
     shares_engine = True  # the pool of graders
@@ -42,7 +35,7 @@ class Measure(StageKind):
                 yield Step(
                     f"measure:{model.name}/{thing.name}",
                     branch.steps[role].label,
-                    thing.settings(MeasureSettings, recipe),
+                    thing.settings(MeasuredSettings, recipe),
                     {**thing.scored(recipe), "graders": _graders(thing)},
                     inputs,
                     measures=Measures(model.name, thing.name, thing.kind),
@@ -58,13 +51,17 @@ class Measure(StageKind):
         return Cost(bytes=SCORE_BYTES, start_seconds=5.0)
 
 
-def _graders(thing: Any) -> dict[str, int]:
-    """Versions of the graders, so that a better grader grades again and generates nothing."""
+def _graders(thing: Any) -> dict[str, Any]:
+    """Versions of the graders, and the user's own code: another grader grades again and generates nothing."""
     if thing.benchmark is None:
         return {}
-    from evaluation import graders
+    from evaluation import benchmarks, graders
 
-    return {name: graders.load(name).version for name in graders.names()}
+    found: dict[str, Any] = {name: graders.load(name).version for name in graders.names()}
+    if "." in thing.path or ":" in thing.path:
+        grader = benchmarks.load(thing.path).grader
+        found |= own_code(grader) if isinstance(grader, str) else {}
+    return found
 
 
 MEASURE = Measure()

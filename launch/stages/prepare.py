@@ -33,8 +33,9 @@ class PrepareSettings(Settings):
 
 class Prepare(StageKind):
     name = "prepare"
-    version = 3
+    version = 4
     function = "data_prep.prepare:run"
+    reads_rows = True
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
@@ -68,11 +69,15 @@ class Prepare(StageKind):
         identity: dict[str, Any] = {
             "part": what,
             "eos": recipe.model.eos,
+            "template_arguments": recipe.model.template_arguments,
             "sources": feeds.identity(entries, what),
         }
         found = dict(inputs)
-        for key, path in feeds.inputs(entries, what).items():
-            found[key] = Outside(path, _field(key, part, name))
+        for place, entry in enumerate(entries):
+            before = feeds.inputs(entries[:place], what)
+            for key, path in feeds.inputs(entries[: place + 1], what).items():
+                if key not in before:
+                    found[key] = _outside(entry, path, key, part, name)
         if not entries:
             published = _published(name)
             identity["published"] = {
@@ -89,12 +94,14 @@ class Prepare(StageKind):
             field: getattr(data, field)
             for field in ("seed", "system_prompt", "max_length", "on_long_row", "on_bad_row")
         }
+        if part == "sft":
+            identity |= {field: getattr(data, field) for field in ("turns", "prompt_mismatch", "supervise_after_end")}
         if part == "rl":
             identity["allow_shared_prompts"] = data.allow_shared_prompts
         if recipe.model.path is not None:
             found["model"] = model_of(recipe, "base")
         if recipe.model.chat_template is not None:
-            found["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template")
+            found["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template", local=True)
         settings = PrepareSettings.model_validate(
             {
                 "part": part,
@@ -126,7 +133,7 @@ class Prepare(StageKind):
             summary = read_json(directory / "summary.json") or {}
             counts = summary.get("tokens", {}).get("sft_train")
             if counts is not None:
-                return Tokens(counts["chats"], counts["tokens"], counts["response_tokens"], True)
+                return Tokens(counts.get("rows", counts["chats"]), counts["tokens"], counts["response_tokens"], True)
         rows, tokens = 0.0, Tokens(0.0, 0.0, 0.0, False)
         for entry in settings["sources"]:
             source = sources.load(entry["source"])
@@ -146,9 +153,12 @@ class Prepare(StageKind):
         return tokens if part == "sft" else max(1.0, rows)
 
 
-def _field(key: str, part: str, name: str) -> str:
-    """The recipe's field that names an outside file, for messages."""
-    return f"data.files.benchmarks.{name}" if part == "benchmark" else f"data.files.{key}"
+def _outside(entry: Feed, path: str, key: str, part: str, name: str) -> Outside:
+    """What a source reads from outside; the source `files` reads local files alone."""
+    if entry.source != "files":
+        return Outside(path, f"data source {entry.source}: {key}")
+    field = f"data.files.benchmarks.{name}" if part == "benchmark" else f"data.files.{key}"
+    return Outside(path, field, local=True)
 
 
 def _what(settings: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from common.errors import ConfigError
@@ -42,13 +43,41 @@ def model_of(recipe: Any, role: str) -> Made | Outside:
     if model.path is None:
         raise ConfigError(f"the objective asks for a {role}; set {field}.path or {field}.pretrain")
     eos = recipe.model.eos if role == "base" else None
-    return Outside(model.path, f"{field}.path", model.revision, model=True, eos=eos)
+    return Outside(model.path, f"{field}.path", model.revision, model=True, eos=eos, revision_field=f"{field}.revision")
 
 
-def numerics(recipe: Any) -> dict[str, Any]:
-    """Settings of the model and the platform on which sums depend."""
+def numerics(recipe: Any, *used: str) -> dict[str, Any]:
+    """Settings of the model and the platform on which sums depend: of the model's those that a stage has `used`."""
     model, platform = recipe.model, recipe.platform
     return {
-        "model": {name: getattr(model, name) for name in ("attention", "dtype", "trust_remote_code")},
+        "model": {name: getattr(model, name) for name in (*used, "trust_remote_code", "template_arguments")},
         "platform": {"name": platform.name, "threads": platform.threads},
     }
+
+
+# Of verl's configuration: where and how a run is shown. The same run shown elsewhere is the same run.
+_SHOWN = (
+    "trainer.logger",
+    "trainer.project_name",
+    "trainer.experiment_name",
+    "trainer.log_val_generations",
+    "trainer.rollout_data_dir",
+    "trainer.validation_data_dir",
+)
+
+
+def without_loggers(section: dict[str, Any]) -> dict[str, Any]:
+    """A section's identity without the keys of its `verl` that choose loggers, nested or dotted."""
+    return {**section, "verl": _not_shown(section["verl"], "")}
+
+
+def _not_shown(values: Mapping[str, Any], above: str) -> dict[str, Any]:
+    found = {}
+    for name, value in values.items():
+        path = f"{above}{name}"
+        if any(path == shown or path.startswith(f"{shown}.") for shown in _SHOWN):
+            continue
+        kept = _not_shown(value, f"{path}.") if isinstance(value, Mapping) else value
+        if kept != {} or value == {}:
+            found[name] = kept
+    return found

@@ -12,21 +12,11 @@ from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages.contract import (
-    Branch,
-    Cost,
-    Counts,
-    Made,
-    Published,
-    Settings,
-    StageKind,
-    Step,
-    optimizer_bytes,
-    spread,
-    weight_bytes,
-)
-from launch.stages.references import numerics
+from launch.stages._code import own_code, require
+from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
+from launch.stages.references import numerics, without_loggers
 from launch.stages.sft import Lora
+from launch.stages.sizes import optimizer_bytes, spread, weight_bytes
 
 FILLED = 0.5  # of the length limits that prompts and responses fill when nothing is known
 
@@ -69,6 +59,7 @@ class DifficultyFilter(Section):
 
     enabled: bool = setting(False, "filter the RL prompts first")
     model: str | None = setting(None, "Hugging Face name or directory; null: the base model")
+    revision: str | None = setting(None, "commit of a Hugging Face name")
     samples: int = setting(8, "samples a prompt", gt=0)
     temperature: float = setting(1.0, "sampling temperature", ge=0)
     above: float = setting(0.0, "keep pass rates strictly above", ge=0, le=1)
@@ -147,7 +138,7 @@ class RlSettings(Settings):
 
 class RlStage(StageKind):
     name = "rl"
-    version = 1
+    version = 2
     function = "rl_stage.stage:run"
     section = Rl
     describes = "reinforcement learning"
@@ -207,13 +198,22 @@ class RlStage(StageKind):
                 RlSettings(
                     rl=recipe.rl, data=recipe.data, seed=recipe.seed, model=recipe.model, platform=recipe.platform
                 ),
-                {"rl": counted, "seed": recipe.seed, **numerics(recipe)},
+                {
+                    "rl": without_loggers(counted),
+                    "seed": recipe.seed,
+                    **reward_code(recipe),
+                    **numerics(recipe, "attention", "dtype"),
+                },
                 {"model": model, "data": Made(prompts)},
                 tuple(published),
             )
 
     def placement(self, recipe: Any) -> Placement:
         return spread(recipe.rl.processes, recipe.platform)
+
+    def halved(self, settings: Mapping[str, Any], field: str) -> int:
+        longest = settings["rl"]["max_prompt_length"] + settings["rl"]["max_response_length"]
+        return max(min(longest, settings["rl"]["tokens_per_micro_batch"]), super().halved(settings, field))
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         rl, size = counts.settings["rl"], counts.parameters()
@@ -235,6 +235,18 @@ class RlStage(StageKind):
 
         verl_config(settings, dict(inputs), scratch)
         return "verl accepts the configuration"
+
+
+def reward_code(recipe: Any) -> dict[str, str]:
+    """What identifies the code of a reward of the user's own. Raises ConfigError for one that cannot be loaded."""
+    from rl_stage.rewards import load_reward, names
+
+    reward = recipe.rl.reward
+    if reward.name in names():
+        load_reward(reward.name, reward.settings)
+        return {}
+    require(reward.name, "rl.reward.name")
+    return own_code(reward.name)
 
 
 def _starts(recipe: Any) -> list[str]:

@@ -11,20 +11,10 @@ from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages.contract import (
-    Branch,
-    Cost,
-    Counts,
-    Made,
-    Published,
-    Settings,
-    StageKind,
-    Step,
-    optimizer_bytes,
-    spread,
-    weight_bytes,
-)
-from launch.stages.references import FROZEN, is_cached, is_live, model_of, numerics, sources
+from launch.stages._code import own_code
+from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
+from launch.stages.references import FROZEN, is_cached, is_live, model_of, numerics, sources, without_loggers
+from launch.stages.sizes import optimizer_bytes, placed, spread, weight_bytes
 
 
 class Lora(Section):
@@ -45,7 +35,7 @@ class SftMetrics(Section):
 class Sft(Section):
     lr: float = setting(1e-5, "peak learning rate", gt=0)
     epochs: int = setting(1, "passes over the data", gt=0)
-    steps: int | None = setting(None, "optimizer steps; replaces epochs")
+    steps: int | None = setting(None, "optimizer steps; replaces epochs", gt=0)
     batch_size: int = setting(64, "chats a step, over all devices", gt=0)
     schedule: Literal["constant", "cosine"] = setting("cosine", "learning rate after warm-up")
     warmup: float = setting(0.05, "share of the steps", ge=0, lt=1)
@@ -80,7 +70,7 @@ class SftSettings(Settings):
 
 class SftStage(StageKind):
     name = "sft"
-    version = 1
+    version = 2
     function = "sft_objectives.trainer.stage:run"
     section = Sft
     describes = "supervised fine-tuning"
@@ -157,10 +147,10 @@ class SftStage(StageKind):
                 platform=recipe.platform,
             ),
             {
-                "objective": {"name": label, **dataclasses.asdict(branch.objective)},
-                "sft": identity(recipe.sft),
+                "objective": {"name": label, **dataclasses.asdict(branch.objective), **own_code(label)},
+                "sft": without_loggers(identity(recipe.sft)),
                 "seed": recipe.seed,
-                **numerics(recipe),
+                **numerics(recipe, "attention", "dtype"),
             },
             {**inputs, "data": Made("prepare:sft")},
             (published,),
@@ -168,18 +158,26 @@ class SftStage(StageKind):
 
     def _check_devices(self, recipe: Any) -> None:
         platform, processes = recipe.platform, recipe.sft.processes
-        given = platform.placement.get(self.name)
-        nodes = (given or self.placement(recipe)).nodes
+        devices = platform.nodes * platform.gpus_per_node
+        if platform.name == "gpu" and processes > devices:  # whatever platform.placement.sft says
+            raise ConfigError(f"sft.processes={processes} exceeds platform.nodes * platform.gpus_per_node={devices}")
+        nodes = placed(self.placement(recipe), platform.placement.get(self.name), self.name, platform.name).nodes
         if processes % nodes:
             raise ConfigError(
                 f"sft.processes={processes} does not divide over {nodes} nodes; make it a multiple of {nodes}"
             )
-        devices = platform.nodes * platform.gpus_per_node
-        if platform.name == "gpu" and processes > devices:  # whatever platform.placement.sft says
-            raise ConfigError(f"sft.processes={processes} exceeds platform.nodes * platform.gpus_per_node={devices}")
 
     def placement(self, recipe: Any) -> Placement:
         return spread(recipe.sft.processes, recipe.platform)
+
+    def halved(self, settings: Mapping[str, Any], field: str) -> int:
+        sft, half = settings["sft"], super().halved(settings, field)
+        if field == "sft.tokens_per_micro_batch":
+            return max(min(settings["data"]["max_length"], sft["tokens_per_micro_batch"]), half)
+        if sft["dynamic_batch"]:
+            return sft["micro_batch_size"]  # not in use
+        chats = sft["batch_size"] // (sft["processes"] // sft["sequence_parallel"])
+        return next(size for size in range(min(half, chats), 0, -1) if chats % size == 0)
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         sft, tokens, size = counts.settings["sft"], counts.tokens(), counts.parameters()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,13 +33,32 @@ def damaged(directory: Path, problem: str) -> Corrupt:
 
 
 @contextlib.contextmanager
-def full_disk_is_clear(root: Path) -> Iterator[None]:
-    """Turns the operating system's error for a full disk or quota into Full."""
+def clear_errors(root: Path) -> Iterator[None]:
+    """Turns the operating system's errors for a full disk or quota into Full, for a lack of rights into StoreError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise Full(
-            f"no space left below {root}: nothing was published; free space and run the same command again"
-        ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Full(
+                f"no space left below {root}: nothing was published; free space and run the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(_forbidden(Path(error.filename or root), error)) from error
+        raise
+
+
+def _forbidden(path: Path, error: OSError) -> str:
+    if error.errno == errno.EROFS:
+        return f"{path}: the file system is read-only; set run.root to a directory that can be written"
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    owner = ""
+    with contextlib.suppress(OSError, KeyError):
+        uid = there.stat().st_uid
+        owner = f"; {there} belongs to user {uid}"
+        owner = f"; {there} belongs to {pwd.getpwuid(uid).pw_name}"
+    return (
+        f"{path} cannot be written ({error.strerror}){owner}; a store of several users needs one group, "
+        "its directories `chmod g+rws` and `umask 002` in every shell, or set run.root to one of your own"
+    )

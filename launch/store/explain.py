@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from launch.store.errors import StoreError
 from launch.store.records import Record, read_record
 from launch.store.store import Store
 
+_NAME = re.compile(r".+-[0-9a-f]{16}")  # of an artifact's directory
+
 
 def explain_difference(store: Store, first: str, second: str) -> str:
-    """Field by field, why two artifacts (addresses like 'sft/dft-0123456789abcdef') differ.
+    """Field by field, why two artifacts differ.
 
-    Raises StoreError if one is absent.
+    Each is an address like 'sft/dft-0123456789abcdef', or a path that a log prints: of the artifact, of a file or
+    checkpoint in it, of its logs. Raises StoreError if one is absent.
     """
     records = []
-    for address in (first, second):
-        record = read_record(store.root / address)
+    for given in (first, second):
+        directory = _directory(store, given)
+        record = read_record(directory)
         if record is None:
-            raise StoreError(f"{store.root / address} holds no artifact: give an address as `plan --json` prints it")
+            raise StoreError(
+                f"{directory} holds no artifact; give an address as `plan` prints it, or a path that a log names"
+            )
         records.append(record)
     views = {"made from": _made_from, "packages": lambda record: record.packages, "files": _files}
     lines = []
@@ -30,6 +38,17 @@ def explain_difference(store: Store, first: str, second: str) -> str:
         lines += [f"  {name}: {one.get(name, '(absent)')} -> {two.get(name, '(absent)')}" for name in changed]
     same = records[0].fingerprint == records[1].fingerprint
     return "\n".join([f"fingerprints: {'equal' if same else 'different'}", *lines])
+
+
+def _directory(store: Store, given: str) -> Path:
+    """The artifact's directory that an address, or a path at, in or beside it means."""
+    path = Path(given).expanduser()
+    for one in (path, *path.parents):
+        name = one.name.removesuffix(".logs")
+        if _NAME.fullmatch(name):
+            one = one.with_name(name)
+            return one if one.is_absolute() or one.is_dir() else store.root / one
+    return store.root / path
 
 
 def _made_from(record: Record) -> dict[str, Any]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.store.lock import locked
+from launch.store.patience import patiently
 from launch.store.records import host
 
 if TYPE_CHECKING:
     from launch.graph.plan import Stage
 
 COSTS = "costs.jsonl"
+LOCK = ".costs.lock"
 
 
 def append_cost(root: Path, stage: Stage, attempt: int, result: dict[str, Any]) -> None:
@@ -37,16 +40,22 @@ def append_cost(root: Path, stage: Stage, attempt: int, result: dict[str, Any]) 
         "host": host(),
         "branches": list(stage.branches),
     }
-    with (root / COSTS).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(row, sort_keys=True) + "\n")
+    line = json.dumps(row, sort_keys=True) + "\n"
+    with locked(root / LOCK), patiently((root / COSTS).open, "a") as file:
+        file.write(line)
 
 
 def read_costs(root: Path) -> list[dict[str, Any]]:
     """The rows, oldest first; one cut short by a full disk is left out."""
     rows = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (root / COSTS).read_text().splitlines():
+        for line in patiently((root / COSTS).read_text).splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
     return rows
+
+
+def device_hours(root: Path, fingerprints: Iterable[str]) -> float:
+    """Device-hours that all attempts of these stages took so far, by whatever run."""
+    wanted = set(fingerprints)
+    return sum(row["device_hours"] for row in read_costs(root) if row["fingerprint"] in wanted)

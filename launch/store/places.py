@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.store.errors import StoreError
+from launch.store.errors import StoreError, clear_errors
+from launch.store.lock import locked
+from launch.store.patience import patiently
 
 if TYPE_CHECKING:
     from launch.graph.plan import Stage
@@ -22,7 +23,8 @@ def attempt_file(logs: Path, attempt: int, suffix: str) -> Path:
 
 def attempt_numbers(logs: Path, suffix: str) -> list[int]:
     """Numbers of the attempts that have such a file, ascending."""
-    return sorted(int(path.name.split("-")[1].split(".")[0]) for path in logs.glob(f"attempt-*.{suffix}"))
+    found = patiently(lambda: list(logs.glob(f"attempt-*.{suffix}")))
+    return sorted(int(path.name.split("-")[1].split(".")[0]) for path in found)
 
 
 class Places:
@@ -64,9 +66,12 @@ class Places:
 
     @contextlib.contextmanager
     def locked(self, kind: str) -> Iterator[None]:
-        """Holds the lock of a kind of stage, under which everything changes that others see."""
+        """Holds the lock of a kind of stage, under which everything changes that others see.
+
+        Keep what is done under it short: whoever waits for it too long takes its holder for lost.
+        """
         folder = self.root / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        with clear_errors(self.root):
+            patiently(folder.mkdir, parents=True, exist_ok=True)
+            with locked(folder / ".lock"):
+                yield

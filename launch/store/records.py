@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 import socket
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json
+from launch.store.errors import StoreError
+from launch.store.patience import patiently
 
 RECORD = "record.json"
 RECORD_VERSION = 1
@@ -71,8 +75,17 @@ class Record:
 
 
 def read_record(directory: Path) -> Record | None:
-    """The record inside an artifact directory, or None if there is no valid one."""
-    value = read_json(directory / RECORD)
+    """The record inside an artifact directory, or None if there is no valid one.
+
+    Raises StoreError for one that this user may not read.
+    """
+    try:
+        value = patiently(read_json, directory / RECORD)
+    except PermissionError:
+        raise StoreError(
+            f"{directory / RECORD} cannot be read; ask its owner for `chmod -R g+rX`, or set run.root to a store of "
+            "your own"
+        ) from None
     if not isinstance(value, dict) or value.get("version") != RECORD_VERSION:
         return None
     try:
@@ -114,9 +127,16 @@ def packages() -> dict[str, str]:
 
 
 def host() -> str:
-    """Name of this host and boot; process numbers are comparable only within one."""
+    """Name of this host, boot and space of process numbers, which are comparable only within one.
+
+    Containers may share a host name, and those of one machine its boot.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     except OSError:
         boot = "unknown"
-    return f"{socket.gethostname()}/{boot}"
+    try:
+        space = hashlib.sha256(os.readlink("/proc/self/ns/pid").encode()).hexdigest()[:4]
+    except OSError:
+        space = "unknown"
+    return f"{socket.gethostname()}/{boot}-{space}"

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.files import file_digest
 from launch.store.errors import Corrupt, StoreError
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
     from launch.graph.plan import Stage
 
 TRANSFERS = 8  # files at once
+TRIES = 5  # of one request
+FIRST_PAUSE = 0.2  # seconds; doubles
+
+
+class Cancelled(Exception):
+    """The run ends; the next one copies again."""
+
+
+def _never() -> bool:
+    return False
 
 
 class Replica:
@@ -39,13 +51,28 @@ class Replica:
             ) from None
         self.url = url
 
+    def _ask(self, what: str, *arguments: Any, **named: Any) -> Any:
+        """A request to the object store, again with growing pauses where it fails for any reason but absence."""
+        pause = FIRST_PAUSE
+        for left in reversed(range(TRIES)):
+            try:
+                return getattr(self._files, what)(*arguments, **named)
+            except FileNotFoundError:
+                raise
+            except Exception:  # each object store's driver has its own errors
+                if not left:
+                    raise
+            time.sleep(pause)
+            pause *= 2
+        raise AssertionError("unreachable")
+
     def _path(self, stage: Stage, name: str) -> str:
         return f"{self._root.rstrip('/')}/{stage.address}/{name}"
 
     def find(self, stage: Stage) -> Record | None:
         """The record of a replicated artifact, or None. Raises StoreError if the address holds another fingerprint."""
         try:
-            text = self._files.cat_file(self._path(stage, RECORD))
+            text = self._ask("cat_file", self._path(stage, RECORD))
         except FileNotFoundError:
             return None
         try:
@@ -58,10 +85,11 @@ class Replica:
             )
         return record
 
-    def push(self, store: Store, stage: Stage) -> bool:
+    def push(self, store: Store, stage: Stage, cancelled: Callable[[], bool] = _never) -> bool:
         """Copies a published artifact to the replica, the record last; False if it is there already.
 
-        Reads every byte against the record first, so that damage does not spread. Raises Corrupt, StoreError.
+        Reads every byte against the record first, so that damage does not spread. Raises Corrupt, StoreError, Cancelled
+        between two files once `cancelled()`, and what the object store's driver raises after five tries.
         """
         if self.find(stage) is not None:
             return False
@@ -69,22 +97,24 @@ class Replica:
         record = store.verify(directory, stage.fingerprint)
 
         def put(name: str) -> None:
+            if cancelled():
+                raise Cancelled
             target = self._path(stage, name)
-            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._files.put_file(str(directory / name), target)
-            size = self._files.info(target)["size"]
+            self._ask("makedirs", target.rpartition("/")[0], exist_ok=True)
+            self._ask("put_file", str(directory / name), target)
+            size = self._ask("info", target)["size"]
             if size != record.payload[name]["bytes"]:
                 raise StoreError(f"{self.url}/{stage.address}/{name} has {size} bytes after its upload; run it again")
 
         with ThreadPoolExecutor(TRANSFERS) as pool:
             list(pool.map(put, record.payload))
-        self._files.pipe_file(self._path(stage, RECORD), (directory / RECORD).read_bytes())
+        self._ask("pipe_file", self._path(stage, RECORD), (directory / RECORD).read_bytes())
         return True
 
-    def pull(self, store: Store, stage: Stage, run: str) -> Record | None:
+    def pull(self, store: Store, stage: Stage, run: str, cancelled: Callable[[], bool] = _never) -> Record | None:
         """Brings an artifact into the store as if it had been made there; None if the replica has none.
 
-        The caller holds the stage's lease. Raises Corrupt if a file differs from the record.
+        The caller holds the stage's lease. Raises Corrupt if a file differs from the record, LeaseLost, and as `push`.
         """
         record = self.find(stage)
         if record is None:
@@ -95,9 +125,11 @@ class Replica:
         try:
 
             def get(name: str) -> None:
+                if cancelled():
+                    raise Cancelled
                 path = temporary / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(self._path(stage, name), str(path))
+                self._ask("get_file", self._path(stage, name), str(path))
                 if file_digest(path) != record.payload[name]["sha256"]:
                     raise Corrupt(
                         f"{self.url}/{stage.address}/{name} differs from its record; delete {self.url}/{stage.address}"

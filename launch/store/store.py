@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
-from common.files import file_digest, read_json, sync_directory, write_json
-from launch.store.errors import LeaseLost, StoreError, damaged, full_disk_is_clear
+from common.files import file_digest, sync_directory, write_json
+from launch.store.errors import LeaseLost, StoreError, clear_errors, damaged
 from launch.store.leases import Leases
 from launch.store.ledger import append_cost, read_costs
+from launch.store.patience import patiently, read, seen
 from launch.store.places import attempt_file, attempt_numbers
 from launch.store.records import RECORD, RECORD_VERSION, Record, host, packages, read_record, redact, seeds
 
@@ -50,7 +52,7 @@ class Store(Leases):
         for name, entry in record.payload.items() if not stage.mendable else ():
             path = directory / name
             try:
-                size = path.stat().st_size
+                size = patiently(path.stat).st_size
             except FileNotFoundError:
                 raise damaged(directory, f"{name} is missing") from None
             if size != entry["bytes"]:
@@ -69,9 +71,10 @@ class Store(Leases):
         """Check every byte of a published artifact (or of its files under the folder `below`) against the record.
 
         Nothing is remembered between calls: reading once costs less than the stage that follows, and a cache keyed by
-        size and time would miss exactly the damage this looks for. Raises Corrupt.
+        size and time would miss exactly the damage this looks for. An artifact that another node has just published may
+        be seen late here: it is waited for. Raises Corrupt.
         """
-        record = self.record(directory)
+        record = seen(lambda: self.record(directory))
         if record is None or record.fingerprint != fingerprint:
             raise damaged(directory, f"there is no valid record of {fingerprint}")
         prefix = below.rstrip("/") + "/" if below else ""
@@ -81,9 +84,10 @@ class Store(Leases):
 
         def check(name: str) -> str | None:
             path = directory / name
-            if not path.is_file():
+            if not patiently(path.is_file):
                 return f"{name} is missing"
-            return None if file_digest(path) == record.payload[name]["sha256"] else f"{name} differs from its sha256"
+            same = patiently(file_digest, path) == record.payload[name]["sha256"]
+            return None if same else f"{name} differs from its sha256"
 
         with ThreadPoolExecutor(READERS) as pool:
             for problem in pool.map(check, names):
@@ -101,7 +105,8 @@ class Store(Leases):
         what, _, which = select.partition(":")
         if what != "checkpoint":
             raise ConfigError(f"input {select!r}: allowed are '' and 'checkpoint:<final, best or a step>'")
-        listing = read_json(directory / "checkpoints.json")
+        seen(lambda: directory.is_dir() or None)  # another node may have published it a moment ago
+        listing = read(directory / "checkpoints.json")
         if listing is None:
             raise ConfigError(f"{directory} has no checkpoints.json: the stage that made it publishes no model")
         step = listing[which] if which in ("final", "best") else int(which)
@@ -130,32 +135,33 @@ class Store(Leases):
         An earlier attempt that left no result (its driver was killed) gets one, and its row in the cost ledger.
         """
         logs = self.logs(stage)
-        with full_disk_is_clear(self.root):
-            logs.mkdir(parents=True, exist_ok=True)
+        with clear_errors(self.root):
+            patiently(logs.mkdir, parents=True, exist_ok=True)
             numbers = attempt_numbers(logs, "request.json")
             for number in numbers:
-                if read_json(attempt_file(logs, number, "result.json")) is None:
+                if read(attempt_file(logs, number, "result.json")) is None:
                     log = attempt_file(logs, number, "log")
-                    begun = attempt_file(logs, number, "request.json").stat().st_mtime
-                    seconds = max(0.0, (log.stat().st_mtime if log.exists() else begun) - begun)
+                    begun = patiently(attempt_file(logs, number, "request.json").stat).st_mtime
+                    ended = patiently(log.stat).st_mtime if patiently(log.exists) else begun
+                    seconds = max(0.0, ended - begun)
                     lost = {"outcome": "lost", "message": "the driver or its node was lost", "seconds": seconds}
                     self.finish(stage, number, lost)
             attempt = numbers[-1] + 1 if numbers else 1
-            self.scratch(stage).mkdir(parents=True, exist_ok=True)
+            patiently(self.scratch(stage).mkdir, parents=True, exist_ok=True)
             temporary = self.temporary(stage, attempt)
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            latest = logs / f".latest-{os.getpid()}"
-            latest.unlink(missing_ok=True)
+            patiently(temporary.mkdir, exist_ok=True)
+            latest = logs / f".latest-{uuid.uuid4().hex[:12]}"
             latest.symlink_to(attempt_file(logs, attempt, "log").name)
-            os.replace(latest, logs / "latest")
-            (logs / "progress.json").unlink(missing_ok=True)
+            patiently(os.replace, latest, logs / "latest")
+            patiently((logs / "progress.json").unlink, missing_ok=True)
         return attempt
 
     def finish(self, stage: Stage, attempt: int, result: dict[str, Any]) -> None:
         """Write the result of an attempt beside its log and its row in the cost ledger."""
-        write_json(attempt_file(self.logs(stage), attempt, "result.json"), result)
-        append_cost(self.root, stage, attempt, result)
+        with clear_errors(self.root):
+            patiently(write_json, attempt_file(self.logs(stage), attempt, "result.json"), result)
+            append_cost(self.root, stage, attempt, result)
 
     # --- publishing
 
@@ -168,14 +174,18 @@ class Store(Leases):
         the disk is full (nothing is published then).
         """
         temporary = self.temporary(stage, attempt)
-        with full_disk_is_clear(self.root):
-            names, folders = _tree(temporary)
+        with clear_errors(self.root):
+            names, folders = patiently(_tree, temporary)
             if not names:
                 raise ConfigError(f"stage {stage.kind} {stage.label} wrote nothing")
+            umask = _umask()
+            for path in (*folders, *(temporary / name for name in names)):
+                patiently(_open_to_group, path, umask)
             with ThreadPoolExecutor(READERS) as pool:
-                payload = dict(zip(names, pool.map(lambda name: _seal(temporary / name), names), strict=True))
+                sealed = pool.map(lambda name: patiently(_seal, temporary / name), names)
+                payload = dict(zip(names, sealed, strict=True))
             for folder in folders:
-                sync_directory(folder)
+                patiently(sync_directory, folder)
             record = Record(
                 version=RECORD_VERSION,
                 kind=stage.kind,
@@ -203,7 +213,7 @@ class Store(Leases):
 
         The caller has checked the files against the record. Raises LeaseLost and Full as `publish` does.
         """
-        with full_disk_is_clear(self.root):
+        with clear_errors(self.root):
             names, folders = _tree(directory)
             for name in names:
                 _sync_file(directory / name)
@@ -222,36 +232,57 @@ class Store(Leases):
         if not stage.mendable or not self.acquire(stage, run):
             return None
         directory, scratch = self.directory(stage), self.scratch(stage)
-        scratch.mkdir(parents=True, exist_ok=True)
+        with clear_errors(self.root):
+            scratch.mkdir(parents=True, exist_ok=True)
         try:
             lost = mend(directory, scratch)
         except (ValueError, KeyError, TypeError) as error:
             lost = f"all of it ({' '.join(str(error).split())})"
         with self.locked(stage.kind):
             (directory / RECORD).unlink(missing_ok=True)
-            shutil.rmtree(directory)
+            gone = self.set_aside([directory])
+        for path in gone:
+            shutil.rmtree(path, ignore_errors=True)
         return lost
 
     def _commit(self, stage: Stage, temporary: Path, record: Record, run: str) -> Record:
         """Rename, then record, under the kind's lock; an artifact that is already there wins."""
         target = self.directory(stage)
         with self.locked(stage.kind):
-            if self.owner(stage) != run:
+            # a lease that is there and not whole is a crash's, not another driver's
+            if self.owner(stage) != run and not (self.owner(stage) is None and patiently(self.lease(stage).exists)):
                 raise LeaseLost(f"{target}: another driver took this stage over")
             existing = self.find(stage)
             if existing is not None:
                 return existing
-            if target.exists():  # a rename without its record: it was never published
-                shutil.rmtree(target)
-            os.rename(temporary, target)
-            sync_directory(target.parent)
-            write_json(target / RECORD, asdict(record), durable=True)
-            return record
+            gone = self.set_aside([target])  # a rename without its record: it was never published
+            patiently(os.rename, temporary, target)
+            patiently(sync_directory, target.parent)
+            patiently(write_json, target / RECORD, asdict(record), durable=True)
+        for path in gone:
+            shutil.rmtree(path, ignore_errors=True)
+        return record
 
 
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    """This process's umask; asking the kernel by setting it would show another one to other threads."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022
+
+
+def _open_to_group(path: Path, umask: int) -> None:
+    """Gives a file or folder the rights that the umask leaves, whatever the library that wrote it gave."""
+    mode = path.stat().st_mode & 0o7777
+    wanted = mode | ((0o777 if path.is_dir() else 0o666) & ~umask)
+    if wanted != mode:
+        path.chmod(wanted)
 
 
 def _seal(path: Path) -> dict[str, Any]:

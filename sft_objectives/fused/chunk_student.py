@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..reductions import dot, surely
 from ..student import Chunk, OfChunk, Student
 
 TILE_BYTES = {"cpu": 2**23, "cuda": 2**27}
@@ -68,8 +69,7 @@ class ChunkStudent(Student):
         for tile in self._tiles:
             z, labels = self._logits[tile], self.labels[tile].unsqueeze(-1)
             at_label = z.gather(1, labels)
-            finite = bool(at_label.isfinite().all())
-            logsumexp = None if finite else z.logsumexp(-1, keepdim=True)
+            logsumexp = None if surely(at_label.isfinite()) else z.logsumexp(-1, keepdim=True)
             torch.log_softmax(z, -1, out=z)
             self._logsumexp[tile] = at_label.sub_(z.gather(1, labels)) if logsumexp is None else logsumexp
 
@@ -107,13 +107,10 @@ class ChunkStudent(Student):
             for tile in self._tiles:
                 chunk = self._chunk(tile)
                 log_p, w = chunk.logits, weights(chunk)
-                value = torch.linalg.vecdot(w, log_p)
-                if not bool(value.isfinite().all()):  # 0 * inf, which counts 0
-                    value = (w * log_p.masked_fill(w == 0, 0)).sum(-1)
                 if self._whole:
                     kept.append(w)
                 sums.append(w.sum(-1))
-                values.append(value)
+                values.append(dot(w, log_p))
             leaf = self._leaf(torch.cat(values))
         if self._remembers():
             again: OfTile = kept.__getitem__ if self._whole else lambda place: weights(self._chunk(self._tiles[place]))
@@ -140,11 +137,7 @@ class ChunkStudent(Student):
         parts = []
         for tile in self._tiles:
             log_p = self._tile(tile)
-            p = self._probabilities(log_p)
-            part = -torch.linalg.vecdot(p, log_p)
-            if not bool(part.isfinite().all()):
-                part = -(p * log_p.masked_fill(p == 0, 0)).sum(-1)
-            parts.append(part)
+            parts.append(-dot(self._probabilities(log_p), log_p))
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -166,7 +159,7 @@ class ChunkStudent(Student):
                 log_p = self._tile(tile)
                 p = self._probabilities(log_p)
                 mass = p.scatter_(1, ids[tile], 0).sum(-1, keepdim=True)
-                if bool((mass > SMALLEST_MASS).all()):
+                if surely(mass > SMALLEST_MASS):
                     outside[tile] = mass.log_()
                 else:
                     outside[tile] = log_p.scatter(1, ids[tile], -torch.inf).logsumexp(-1, keepdim=True)
@@ -188,7 +181,7 @@ class ChunkStudent(Student):
         smallest = math.log(SMALLEST_MASS)
         for place, tile in enumerate(self._tiles):
             z = self._logits[tile]
-            scaled = len(outside) == 1 and bool((outside[0][1][tile] > smallest).all())
+            scaled = len(outside) == 1 and surely(outside[0][1][tile] > smallest)
             others = self._dense_terms(place, [], [] if scaled else outside, None)
             weights = [(of_tile(place), gradient[tile]) for of_tile, gradient in expected]
             torch.softmax(z, -1, out=z)

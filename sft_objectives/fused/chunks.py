@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..contract import BatchConstants, Objective, Step
 from ..inputs import batch_constants, check_rows, resolve_references
+from ..reductions import places_of
 from ..reference import Reference
 from .chunk_student import ChunkStudent
 
@@ -108,8 +109,8 @@ class ChunkedRows:
             parts.append(found)
             if any(trained):
                 gradient, rows = student.overwrite_with_gradient(losses, scale[chunk]), self.rows[chunk]
-                moved = student.has_gradient.nonzero().squeeze(-1)
-                if len(moved) < 0.9 * len(rows):  # say, of tokens that were not selected
+                moved = places_of(student.has_gradient)
+                if moved is not None and len(moved) < 0.9 * len(rows):  # say, of tokens that were not selected
                     gradient, features, rows = _moved_up(gradient, moved), features[moved], rows[moved]
                 self._accumulate(gradients, gradient, features, rows, first=chunk.start == 0)
         if gradients[1] is not None:

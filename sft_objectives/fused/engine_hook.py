@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from common.errors import ConfigError
 from common.output_head import OutputHead, obstacle
@@ -84,11 +85,19 @@ class FusedHead(OutputHead):
     def live(self, forward: Callable[[], Tensor], select: Callable[[Tensor], Tensor]) -> Reference:
         """The model as a live reference: its hidden states and its own copy of the head's weight, no logits.
 
-        forward: runs the model and gives what it returns as logits; select: gives the (N, D) of the tokens.
+        Both are of the dtype that the model computes in; a sharded head is gathered in that dtype too, so that no copy
+        in the optimizer's float32 exists. forward: runs the model and gives what it returns as logits; select: gives
+        the (N, D) of the tokens.
         """
         try:
             hidden = select(self.hidden(forward))
         except ValueError as error:
             raise ConfigError(f"sft.fused: a live reference: {error}; set sft.fused=off") from None
-        weight, bias = self.whole()
-        return Reference(live=(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)))
+        bias = None if self.head.bias is None else _copy(self.head.bias, hidden.dtype)
+        return Reference(live=(hidden, _copy(self.head.weight, hidden.dtype), bias))
+
+
+def _copy(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in `dtype`, gathered where the parameter is sharded; every rank calls this."""
+    copied = parameter.detach().to(dtype, copy=True)
+    return copied.full_tensor() if isinstance(copied, DTensor) else copied

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..contract import BatchConstants, Objective
+from ..inputs import fitted
 from ..reference import Reference
 from .backend import student_of
 from .chunks import ChunkedRows, ConstantsOfNoRows, Measure, check_inputs, statistics_dtype
@@ -46,7 +47,7 @@ class HeadRows:
             head_bias=None if head_bias is None else head_bias.detach(),
             rows=rows,
             labels=labels,
-            reference=reference,
+            reference=fitted(reference, len(head_weight)),
             columns=dict(columns),
             constants=constants if len(rows) else ConstantsOfNoRows(device=hidden.device),
             student=student_of("auto", hidden),

@@ -9,6 +9,8 @@ Importing this module needs triton. `TRITON_INTERPRET=1`, set before that, runs 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -60,6 +62,11 @@ def _gradient_kernel(
     tl.store(place, gradient.to(logits.dtype.element_ty), mask=inside)
 
 
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """While open, kernels are launched on the tensor's GPU: Triton takes the current one, whatever its arguments."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
+
+
 class TritonStudent(ChunkStudent):
     """As `ChunkStudent`, from an (n, V) buffer of float32 or bfloat16 logits with adjacent columns."""
 
@@ -67,10 +74,11 @@ class TritonStudent(ChunkStudent):
         n = len(self._logits)
         self._peak, self._log_total, self._entropy = (torch.empty_like(self._logsumexp) for _ in range(3))
         if n:
-            _reduce_kernel[(n,)](
-                self._logits, self._peak, self._log_total, self._entropy, self.vocab_size, self._logits.stride(0),
-                block=BLOCK,  # pyright: ignore[reportArgumentType]
-            )  # fmt: skip
+            with on_device_of(self._logits):
+                _reduce_kernel[(n,)](
+                    self._logits, self._peak, self._log_total, self._entropy, self.vocab_size, self._logits.stride(0),
+                    block=BLOCK,  # pyright: ignore[reportArgumentType]
+                )  # fmt: skip
         torch.add(self._peak, self._log_total, out=self._logsumexp)
 
     def _tile(self, tile: slice) -> Tensor:
@@ -102,10 +110,11 @@ class TritonStudent(ChunkStudent):
     def _overwrite(self, tile: slice, total: Tensor, dense: Tensor | None) -> None:
         z = self._logits[tile]
         if len(z):
-            _gradient_kernel[(len(z), triton.cdiv(self.vocab_size, BLOCK))](
-                z, self._peak[tile], self._log_total[tile], total, z if dense is None else dense, self.vocab_size,
-                z.stride(0), with_dense=dense is not None, block=BLOCK,  # pyright: ignore[reportArgumentType]
-            )  # fmt: skip
+            with on_device_of(z):
+                _gradient_kernel[(len(z), triton.cdiv(self.vocab_size, BLOCK))](
+                    z, self._peak[tile], self._log_total[tile], total, z if dense is None else dense, self.vocab_size,
+                    z.stride(0), with_dense=dense is not None, block=BLOCK,  # pyright: ignore[reportArgumentType]
+                )  # fmt: skip
 
 
 def summed_over_equal(ids: Tensor, values: Tensor) -> Tensor:

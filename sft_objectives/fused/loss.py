@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..contract import BatchConstants, Objective
-from ..inputs import Constants, dataset_constants, resolve_columns, select, sequence_ids, supervised_rows
+from ..inputs import Constants, dataset_constants, fitted, resolve_columns, select, sequence_ids, supervised_rows
 from ..reference import Reference
 from .backend import student_of
 from .chunk_size import default_chunk_size
@@ -71,6 +71,7 @@ def fused_loss(
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         rows, supervised = supervised_rows(labels, mask, vocab_size)
         sequence = sequence_ids(objective, sequence_lengths, n, hidden.device)
+        reference = fitted(reference, vocab_size)
         given = select(reference, rows, n)
         if not len(rows):
             constants = ConstantsOfNoRows(device=hidden.device)

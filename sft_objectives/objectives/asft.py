@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ..contract import setting
 from .divergence import Anchored
+from .sources import times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,4 +19,4 @@ class Asft(Anchored):
     weight: float = setting(0.05, low=0.0)
 
     def label_term(self, log_p_label):
-        return -log_p_label.detach().exp() * log_p_label
+        return times(-log_p_label.detach().exp(), log_p_label)

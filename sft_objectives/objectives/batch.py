@@ -25,6 +25,14 @@ def of_sequence(ids: Tensor, values: Tensor, sequence: Tensor) -> Tensor:
     return values[place].where(ids[place] == sequence, values.new_zeros(()))
 
 
-def temperature_of(losses: Tensor) -> float:
-    """Median of (S,) mean losses of sequences, the lower one of an even count, kept above 0; 1 if there are none."""
-    return max(float(losses.median()), 1e-6) if len(losses) else 1.0
+def temperature_of(losses: Tensor, median: str = "lower") -> float:
+    """Median of (S,) mean losses of sequences, kept above 0; 1 if there are none.
+
+    median: of an even count, `lower` is the lower of the two middle ones, `mean` their mean.
+    """
+    if not len(losses):
+        return 1.0
+    middle = float(losses.median())
+    if median == "mean":
+        middle = (middle - float((-losses).median())) / 2
+    return min(max(middle, 1e-6), 1e30)  # a label that the source rules out has an infinite loss

@@ -42,7 +42,7 @@ class BeyondLog(Objective):
 
     def loss(self, step):
         log_p = step.student.log_p_label
-        loss = -log_p if self.exponent == 0 else -(self.exponent * log_p).expm1() / self.exponent
+        loss = -log_p if self.exponent == 0 else -_expm1(self.exponent * log_p) / self.exponent
         if self.threshold is None:
             return loss
         kept = step.constant("kept") if self.normalizer == "kept" else self._kept(log_p.detach())
@@ -52,3 +52,12 @@ class BeyondLog(Objective):
     def _kept(self, log_p):
         above = log_p.exp() >= float(self.threshold or 0)
         return above if self.keep == "above" else ~above
+
+
+def _expm1(x):
+    """exp(x) - 1 with a gradient that is exp(x) to the last bits: that of torch's expm1 is 1 + (exp(x) - 1), which
+    rounds to 0 where exp(x) is far below 1. Near 0, where exp(x) - 1 cancels, torch's is exact."""
+    import torch
+
+    far = x < -0.5
+    return torch.where(far, x.exp() - 1, x.masked_fill(far, 0).expm1())

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..contract import setting
 from ..needs import Needs
-from .sources import SUPPORT, FromReference
+from .sources import SUPPORT, FromReference, times
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def full_divergence(student, log_q, *, entropy: bool = True):
@@ -31,13 +35,10 @@ def full_divergence(student, log_q, *, entropy: bool = True):
 
 
 def entropy_of(q, log_q):
-    """(n,) -sum_v q_v log q_v of (n, V) probabilities, in nats; an id with q = 0 counts 0. Makes no third (n, V)."""
-    import torch
+    """(n,) -sum_v q_v log q_v of (n, V) probabilities, in nats; an id with q = 0 counts 0."""
+    from ..reductions import dot
 
-    found = -torch.linalg.vecdot(q, log_q)
-    if bool(found.isfinite().all()):
-        return found
-    return -(q * log_q.masked_fill(q == 0, 0)).sum(-1)
+    return -dot(q, log_q)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +58,13 @@ class Anchored(FromReference):
         return self.reading("logits") if self.estimator == "full" else self.reading(*SUPPORT, top_k=self.top_k)
 
     @abstractmethod
-    def label_term(self, log_p_label):
+    def label_term(self, log_p_label) -> Tensor:
         """The (n,) loss on the label."""
 
     def loss(self, step):
         label, divergence = self.label_term(step.student.log_p_label), self.divergence(step)
         step.log(f"kl_from_{self.source}", divergence)
-        return label + self.weight * divergence
+        return label + times(self.weight, divergence)
 
     def divergence(self, step):
         """(n,) KL(q || p) in nats."""
@@ -81,8 +82,8 @@ class Anchored(FromReference):
         log_p = student.log_p(ids)
         log_q = log_q.to(log_p.dtype)
         q = log_q.exp()
-        divergence = (q * (log_q - log_p).masked_fill(padding, 0)).sum(-1)
+        divergence = (q * (log_q - log_p).masked_fill(q == 0, 0)).sum(-1)
         if ids.shape[-1] >= student.vocab_size:
             return divergence
         q_tail = (1 - q.sum(-1)).clamp(min=0)
-        return divergence + torch.special.xlogy(q_tail, q_tail) - q_tail * student.log_p_outside(ids)
+        return divergence + torch.special.xlogy(q_tail, q_tail) - times(q_tail, student.log_p_outside(ids))

@@ -26,6 +26,10 @@ class Eaft(TokenWeighted):
     divide_by: float | None = setting(None, kind=float, above=0.0, nullable=True)
 
     @property
+    def highest_weight(self) -> float:
+        return max(1.0, (math.log(self.top_k) / (self.divide_by or math.log(self.top_k))) ** self.exponent)
+
+    @property
     def needs(self) -> Needs:
         return Needs.reading(self.source, *SUPPORT, top_k=self.top_k, momentum=self.momentum)
 

@@ -16,7 +16,9 @@ class Flow(TokenWeighted):
     """m = exp(-L / temperature) / mean_weight, L the sequence's mean loss under the base model (TALR 4.2, D.3).
 
     temperature: None is the median of L over the training set; mean_weight: None is the mean of exp(-L / temperature)
-    over the sequences of the training set. TALR only says static and per sequence; the form is our reading.
+    over the sequences of the training set. TALR only says static and per sequence; the form is our reading. median: of
+    an even number of losses, the lower of the two middle ones or their mean, as in FLOW's published code, which does
+    not divide by the mean weight either (mean_weight 1).
     """
 
     name: ClassVar[str] = "flow"
@@ -24,6 +26,11 @@ class Flow(TokenWeighted):
     source: str = setting("base", choices=FROZEN_SOURCES)
     temperature: float | None = setting(None, kind=float, above=0.0, nullable=True)
     mean_weight: float | None = setting(None, kind=float, above=0.0, nullable=True)
+    median: str = setting("lower", choices=("lower", "mean"))
+
+    @property
+    def highest_weight(self) -> float:
+        return float("inf") if self.mean_weight is None else max(1.0, 1 / self.mean_weight)
 
     @property
     def needs(self) -> Needs:
@@ -34,7 +41,7 @@ class Flow(TokenWeighted):
     def dataset_constants(self, cache_scalars):
         mask = cache_scalars["mask"].bool()
         loss = sequence_means(-cache_scalars["label_logprob"][mask], cache_scalars["sequence"][mask])[1]
-        temperature = temperature_of(loss) if self.temperature is None else self.temperature
+        temperature = temperature_of(loss, self.median) if self.temperature is None else self.temperature
         return {"temperature": temperature, "mean_weight": float((-loss / temperature).exp().mean())}
 
     def batch_constants(self, token_scalars, reduce):

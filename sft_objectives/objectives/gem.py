@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..contract import Objective, setting
+from .sources import times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,12 @@ class Gem(Objective):
         sums = {}
 
         def weights(chunk):
-            w = self._sharpened(chunk).mul_(_agreement(chunk))
+            w = times(self._sharpened(chunk), _agreement(chunk))
             sums[chunk.rows.start] = w.sum(-1)
             return w
 
         expected = student.expected_log_p(weights)
-        return -torch.cat(list(sums.values())) * student.log_p_label + self.weight * expected
+        return times(-torch.cat(list(sums.values())), student.log_p_label) + self.weight * expected
 
     def _sharpened(self, chunk):
         return chunk.p(self.temperature)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ..contract import setting
 from .residuals import Truncated
+from .sources import times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,4 +22,4 @@ class Kd(Truncated):
     weight: float = setting(0.8, low=0.0, high=1.0)
 
     def loss(self, step):
-        return self.weight * self.cross_entropy(step) - (1 - self.weight) * step.student.log_p_label
+        return times(self.weight, self.cross_entropy(step)) - times(1 - self.weight, step.student.log_p_label)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..contract import setting
 from ..needs import FROZEN_SOURCES, Needs
-from .sources import SUPPORT, FromReference
+from .sources import SUPPORT, FromReference, times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class KdDecomposed(FromReference):
 
     def loss(self, step):
         student, q = step.student, step.reference(self.source)
-        label = -q.get("label_logprob").exp().to(student.log_p_label.dtype) * student.log_p_label
+        label = times(-q.get("label_logprob").exp().to(student.log_p_label.dtype), student.log_p_label)
         if self.weight == 0:
             return label
         if self.estimator == "full":
@@ -46,4 +46,4 @@ class KdDecomposed(FromReference):
             return label - self.weight * student.expected_log_p(others)
         ids, log_q = q.support(self.top_k)
         q_others = log_q.exp().masked_fill(ids == student.labels.unsqueeze(-1), 0)
-        return label - self.weight * (q_others * student.log_p(ids)).sum(-1)
+        return label - self.weight * times(q_others, student.log_p(ids)).sum(-1)

@@ -18,7 +18,9 @@ class LpSft(FromReference):
     A is built from the base's k most probable ids, k = min(ceil(N1), top_k) (top_k is K_max), without the label.
     schedule fixed: k = top_k (Table 18). Table 17: remove_label, normalize (false: sum over A of q ln(q/p) with
     full-vocabulary probabilities) and scope full (the whole vocabulary but the label; needs a live reference).
-    rounding: of N1. divergence ce: cross-entropy in place of KL, the same gradient.
+    rounding: of N1. divergence ce: cross-entropy in place of KL, the same gradient. An id that is left alone in A is
+    joined by the next one (eq. 15), of all that are cached or, following top_k, of the first top_k alone, as in the
+    published code, where it is dropped if none follows.
     """
 
     name: ClassVar[str] = "lp_sft"
@@ -31,6 +33,7 @@ class LpSft(FromReference):
     scope: str = setting("local", choices=("local", "full"))
     rounding: str = setting("ceil", choices=("ceil", "round"))
     divergence: str = setting("kl", choices=("kl", "ce"))
+    following: str = setting("any", choices=("any", "top_k"))
 
     @property
     def needs(self) -> Needs:
@@ -42,7 +45,7 @@ class LpSft(FromReference):
     @property
     def width(self) -> int:
         """Ids per position: |S'| = 1 adds the next one, which can have rank 3."""
-        return max(self.top_k, 3)
+        return self.top_k if self.following == "top_k" else max(self.top_k, 3)
 
     def loss(self, step):
         divergence = self._full(step) if self.scope == "full" else self._local(step)
@@ -63,9 +66,12 @@ class LpSft(FromReference):
         label = ids == labels.unsqueeze(-1)
         selected = (rank < k.unsqueeze(-1)) & exists
         candidate = ~selected & ~label & exists
+        if self.following == "top_k":
+            candidate = candidate & (rank < self.top_k)
         kept = selected & ~label if self.remove_label else selected
         following = candidate & (candidate.cumsum(-1) == 1)
-        return kept | (following & (kept.sum(-1, keepdim=True) == 1))
+        kept = kept | (following & (kept.sum(-1, keepdim=True) == 1))
+        return kept & (kept.sum(-1, keepdim=True) > 1) if self.following == "top_k" else kept
 
     def _local(self, step):
         reference = step.reference(self.source)
@@ -76,9 +82,11 @@ class LpSft(FromReference):
         log_p = step.student.log_p(ids)
         log_q = log_q.to(log_p.dtype)
         if self.normalize:
-            empty = ~preserved.any(-1, keepdim=True)
-            log_p = log_p.masked_fill(~(preserved | empty), -float("inf")).log_softmax(-1)
-            log_q = log_q.masked_fill(~(preserved | empty), -float("inf")).log_softmax(-1)
+            # also where the student rules out every id of the set: nothing is left to compare
+            empty = ~(preserved & ~log_p.detach().isneginf()).any(-1, keepdim=True)
+            preserved = preserved & ~empty
+            log_p = log_p.masked_fill(~preserved, -float("inf")).masked_fill(empty, 0).log_softmax(-1)
+            log_q = log_q.masked_fill(~preserved, -float("inf")).masked_fill(empty, 0).log_softmax(-1)
         log_p = log_p.masked_fill(~preserved, 0)
         log_q = log_q.masked_fill(~preserved, 0)
         q = log_q.exp().masked_fill(~preserved, 0)

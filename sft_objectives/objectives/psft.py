@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from ..contract import Objective, setting
 from ..needs import Needs, OldPolicy
+from .sources import log_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,6 @@ class Psft(Objective):
 
     def loss(self, step):
         old = step.reference("old" if self.inner_updates else "base")
-        log_r, bound = step.student.log_p_label - old.get("label_logprob"), math.log1p(self.clip)
+        log_r, bound = log_ratio(step.student.log_p_label, old.get("label_logprob")), math.log1p(self.clip)
         step.log("clipped", (log_r.detach() > bound).to(step.student.log_p_label.dtype))
         return -log_r.clamp(max=bound).exp()

@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 from ..contract import Objective, setting
 from ..needs import Needs
 from .residuals import RESIDUALS, Residual
+from .sources import times
 from .weighted import Weighted
-
-ABOVE_ONE = ("flow", "iw_sft")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +39,11 @@ class QTarget(Objective):
             if not isinstance(getattr(self, name), Mapping):
                 raise self.error(f"{name}={getattr(self, name)!r} is not allowed; allowed: a mapping of settings")
         _ = self.needs
-        if self.residual_weight == "adaptive" and self.residual_rule is None and self.rule in ABOVE_ONE:
+        highest = self.label_part.highest_weight
+        if self.residual_weight == "adaptive" and self.residual_rule is None and highest > 1:
             raise self.error(
-                f"residual_weight='adaptive' is not allowed with {self.rule}, whose weights exceed 1; set a number"
+                f"residual_weight='adaptive' (1 - a) is not allowed with {self.rule}, whose weights a reach "
+                f"{highest:.3g}; set objective.residual_weight to a number, or rule settings that keep them below 1"
             )
         if self.residual_rule and (self.residual_part.needs.batch or self.residual_part.needs.dataset):
             raise self.error(f"residual_rule={self.residual_rule!r} depends on the batch; allowed: token-local rules")
@@ -93,7 +94,8 @@ class QTarget(Objective):
     def loss(self, step):
         a = self.label_part.token_weight(step)
         step.log("weight", a)
-        return -a * step.student.log_p_label + self._b(a, step) * self.distribution.cross_entropy(step)
+        label = times(-a, step.student.log_p_label)
+        return label + times(self._b(a, step), self.distribution.cross_entropy(step))
 
     def _b(self, a, step):
         if self.residual_rule:

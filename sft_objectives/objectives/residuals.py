@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..contract import Objective, setting
 from ..needs import FROZEN_SOURCES, Needs
-from .sources import SUPPORT, FromReference
+from .sources import SUPPORT, FromReference, times
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ class Truncated(FromReference, Residual):
     def cross_entropy(self, step):
         ids, log_q = step.reference(self.source).support(self.top_k)
         log_p = step.student.log_p(ids)
-        return -(self.distribution(log_p.detach(), log_q.to(log_p.dtype)) * log_p).sum(-1)
+        return -times(self.distribution(log_p.detach(), log_q.to(log_p.dtype)), log_p).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,8 @@ class Geometric(Truncated):
 
     def distribution(self, log_p, log_q):
         padding = log_q.isneginf()
-        score = (1 - self.exponent) * log_p + self.exponent * log_q.masked_fill(padding, 0)
-        return score.masked_fill(padding, -float("inf")).softmax(-1)
+        score = times(1 - self.exponent, log_p) + self.exponent * log_q.masked_fill(padding, 0)
+        return _on_support(score.masked_fill(padding, -float("inf")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,13 @@ class Product(Truncated):
     def distribution(self, log_p, log_q):
         padding = log_q.isneginf()
         score = log_p + self.exponent * log_q.masked_fill(padding, 0)
-        return score.masked_fill(padding, -float("inf")).softmax(-1)
+        return _on_support(score.masked_fill(padding, -float("inf")))
+
+
+def _on_support(score: Tensor) -> Tensor:
+    """softmax of (n, K) scores; all 0 in a row whose every id the student rules out: nothing is left to pull to."""
+    nothing = score.isneginf().all(-1, keepdim=True)
+    return score.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

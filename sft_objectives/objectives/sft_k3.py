@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..contract import setting
 from ..needs import Needs
-from .sources import FromReference
+from .sources import FromReference, log_ratio, times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,9 @@ class SftK3(FromReference):
 
     def loss(self, step):
         log_p = step.student.log_p_label
-        log_r = step.reference(self.source).get("label_logprob").to(log_p.dtype) - log_p
+        log_r = log_ratio(step.reference(self.source).get("label_logprob").to(log_p.dtype), log_p)
         step.log("clipped", (log_r.detach() > self.max_log_ratio).to(log_p.dtype))
         excess = (log_r - self.max_log_ratio).clamp(min=0)
-        r = log_r.clamp(max=self.max_log_ratio).exp() + math.exp(self.max_log_ratio) * excess
-        return -log_p + self.weight * (r - 1 - log_r)
+        bounded = log_r.clamp(max=self.max_log_ratio)
+        k3 = bounded.exp() - 1 - bounded + (math.exp(self.max_log_ratio) - 1) * excess
+        return -log_p + times(self.weight, k3)

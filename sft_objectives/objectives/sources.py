@@ -30,6 +30,19 @@ class FromReference(Objective):
         return Needs.reading(self.source, *fields, top_k=1 if top_k is None else top_k, momentum=self.momentum)
 
 
+def times(weight: Tensor | float, value: Tensor) -> Tensor:
+    """weight * value with a detached weight; 0 where the weight is 0, also where the value (of a probability 0) is not
+    finite."""
+    if isinstance(weight, float | int):
+        return weight * value if weight else value.detach().new_zeros(value.shape)
+    return (weight * value).masked_fill(weight == 0, 0)
+
+
+def log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """log p - log q; 0, without gradient, where both are probabilities of 0."""
+    return (log_p - log_q).masked_fill(log_p.isneginf() & log_q.isneginf(), 0)
+
+
 class StudentStatistics:
     """Detached statistics of the student, as a source of token weights."""
 

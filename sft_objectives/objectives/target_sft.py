@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..contract import setting
 from ..needs import FROZEN_SOURCES, Needs
 from .residuals import Geometric, Product
-from .sources import FromReference
+from .sources import FromReference, times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,4 +45,4 @@ class TargetSft(FromReference):
     def loss(self, step):
         g = step.student.log_p_label.detach().exp()
         c = 1 - g if isinstance(self.residual_weight, str) else self.residual_weight
-        return -g * step.student.log_p_label + c * self.residual.cross_entropy(step)
+        return times(-g, step.student.log_p_label) + times(c, self.residual.cross_entropy(step))

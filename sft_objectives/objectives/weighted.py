@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..contract import Objective, setting
 from ..needs import MOMENTUM, SOURCES, Needs
-from .sources import Statistics, statistics_of
+from .sources import Statistics, statistics_of, times
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 class Weighted(Objective):
     """loss_t = -m_t log p_y; a subclass gives m_t."""
 
+    @property
+    def highest_weight(self) -> float:
+        """What m_t cannot exceed; above 1, no residual of weight 1 - m_t stands beside it."""
+        return 1.0
+
     @abstractmethod
     def token_weight(self, step: Step) -> Tensor:
         """The detached (n,) weights m_t."""
@@ -27,7 +32,7 @@ class Weighted(Objective):
     def loss(self, step):
         m = self.token_weight(step)
         step.log("weight", m)
-        return -m * step.student.log_p_label
+        return times(-m, step.student.log_p_label)
 
 
 @dataclass(frozen=True, kw_only=True)

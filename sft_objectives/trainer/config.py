@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
-from data_prep.truncation import TRUNCATION
+from data_prep.truncation import dataset_config
 
 from ..contract import Objective
 from ..registry import load
@@ -89,9 +89,7 @@ def verl_config(settings: Any, inputs: Mapping[str, Path], scratch: Path) -> Dic
         "data.max_token_len_per_gpu": sft.tokens_per_micro_batch,
         "data.train_files": str(inputs["data"] / "sft_train.parquet"),
         "data.val_files": str(inputs["data"] / "sft_val.parquet"),
-        "data.max_length": data.max_length,
-        "data.truncation": TRUNCATION[data.on_long_row],
-        "data.enable_thinking_default": None,  # verl's YAML says `none`, a string that its data set takes for true
+        **{f"data.{name}": value for name, value in dataset_config(data, model).items()},
         "data.num_workers": 0 if cpu else 4,
         "data.custom_cls.path": "pkg://data_prep.chat_dataset",
         "data.custom_cls.name": "ChatDataset",

@@ -2,62 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from tensordict import TensorDict
 from torch import Tensor
-from verl.utils.device import get_device_id, get_device_name
-from verl.utils.fsdp_utils import apply_fsdp2
-
-from common.errors import ConfigError
+from verl.utils.device import get_device_name
 
 from ..fused.engine_hook import FusedHead, choose
 from ..reference import Reference
+from .frozen import frozen_model
 from .rows import packed
 from .side_weights import Shadow
 
 
-def frozen_model(path: str, engine: Any) -> torch.nn.Module:
-    """The model of a directory, sharded like the student of verl's `engine`.
-
-    Raises ConfigError under sequence parallelism and for another vocabulary than the student's.
-    """
-    from transformers import AutoModelForCausalLM
-
-    if engine.use_ulysses_sp:
-        raise ConfigError("sft.sequence_parallel > 1 does not support a live reference; set sft.sequence_parallel=1")
-    student = engine.model_config
-    model = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=engine._autocast_dtype,
-        attn_implementation=student.hf_config._attn_implementation,
-        trust_remote_code=student.trust_remote_code,
-    )
-    if model.config.vocab_size != student.hf_config.vocab_size:
-        raise ConfigError(
-            f"{path}: vocabulary of {model.config.vocab_size}, the student has {student.hf_config.vocab_size}; a live "
-            "reference must share the student's vocabulary"
-        )
-    frozen = cast(torch.nn.Module, model.eval().requires_grad_(False)).to(get_device_id())
-    if dist.get_world_size() > 1:
-        apply_fsdp2(frozen, {"mesh": engine.device_mesh, "reshard_after_forward": True}, engine.engine_config)
-    return frozen
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """While open, the module is in evaluation mode; gradient checkpointing and dropout are off."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 class LiveReferences:
     """Whole distributions by source, for the micro-batches of verl's `engine`.
 
     models: source -> directory of a frozen model. head: the student's fused head; None: references hold whole logits.
-    shadow: weights that are a source too.
+    shadow: weights that are a source too. Where a low-rank update is trained, the base is the student without it, and
+    no second model is loaded.
     """
 
     def __init__(self, engine: Any, models: Mapping[str, str], head: FusedHead | None, shadow: Shadow | None) -> None:
         self._engine, self._head, self._shadow = engine, head, shadow
-        frozen = {source: frozen_model(path, engine) for source, path in models.items()}
+        self._vocab_size = engine.model_config.hf_config.get_text_config().vocab_size
+        self._without_update = "base" in models and engine._is_lora
+        own = {source: path for source, path in models.items() if not (source == "base" and self._without_update)}
+        frozen = {source: frozen_model(path, engine) for source, path in own.items()}
         self._frozen = {
             source: (model, None if head is None else choose("auto", model)[0]) for source, model in frozen.items()
         }
@@ -65,10 +50,16 @@ class LiveReferences:
     def of(self, micro_batch: TensorDict) -> dict[str, Reference]:
         """Those of a micro-batch, one row a token."""
         live = {source: self._reference(model, head, micro_batch) for source, (model, head) in self._frozen.items()}
+        if self._without_update:
+            live["base"] = self._of_student(self._engine.disable_adapter(), micro_batch)
         if self._shadow is not None:
-            with self._shadow.exchanged():
-                live[self._shadow.state.source] = self._reference(self._engine.module, self._head, micro_batch)
+            live[self._shadow.state.source] = self._of_student(self._shadow.exchanged(), micro_batch)
         return live
+
+    def _of_student(self, changed: AbstractContextManager[Any], micro_batch: TensorDict) -> Reference:
+        """The student, without dropout, with its weights `changed`."""
+        with changed, evaluating(self._engine.module):
+            return self._reference(self._engine.module, self._head, micro_batch)
 
     @torch.no_grad()
     def _reference(self, model: torch.nn.Module, head: FusedHead | None, micro_batch: TensorDict) -> Reference:
@@ -84,7 +75,8 @@ class LiveReferences:
                 return output.squeeze(0)
             return output[torch.arange(output.shape[1], device=output.device) < lengths.unsqueeze(1)]
 
-        return Reference(logits=tokens(forward())) if head is None else head.live(forward, tokens)
+        found = Reference(logits=tokens(forward())) if head is None else head.live(forward, tokens)
+        return found.fitted(self._vocab_size)
 
     def _autocast(self):
         dtype = self._engine._autocast_dtype

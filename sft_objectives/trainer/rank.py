@@ -40,6 +40,9 @@ def main(job_path: str, descriptor: str) -> int:
             messages.write(json.dumps({"refused": " ".join(str(error).split())}) + "\n")
             traceback.print_exc()
             return BAD_CONFIGURATION
+        except BaseException as error:  # the log may be on a disk that is full; the pipe is not
+            messages.write(json.dumps({"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}) + "\n")
+            raise
     return 0
 
 

@@ -34,7 +34,7 @@ def node_count(settings: Any) -> int:
     platform, processes = settings.platform, settings.sft.processes
     given = platform.placement.get("sft")
     derived = 1 if platform.nodes == 1 else -(-processes // platform.gpus_per_node)
-    nodes = derived if given is None else given.nodes
+    nodes = derived if given is None or given.nodes is None else given.nodes
     if processes % nodes:
         raise ConfigError(
             f"sft.processes={processes} does not divide over {nodes} nodes; make it a multiple of {nodes}"
@@ -139,13 +139,14 @@ class NodeRanks:
 
 def _follow(poll: Callable[[], list[Poll]], report: Callable[..., None]) -> None:
     """Pass messages to `report` until all ranks have ended; raises as soon as one failed."""
-    done, total, metrics, refused = 0, 0, {}, None
+    done, total, metrics, refused, cause = 0, 0, {}, None, ""
     while True:
         codes: list[int | None] = []
         for messages, of_node in poll():
             codes += of_node
             for message in messages:
                 refused = message.get("refused", refused)
+                cause = cause or message.get("failed", "")  # of the first rank; the others lose it and fail after it
                 if "done" in message:
                     done, total, metrics = message["done"], message["total"], message["metrics"]
         report(done, total, **metrics)
@@ -153,7 +154,7 @@ def _follow(poll: Callable[[], list[Poll]], report: Callable[..., None]) -> None
             raise ConfigError(refused)
         failed = [code for code in codes if code not in (None, 0)]
         if failed:
-            raise RuntimeError(f"an SFT process ended with status {failed[0]}; its traceback is in the log above")
+            raise RuntimeError(f"an SFT process ended with status {failed[0]}" + (cause and f": {cause}"))
         if None not in codes:
             return
 

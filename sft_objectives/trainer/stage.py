@@ -17,13 +17,7 @@ from .config import verl_config
 from .ranks import run_ranks
 
 
-def run(
-    settings: Any,
-    inputs: Mapping[str, Path],
-    output: Path,
-    scratch: Path,
-    report: Callable[..., None],
-) -> None:
+def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, report: Callable[..., None]) -> None:
     """Fine-tune `inputs["model"]` on `inputs["data"]` with the objective of the settings.
 
     Other inputs: base_cache, teacher_cache, checkpoint_cache (reference caches); base, teacher, checkpoint (live

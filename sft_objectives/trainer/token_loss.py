@@ -124,11 +124,16 @@ class MicroBatchLoss:
         student_logits: Tensor | None = None,
         dp_group: Any = None,
     ) -> dict[str, Tensor] | tuple[Tensor, dict[str, float]]:
-        """verl's two calls, see the module's docstring; `student_logits` is (1, N, V)."""
-        if student_logits is not None:
-            return self.token_values(student_logits.squeeze(0), data)
-        assert model_output is not None
-        return self.reduced(model_output, data)
+        """verl's two calls, see the module's docstring; `student_logits` is (1, N, V).
+
+        verl makes them inside its autocast context, where sums of products would be bfloat16.
+        """
+        tokens = cast(Tensor, data["input_ids"])
+        with torch.autocast(tokens.device.type, enabled=False):
+            if student_logits is not None:
+                return self.token_values(student_logits.squeeze(0), data)
+            assert model_output is not None
+            return self.reduced(model_output, data)
 
     def token_values(self, logits: Tensor, data: TensorDict) -> dict[str, Tensor]:
         """Tensors (1, N) by name, zero where nothing is supervised; `loss` is differentiable in logits (N, V).
@@ -224,8 +229,10 @@ class MicroBatchLoss:
         constants: BatchConstants | None = None,
         logged: dict[str, Tensor] | None = None,
     ) -> Step:
-        columns = rows.columns(self._objective.needs.columns)
-        return Step(student, self._references(rows, fill=True), columns, constants, logged=logged)
+        columns, references = rows.columns(self._objective.needs.columns), self._references(rows, fill=True)
+        if student is not None:
+            references = {source: reference.fitted(student.vocab_size) for source, reference in references.items()}
+        return Step(student, references, columns, constants, logged=logged)
 
     def _references(self, rows: SupervisedRows, *, fill: bool) -> dict[str, Reference]:
         needs, layouts = self._objective.needs.references, self.whole.loss.layouts

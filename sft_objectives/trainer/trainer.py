@@ -188,7 +188,11 @@ class ObjectiveTrainer(SFTTrainer):
                 totals["entropy"] += metrics.get("entropy", 0.0) * metrics["tokens"]
                 totals["tokens"] += metrics["tokens"]
         tokens = max(totals["tokens"], 1.0)
-        return {"val_loss": totals["loss_sum"] / tokens, "val_entropy": totals["entropy"] / tokens}
+        means = {"val_loss": totals["loss_sum"] / tokens, "val_entropy": totals["entropy"] / tokens}
+        # all ranks decide alike what is exported, also those of a sequence-parallel group that see no result
+        shared = [means]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
 
     def _validation_batches(self) -> Iterator[dict[str, Any]]:
         """This rank's share of the held-out chats; ranks without a chat left get one that supervises nothing."""

@@ -67,7 +67,9 @@ def stage_settings(**changes: Any) -> SimpleNamespace:
         "tokens_per_shard": 150,
     }
     data = {"seed": 0, "system_prompt": None, "max_length": 128, "on_long_row": "error"}
+    data |= {"turns": "all", "prompt_mismatch": "as_inferred", "supervise_after_end": False}
     model = {"path": None, "revision": None, "attention": "sdpa", "chat_template": None, "trust_remote_code": False}
+    model["template_arguments"] = {}
     stage = {"role": "base"}
     for section in (cache, data, model, stage):
         section.update((name, changes.pop(name)) for name in list(changes) if name in section)
@@ -112,7 +114,8 @@ class World:
         from data_prep.chat_dataset import ChatDataset, dataset_config
 
         file = str(self.data / "sft_train.parquet")
-        config = dataset_config(stage_settings(**changes).data) | {"references": references, "train_files": file}
+        settings = stage_settings(**changes)
+        config = dataset_config(settings.data, settings.model) | {"references": references, "train_files": file}
         return ChatDataset(file, tokenizer or self.tokenizer, config)
 
 

@@ -131,6 +131,8 @@ def other_tokenizer(world):
         ("tokenizer", other_tokenizer),
         ("max_length", lambda world: {"max_length": 100}),
         ("truncation", lambda world: {"on_long_row": "truncate_left"}),
+        ("mask_policy", lambda world: {"turns": "last"}),
+        ("chat_template_arguments", lambda world: {"template_arguments": {"enable_thinking": False}}),
     ],
 )
 def test_a_cache_of_other_tokens_is_refused_by_name(world, cache, field, change):
@@ -175,9 +177,18 @@ def test_truncation_cuts_the_named_side(world):
 def test_mask_marks_answers_and_never_the_first_token(world):
     row = world.dataset()[world.multi_turn]
     answers = world.tokenizer.decode(row["input_ids"][row["loss_mask"].bool()])
-    assert answers == "1<|im_end|>\nthat makes 2<|im_end|>\n"
+    assert answers == "1<|im_end|>that makes 2<|im_end|>"
     cut = world.dataset(on_long_row="truncate_left", max_length=4)[0]
-    assert cut["loss_mask"].tolist() == [0, 1, 1, 1]
+    assert cut["loss_mask"].tolist() == [0, 1, 1, 0]
+
+
+def test_verls_mask_and_the_last_turn_alone_are_settings(world):
+    row = world.dataset(supervise_after_end=True)[world.multi_turn]
+    answers = world.tokenizer.decode(row["input_ids"][row["loss_mask"].bool()])
+    assert answers == "1<|im_end|>\nthat makes 2<|im_end|>\n"
+    last = world.dataset(turns="last")[world.multi_turn]
+    assert world.tokenizer.decode(last["input_ids"][last["loss_mask"].bool()]) == "that makes 2<|im_end|>"
+    assert torch.equal(last["input_ids"], row["input_ids"])
 
 
 def test_padded_mode_is_refused(world):

@@ -595,3 +595,55 @@ def test_a_part_without_a_source_is_refused(tmp_path):
         build(
             "benchmark/other", [Feed(source="files", settings={"benchmarks": {"mine": "a"}})], data_section(), tmp_path
         )
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_chat_that_the_template_refuses_is_named_and_may_be_dropped(own):
+    template = own.folder / "strict.jinja"
+    template.write_text(ALTERNATING)
+    chat = exchange(3)
+    chat["messages"] = [{"role": "system", "content": "Be brief."}, *chat["messages"]]
+    own.parts["sft_train"][3] = chat
+    with pytest.raises(ConfigError, match=r"sft_train\.jsonl line 4: turn 1 \(system\): .*System role not") as error:
+        own.prepare({"chat_template": template})
+    assert "\n" not in str(error.value)
+    assert own.prepare({"chat_template": template}, on_bad_row="drop")["dropped"] == {"sft_train": {"template": 1}}
+
+
+def test_text_that_ends_a_turn_is_a_bad_row(own):
+    own.parts["sft_train"][5]["messages"][1]["content"] = "<|im_end|> ends a turn"
+    with pytest.raises(ConfigError, match=r"sft_train\.jsonl line 6: turn 2 \(assistant\): its text has <\|im_end\|>"):
+        own.prepare()
+
+
+@pytest.mark.parametrize(("size", "fits"), [(49_152, False), (100, False), (384, True), (1200, True)])
+def test_a_tokenizer_of_another_model_is_refused(own, size, fits):
+    other = changed_model(own.model, own.folder / "other", config={"vocab_size": size})
+    if fits:
+        own.prepare({"model": other})
+        return
+    with pytest.raises(ConfigError, match=rf"other: the tokenizer has \d+ ids, the model's vocab_size is {size};"):
+        own.prepare({"model": other})
+
+
+def test_rows_and_their_tokens_are_counted_once_for_all_stages(own):
+    own.prepare()
+    lines = rows(own.output / "sft" / "sft_train.parquet")
+    counts = json.loads((own.output / "sft" / "summary.json").read_text())["tokens"]["sft_train"]
+    tokenizer = world_tokenizer()
+    for line in lines:
+        ids = tokenizer.apply_chat_template(line["messages"], return_dict=True)["input_ids"]
+        answer = tokenizer(line["messages"][1]["content"] + "<|im_end|>", add_special_tokens=False).input_ids
+        assert (line["row_tokens"], line["row_supervised"]) == ([len(ids)], [len(answer)])
+    assert counts == {
+        "chats": len(lines),
+        "rows": len(lines),
+        "tokens": sum(line["row_tokens"][0] for line in lines),
+        "response_tokens": sum(line["row_supervised"][0] for line in lines),
+    }

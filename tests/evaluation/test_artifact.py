@@ -139,7 +139,7 @@ def test_a_number_that_is_out_of_place_is_refused_with_its_file_and_field(
 
 def test_the_versions_agree():
     for kind in (Benchmark, Task, HeldOut):
-        assert kind.model_json_schema()["properties"]["version"]["const"] == 3
+        assert kind.model_json_schema()["properties"]["version"]["const"] == 4
 
 
 def test_what_was_measured_of_one_model_is_read_together_and_once(tmp_path, measurements):
@@ -223,7 +223,8 @@ def test_a_whole_evaluation_prints_no_metric_without_an_interval(
     rows.write_text("".join(json.dumps({"question": f"{i}+{i}=", "answer": i % 2}) + "\n" for i in range(4)))
     (tmp_path / "pick.yaml").write_text(json.dumps(TASK | {"dataset_kwargs": {"data_files": {"test": str(rows)}}}))
     sampling = {"num_samples": 4, "temperature": 1.0, "top_p": 1.0, "max_tokens": 12, "greedy": True}
-    benchmark = SimpleNamespace(name="digits", **sampling, prompting="chat", balanced=True)
+    form = {"prompting": "chat", "plain": "{prompt}\n\n{answer}", "shots": [], "stop": [], "prefill": ""}
+    benchmark = SimpleNamespace(name="digits", **sampling, **form, balanced=True)
     evaluation = {
         "benchmarks": [benchmark],
         "tasks": [SimpleNamespace(name="local_pick", num_fewshot=None, limit=None, chat=False)],
@@ -236,6 +237,7 @@ def test_a_whole_evaluation_prints_no_metric_without_an_interval(
         "batch_size": 10,
         "replicas": 1,
         "gpu_memory": 0.6,
+        "tensor_parallel": 1,
         "base_minimum": None,
         "run_generated_code": False,
     }
@@ -262,7 +264,7 @@ def test_a_whole_evaluation_prints_no_metric_without_an_interval(
     assert bare_numbers(found) == []
     counts = found["benchmarks"]["digits"]["counts"]
     assert counts["problems"] == 12 and sum(counts["grading"].values()) == counts["responses"] == 12 * 5
-    assert found["tasks"]["local_pick"]["counts"] == {"problems": 4}
+    assert found["tasks"]["local_pick"]["counts"] == {"problems": 4, "cut": 0, "clamped": 0}
     assert found["held_out"]["counts"]["chats"] == 8 and "kl_from_base" in found["held_out"]["metrics"]
 
     monkeypatch.setattr(
@@ -281,5 +283,5 @@ def test_a_whole_evaluation_prints_no_metric_without_an_interval(
     # A value, its bounds; three times; then p-values and n.
     number = r"[+-]?\d+\.\d+"
     cell = rf"{number} \[{number}, {number}\]"
-    assert all(re.fullmatch(rf"\S+ +\S+ +{cell} +{cell} +{cell} +\S+ +\S+ +\d+", line) for line in lines)
+    assert all(re.fullmatch(rf"\S+ +\S+ +{cell} +{cell} +{cell} +\S+ +\S+ +\S+ +\d+", line) for line in lines)
     assert "6 comparisons" in holm and note == NOT_REPRODUCIBLE

@@ -56,8 +56,9 @@ def test_difference_is_paired_by_problem(tmp_path):
     a = artifact(tmp_path / "a", {"x": [True, False], "y": [False, False]})
     b = artifact(tmp_path / "b", {"y": [True, False], "x": [True, True]}, {**PROTOCOL, "seed": 7})
     (row,) = compare(a, b, resamples=100)
-    # Both problems gain exactly 0.5, so resampling problems changes nothing.
-    assert (row["a"], row["b"], row["difference"], row["low"], row["high"]) == (0.25, 0.75, 0.5, 0.5, 0.5)
+    assert (row["a"], row["b"], row["difference"]) == (0.25, 0.75, 0.5)
+    # Both problems gain exactly 0.5, and two problems that agree are no certainty: no test at 5% rejects on two.
+    assert (row["low"], row["high"], row["p_value"], row["detectable"]) == (-1.0, 1.0, 0.5, None)
     assert row["n"] == 2 and row["p_holm"] == row["p_value"]
     assert (row["a_low"], row["a_high"], row["b_low"], row["b_high"]) == (0.0, 1.0, 0.0, 1.0)
 
@@ -70,7 +71,8 @@ def test_the_table_gives_every_number_an_interval_and_says_what_does_not_repeat(
         assert main() == 0
         _, line, note, *more = capsys.readouterr().out.splitlines()
         assert "0.2500 [0.000, 1.000]" in line and "0.7500 [0.000, 1.000]" in line and line.count("[") == 3
-        assert "adjusted for the 1 comparisons" in note
+        assert "adjusted for the 1 comparisons" in note and "Detectable: the smallest" in note
+        assert line.split()[-2:] == ["none", "2"]
         assert more == ([] if reproducible else [NOT_REPRODUCIBLE])
 
 
@@ -156,3 +158,32 @@ def test_the_average_has_an_interval_and_says_what_does_not_repeat(tmp_path, cap
     found = json.loads(captured.out)
     assert found["low"] < found["value"] < found["high"] and found["reproducible"] is reproducible
     assert captured.err == ("" if reproducible else NOT_REPRODUCIBLE + "\n")
+
+
+@pytest.mark.parametrize(("column", "value"), [("asked", "other"), ("answer", "7"), ("grader", "exact")])
+def test_equal_ids_do_not_make_equal_problems(tmp_path, column, value):
+    found = []
+    for name in ("a", "b"):
+        (directory,) = artifact(tmp_path / name, {"x": [True], "y": [False]})
+        rows = pq.read_table(directory / "outcomes.parquet").to_pylist()
+        same = {"asked": "chat", "answer": "2", "grader": "math"}
+        changed = {column: value} if name == "b" else {}
+        rows = [row | same | (changed if row["id"] == "y" else {}) for row in rows]
+        pq.write_table(pa.Table.from_pylist(rows, OUTCOMES), directory / "outcomes.parquet")
+        found.append(directory)
+    with pytest.raises(ValueError, match=f"'sums': problem 'y' is another one under the same id: {column} differ"):
+        compare(*found)
+
+
+def test_another_version_of_a_grader_is_another_protocol(tmp_path):
+    a = artifact(tmp_path / "a", {"x": [True]}, {**PROTOCOL, "graders": {"math": 1}})
+    b = artifact(tmp_path / "b", {"x": [True]}, {**PROTOCOL, "graders": {"math": 2}})
+    with pytest.raises(ValueError, match="differ in graders"):
+        compare(a, b)
+
+
+def test_six_of_thirty_one_way_is_the_exact_test_with_what_it_could_have_found(tmp_path):
+    before = {str(i): [False] for i in range(30)}
+    after = before | {str(i): [True] for i in range(6)}
+    (row,) = compare(artifact(tmp_path / "a", before), artifact(tmp_path / "b", after))
+    assert row["p_value"] == 0.03125 and 0.2 <= row["detectable"] < 0.22 and 0 < row["low"] < 0.2 < row["high"]

@@ -387,3 +387,152 @@ def test_the_pinned_cpu_set_holds_all_that_the_harness_extra_asks_for():
     ]
     assert {"langdetect", "immutabledict", "nltk"} <= set(needed)
     assert [one for one in needed if one.lower().replace("_", "-") not in pins] == []
+
+
+def beginning(model, tmp_path):
+    """A copy of a model whose tokenizer puts `<|im_start|>` before every text."""
+    import shutil
+
+    from tokenizers import Tokenizer, processors
+
+    directory = tmp_path / "with_bos"
+    shutil.copytree(model, directory)
+    core = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    token = "<|im_start|>"
+    core.post_processor = processors.TemplateProcessing(
+        f"{token} $A", special_tokens=[(token, core.token_to_id(token))]
+    )
+    core.save(str(directory / "tokenizer.json"))
+    configuration = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(configuration | {"bos_token": token}))
+    return directory
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_texts_become_the_token_ids_that_the_harness_own_model_sees(tmp_path, model_directory, bos):
+    from lm_eval.models.huggingface import HFLM
+
+    from evaluation.harness import _language_model
+
+    model = model_directory(tied=True, seed=0)
+    tokenizer = Prompter(beginning(model, tmp_path) if bos else model).tokenizer
+    ours = _language_model(Scripted(tokenizer, {}), tokenizer, 64, lambda: None, 0, {})
+    theirs = SimpleNamespace(
+        tokenizer=tokenizer, add_bos_token=None, prefix_token_id=ours.prefix_token_id, backend="causal"
+    )
+    theirs.tok_encode = functools.partial(HFLM.tok_encode, theirs)
+    for text in ("1+1=", "<|im_start|>user", ""):
+        assert ours.tok_encode(text) == theirs.tok_encode(text)
+        assert ours.tok_encode(text, add_special_tokens=False) == theirs.tok_encode(text, add_special_tokens=False)
+    assert ours._encode_pair("1+1= ", "2") == HFLM._encode_pair(theirs, "1+1= ", "2")
+    first = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert (ours.tok_encode("1+1=")[0] == first) is bos
+    assert ours.tok_encode("<|im_start|>user").count(first) == 1
+
+
+@pytest.mark.usefixtures("only_local_tasks")
+def test_requests_that_the_context_does_not_hold_are_counted(task_files, model_directory):
+    model = model_directory(tied=True, seed=0)
+    engine = Scripted(Prompter(model).tokenizer, {"=": "1"})
+    found = run("write", engine, model, task_files, max_length=10)
+    # Prompts of four characters; eight tokens are asked for, six are left after the cut to two.
+    assert found["counts"] == {"cut": 9, "clamped": 0}
+    found = run("write", engine, model, task_files, max_length=6, directory=task_files / "small")
+    assert found["counts"] == {"cut": 9, "clamped": 9}
+    assert run("write", engine, model, task_files, directory=task_files / "large")["counts"] == {"cut": 0, "clamped": 0}
+
+
+# Rows of our own with the columns of openai/openai_humaneval and google-research-datasets/mbpp.
+HUMANEVAL = [
+    {
+        "task_id": f"Test/{number}",
+        "prompt": f'def {name}(x):\n    """{text}"""\n',
+        "entry_point": name,
+        "canonical_solution": f"    return {right}\n",
+        "test": f"def check(candidate):\n    assert candidate(3) == {value}\n",
+    }
+    for number, (name, text, right, value) in enumerate(
+        [("twice", "Double x.", "2 * x", 6), ("square", "Square x.", "x * x", 9), ("cube", "Cube x.", "x**3", 27)]
+    )
+]
+SOLUTIONS = {"Double x.": "    return 2 * x\n", "Square x.": "    return x + x\n", "Cube x.": "    return undefined\n"}
+MBPP = [
+    {
+        "task_id": 11 + number,
+        "text": f"Write a function to {text}.",
+        "code": "",
+        "test_list": [f"assert {name}({value}) == {value + step}" for value in (1, 2, 3)],
+        "test_setup_code": "",
+        "challenge_test_list": [],
+    }
+    for number, (name, text, step) in enumerate([("add_one", "add one", 1), ("add_two", "add two", 2)])
+]
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """`evaluate.load` of anything from the hub fails, as it does offline; the harness' modules are imported anew."""
+    import evaluate
+
+    def refuse(path, *_, **__):
+        raise ConnectionError(path)
+
+    monkeypatch.setattr(evaluate, "load", refuse)
+    for name in [name for name in sys.modules if name.startswith(("lm_eval.tasks.humaneval", "lm_eval.tasks.mbpp"))]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.usefixtures("only_local_tasks", "no_hub")
+@pytest.mark.parametrize(
+    ("file", "rows", "script", "metric", "shots"),
+    [
+        ("humaneval/humaneval.yaml", HUMANEVAL, SOLUTIONS, "pass@1,create_test", 0),
+        (
+            "mbpp/mbpp.yaml",
+            MBPP,
+            {"to add one": "def add_one(x):\n    return x + 1\n", "to add two": "def add_two(x):\n    return x\n"},
+            "pass_at_1,none",
+            3,
+        ),
+    ],
+)
+def test_programs_are_asked_for_as_the_harness_asks_and_run_in_the_sandbox(
+    tmp_path, model_directory, file, rows, script, metric, shots
+):
+    model = model_directory(tied=True, seed=0)
+    name = publish(tmp_path, file.split("/")[0], file, {"test": rows})
+    task = SimpleNamespace(name=name, num_fewshot=None, limit=None, chat=False)
+    with pytest.raises(
+        ValueError, match=rf"'{name}' runs programs that the model writes; set eval\.run_generated_code"
+    ):
+        load_tasks([task], task_files=str(tmp_path))
+    loaded = load_tasks([task], task_files=str(tmp_path), run_generated_code=True)
+    engine, beats = Scripted(Prompter(model).tokenizer, script), []
+    found = run_task(
+        task,
+        loaded,
+        engine,
+        engine.tokenizer,
+        max_length=4096,
+        seed=0,
+        heartbeat=lambda: beats.append(1),
+        directory=tmp_path / "kept",
+    )
+    scores = [json.loads(row["scores"])[metric.split(",")[0]][0] for row in found["rows"]]
+    assert scores == [1.0, *[0.0] * (len(rows) - 1)]
+    assert of_task(found["rows"], seed=0, resamples=50)[metric]["value"] == pytest.approx(1 / len(rows))
+    assert len(beats) >= len(rows) and metric in HEADLINES
+    if shots:
+        assert all(prompt.count("[DONE]") == shots and prompt.endswith("[BEGIN]\n") for prompt in engine.prompts)
+    else:
+        assert engine.prompts == [row["prompt"] for row in rows]
+
+
+@pytest.mark.usefixtures("only_local_tasks", "no_hub")
+def test_a_task_that_runs_programs_by_means_of_its_own_is_refused(tmp_path, task_files):
+    (task_files / "own.py").write_text("def ran(doc, results):\n    return {'acc': 1.0}\n")
+    text = (task_files / "write.yaml").read_text().replace("task: write", "task: program")
+    (task_files / "program.yaml").write_text(f"{text}unsafe_code: true\nprocess_results: !function own.ran\n")
+    task = SimpleNamespace(name="program")
+    with pytest.raises(ValueError, match=r"'program' runs programs .* outside the sandbox"):
+        load_tasks([task], task_files=str(task_files), run_generated_code=True)

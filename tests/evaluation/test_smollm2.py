@@ -47,6 +47,10 @@ def test_a_real_model_adds_single_digits(tmp_path, evaluate_all):
         "max_tokens": 48,
         "greedy": True,
         "prompting": "chat",
+        "plain": "{prompt}\n\n{answer}",
+        "shots": [],
+        "stop": [],
+        "prefill": "",
         "balanced": False,
     }
     evaluation = SimpleNamespace(
@@ -64,6 +68,7 @@ def test_a_real_model_adds_single_digits(tmp_path, evaluate_all):
         run_generated_code=False,
         replicas=1,
         gpu_memory=0.6,
+        tensor_parallel=1,
     )
     settings = SimpleNamespace(
         eval=evaluation,

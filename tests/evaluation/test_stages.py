@@ -29,6 +29,10 @@ BENCHMARK = {
     "max_tokens": 12,
     "greedy": True,
     "prompting": "chat",
+    "plain": "{prompt}\n\n{answer}",
+    "shots": [],
+    "stop": [],
+    "prefill": "",
     "balanced": False,
 }
 
@@ -45,6 +49,7 @@ def make_settings(**overrides):
         "batch_size": 10,
         "replicas": 1,
         "gpu_memory": 0.6,
+        "tensor_parallel": 1,
         "tasks": [],
         "task_files": None,
         "base_minimum": None,
@@ -326,7 +331,7 @@ def test_other_graders_or_resamples_measure_what_was_generated_again(tmp_path, g
         directory = tmp_path / str(resamples)
         directory.mkdir()
         measure.run(settings, {"generations": output}, directory, tmp_path, lambda *_, **__: None)
-        found.append(read_measured(directory)["metrics"]["pass@1"])
+        found.append(read_measured(directory)["metrics"]["distinct_1"])
     assert found[0]["value"] == found[1]["value"] and found[0] != found[1]
 
 
@@ -375,3 +380,94 @@ def test_a_stage_measures_exactly_one_thing(tmp_path):
     settings.held_out, settings.task = True, SimpleNamespace(name="mmlu")
     with pytest.raises(ConfigError, match=r"found \['task', 'held_out'\]"):
         measure.run(settings, {"generations": tmp_path}, tmp_path, tmp_path, lambda *_, **__: None)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Factory failing(count): the grading of the first `count` answers times out."""
+
+    def fail(count):
+        graded = iter(range(1000))
+
+        def verdict(outcome):
+            found = judged(outcome)
+            return type(found)(False, "timeout") if next(graded) < count else found
+
+        monkeypatch.setattr(measure.GradingPool, "verdict", staticmethod(verdict))
+
+    judged = measure.GradingPool.verdict
+    return fail
+
+
+def test_a_benchmark_whose_grading_failed_is_not_a_score(tmp_path, generated, failing):
+    settings, output = generated
+    failing(2)
+    with pytest.raises(
+        RuntimeError, match=r"'digits': 2 of 60 answers could not be graded \(problem 'digits-0' first; .*2%"
+    ):
+        measure.run(settings, {"generations": output}, tmp_path, tmp_path, lambda *_, **__: None)
+    assert not (tmp_path / "metrics.json").exists()
+    failing(1)
+    measure.run(settings, {"generations": output}, tmp_path, tmp_path, lambda *_, **__: None)
+    metrics = read_measured(tmp_path)["metrics"]
+    for name in ("pass@1", "pass@4", "greedy"):
+        assert metrics[f"at_most_{name}"]["value"] >= metrics[name]["value"]
+    assert metrics["at_most_pass@1"]["value"] == pytest.approx(metrics["pass@1"]["value"] + 1 / 48)
+    assert metrics["ungraded"]["value"] == pytest.approx(1 / 48)
+
+
+def test_where_all_was_graded_there_is_no_bound(tmp_path, generated):
+    settings, output = generated
+    measure.run(settings, {"generations": output}, tmp_path, tmp_path, lambda *_, **__: None)
+    found = read_measured(tmp_path)
+    assert not [name for name in found["metrics"] if name.startswith("at_most")]
+    assert found["metrics"]["same_problems"]["value"] == pytest.approx(found["metrics"]["pass@1"]["value"])
+    assert found["protocol"]["graders"].keys() == {"math"} and found["counts"]["clamped"] == 0
+
+
+def test_answers_are_cut_to_the_context_and_counted_and_begin_as_told(
+    tmp_path, model_directory, prepared_data, monkeypatch
+):
+    monkeypatch.setattr("evaluation.generation.engine.engine_for", lambda *_: Echo())
+    settings = make_settings(max_length=64)
+    form = {"prompting": "plain", "plain": "{prompt}\n{answer}", "prefill": "So ", "max_tokens": 15}
+    settings.benchmark = SimpleNamespace(**{**BENCHMARK, **form})
+    output = tmp_path / "digits"
+    output.mkdir()
+    # Prompts of 4 + 3 characters, of two digits 5 + 3; the model's own context is 22 tokens, less than eval.max_length.
+    model = tmp_path / "model"
+    shutil.copytree(model_directory(tied=True, seed=0), model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 22}))
+    inputs = {"model": model, "problems": prepared_data / "digits"}
+    generate.run(settings, inputs, output, tmp_path / "scratch", lambda *_, **__: None)
+    rows = pq.read_table(output / "generations.parquet").to_pylist()
+    assert {row["id"]: row["limit"] for row in rows} == {f"digits-{i}": 15 if i < 10 else 14 for i in range(12)}
+    assert all(row["prompt"].endswith("+1=So ") and row["response"].startswith("So so it is") for row in rows)
+    assert json.loads((output / "engine.json").read_text())["max_length"] == 22
+    measure.run(settings, {"generations": output}, tmp_path, tmp_path, lambda *_, **__: None)
+    assert read_measured(tmp_path)["counts"]["clamped"] == 2
+    config["max_position_embeddings"] = 8
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"config\.json: context=8: problem 'digits-10' of 'digits' has 8 tokens"):
+        generate.run(settings, inputs, output, tmp_path / "scratch", lambda *_, **__: None)
+
+
+def test_forward_passes_end_the_engine_before_they_take_the_device(
+    tmp_path, model_directory, prepared_data, monkeypatch
+):
+    order = []
+    monkeypatch.setattr("evaluation.generation.engine.close_engine", lambda: order.append("engine closed"))
+
+    def forward(*_, device, **__):
+        order.append(f"passes on {device}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evaluation.held_out.forward", forward)
+    inputs = {"model": model_directory(tied=True, seed=0), "data": prepared_data / "sft"}
+    for platform in ("gpu", "cpu"):
+        settings = make_settings()
+        settings.held_out, settings.platform.name = True, platform
+        with pytest.raises(KeyboardInterrupt):
+            generate.run(settings, inputs, tmp_path, tmp_path, lambda *_, **__: None)
+    assert order == ["engine closed", "passes on cuda", "passes on cpu"]

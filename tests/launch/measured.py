@@ -22,7 +22,7 @@ MEASURED = (*BEFORE, "held_out")
 
 
 def estimate(values):
-    return vars(bootstrap(values, seed=0, resamples=200, proportion=True))
+    return vars(bootstrap(values, seed=0, resamples=200, proportion=max(values) <= 1))
 
 
 def measure(folder, name, counts=None, reproducible=True, base_minimum=None):

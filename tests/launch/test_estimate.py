@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from common.errors import ConfigError
 from data_prep.reference.layout import predict_bytes
+from launch import stages
 from launch.bench import fill
 from launch.graph.builder import make_plan
 from launch.graph.estimate import disk_forecast, estimate_plan, parameters
@@ -96,3 +98,51 @@ def test_totals_count_what_is_missing_and_what_sharing_saves(tmp_path, capsys):
     fill(plan)
     assert plan_json(plan)["total"]["missing"] == 0
     assert disk_forecast(estimate_plan(plan, Store(plan.root)), 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), r"eval\.gpu_memory=0\.6: vLLM needs 63 GB .* may take 48 .*eval\.dtype=bfloat16, eval\.tensor_parallel=2"),
+        (("eval.dtype=bfloat16",), None),
+        (("eval.tensor_parallel=2", "platform.gpus_per_node=2", "eval.held_out_chats=0"), None),
+        (("eval.gpu_memory=0.9", "eval.held_out_chats=0"), None),
+        (("eval.gpu_memory=0.9",), r"eval\.held_out_chats=256: the model and its base take 122 GB on one device"),
+        (("eval.dtype=bfloat16", "platform.device_memory=24"), r"platform\.device_memory=24"),
+    ],
+)
+def test_a_model_that_its_device_cannot_hold_is_refused_when_planned(tmp_path, overrides, message):
+    """Qwen3-14B, by the sizes of its own config.json, on 80 GB."""
+    config = {
+        "hidden_size": 5120, "num_hidden_layers": 40, "vocab_size": 151_936, "num_attention_heads": 40, "head_dim": 128,
+        "num_key_value_heads": 8, "intermediate_size": 17_408, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert parameters(config) == pytest.approx(14.8e9, rel=0.01)
+    given = (f"model.path={tmp_path / 'model'}", "model.pretrain=null", "platform=gpu", "rl.enabled=false")
+    plan = planned(tmp_path, *given, *overrides)
+    if message is None:
+        estimates = estimate_plan(plan, Store(plan.root))
+        placed = [stage.placement["gpus_per_node"] for stage in plan.stages.values() if stage.kind == "generate"]
+        assert set(placed) == {plan.branches[0].recipe.eval.tensor_parallel} and estimates
+        return
+    with pytest.raises(ConfigError, match=message):
+        estimate_plan(plan, Store(plan.root))
+
+
+def test_forward_passes_share_no_process_with_vllm_on_a_gpu(tmp_path):
+    for platform, apart in (("cpu", False), ("gpu", True)):
+        plan = planned(tmp_path, f"platform={platform}", "rl.enabled=false")
+        kind = stages.load("generate")
+        engines = {
+            stage.settings["held_out"]: json.dumps(kind.engine(stage.settings), sort_keys=True)
+            for stage in plan.stages.values()
+            if stage.kind == "generate"
+        }
+        assert (engines[True] != engines[False]) is apart
+
+
+def test_an_engine_of_the_cpu_platform_spans_no_devices(tmp_path):
+    with pytest.raises(ValueError, match=r"eval\.tensor_parallel=2: .*; set eval\.replicas instead"):
+        planned(tmp_path, "eval.tensor_parallel=2")

@@ -84,7 +84,10 @@ def test_failures_by_class_block_descendants_and_spare_siblings(tmp_path, ray_se
     passing = toy.stage("fails_times", "passing", times=2)
     lasting = toy.stage("fails_times", "lasting", times=5)
     full = toy.stage("disk_full", "full")
-    small = {"sft": {"tokens_per_micro_batch": 8, "micro_batch_size": 2}}
+    small = {
+        "sft": {"tokens_per_micro_batch": 8, "micro_batch_size": 2, "dynamic_batch": True},
+        "data": {"max_length": 2},
+    }
     halved = toy.stage("out_of_memory", "halved", sections=small, fits=4)
     too_big = toy.stage("out_of_memory", "too_big", sections=small, fits=3)
     sibling = toy.steps("sibling")
@@ -191,14 +194,14 @@ def test_nothing_to_do_starts_no_ray_and_is_quick(tmp_path):
 def test_halving_touches_runtime_fields_only():
     for kind in map(stages.load, ("sft", "rl", "cache")):
         name, section = kind.name, kind.section()
-        before = {name: section.model_dump(mode="json")}
-        after = halve(before, kind.halves)
+        before = {name: section.model_dump(mode="json"), "data": {"max_length": 2048}}
+        after = halve(before, kind)
         assert after is not None
         changed = [field for field in before[name] if before[name][field] != after[name][field]]
         assert changed
         for field in changed:
             assert type(section).model_fields[field].json_schema_extra == {"identity": False}
-    assert halve({"eval": {}}, stages.load("sft").halves) is None
+    assert halve({"eval": {}}, stages.load("sft")) is None
     assert "running" not in FINISHED
 
 

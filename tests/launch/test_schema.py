@@ -48,9 +48,7 @@ def test_a_recipe_has_one_base_model():
 
 
 def cached(platform: str = "gpu", **settings) -> Recipe:
-    return Recipe(
-        model=Model(path="m"), cache=Cache.model_validate(settings), platform=Platform(name=platform)
-    )
+    return Recipe(model=Model(path="m"), cache=Cache.model_validate(settings), platform=Platform(name=platform))
 
 
 @pytest.mark.parametrize(
@@ -145,9 +143,7 @@ def test_a_model_that_vllm_cannot_run_on_a_cpu_is_refused_when_planned():
     model = Model(pretrain=Pretrain(hidden=48, heads=4))
     with pytest.raises(ValidationError, match=r"model\.pretrain\.heads=4: 12 of model\.pretrain\.hidden=48 each"):
         Recipe(model=model, platform=Platform(name="cpu"))
-    Recipe(
-        model=model, platform=Platform(name="cpu"), rl=Rl(enabled=False), eval=Eval(enabled=False)
-    )
+    Recipe(model=model, platform=Platform(name="cpu"), rl=Rl(enabled=False), eval=Eval(enabled=False))
 
 
 def test_the_rewards_by_name_are_those_of_the_rl_stage():

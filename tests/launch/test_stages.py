@@ -14,7 +14,7 @@ from launch.graph.builder import make_plan
 from launch.recipe.compose import RecipeError
 from launch.stages.contract import StageKind
 
-OWN = '''
+OWN = """
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, setting
 from launch.stages.contract import Made, Settings, StageKind, Step
@@ -49,7 +49,7 @@ LENGTHS = LengthsStage()
 
 def run(settings, inputs, output, scratch, report):
     (output / "bins.txt").write_text(str(settings.lengths.bins))
-'''
+"""
 
 
 def test_kinds_stand_in_the_order_of_the_walk():

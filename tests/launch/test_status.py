@@ -70,3 +70,34 @@ def test_watching_ends_when_everything_is_done(tmp_path, monkeypatch, capsys):
     assert show_status(toy.plan(tmp_path, stage), watch=True, as_json=False) == 0
     assert slept == [1.0, 1.0]
     assert "1 done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "config: /data/[red]/x.jsonl: none",
+        "fault: [/x/y] is [no markup]",
+        "closed [/] and [/bold] twice",
+        "[link=a",
+    ],
+)
+def test_any_message_survives(plan, capsys, message):
+    store = Store(plan.root)
+    failed = next(s for s in plan.stages.values() if s.label == "failed")
+    store.finish(failed, 2, {"outcome": "fault", "message": message, "seconds": 1.0})
+    running = next(s for s in plan.stages.values() if s.label == "running")
+    values = {"attempt": 1, "counter": 1, "done": 1, "total": 2, "seconds": 1.0, "metrics": {"[/a]": 1.0}}
+    write_json(store.logs(running) / "progress.json", values)
+    assert show_status(plan, watch=False, as_json=False) == 0
+    text = "".join(capsys.readouterr().out.split())
+    assert "[/a]=1" in text and all(word in text for word in message.split()[:1])
+
+
+def test_files_that_are_not_whole_survive(plan, capsys):
+    store = Store(plan.root)
+    (store.drivers / "broken.json").write_text("[]")
+    for stage in plan.stages.values():
+        store.logs(stage).mkdir(parents=True, exist_ok=True)
+        (store.logs(stage) / "progress.json").write_text("[3]")
+        (store.logs(stage) / "attempt-9.result.json").write_text('{"outcome"')
+    assert show_status(plan, watch=False, as_json=False) == 0

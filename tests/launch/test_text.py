@@ -8,3 +8,9 @@ def test_units():
 
 def test_metrics_that_are_not_finite_are_said():
     assert metrics_text({"loss": None, "lr": 1e-5, "entropy": 0.12345}) == "loss=nan lr=1e-05 entropy=0.1235"
+
+
+def test_a_score_is_shown_with_its_interval():
+    shown = metrics_text({"high": 0.4712, "low": 0.3888, "target/pass@1": 0.4301})
+    assert shown == "target/pass@1 0.43 (0.39 to 0.47)"
+    assert metrics_text({"low": 0.1, "loss": 2.0}) == "low=0.1 loss=2"

@@ -39,6 +39,8 @@ def stage(
 ) -> Stage:
     """A stage that calls toy_stages.<function> with settings.toy."""
     settings = {"toy": toy, "platform": {**PLATFORM, **(platform or {})}, **(sections or {})}
+    if kind == "generate":
+        settings["held_out"] = False
     links = {}
     for name, given in (inputs or {}).items():
         source, select = given if isinstance(given, tuple) else (given, "")

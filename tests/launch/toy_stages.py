@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from common.errors import ConfigError
 
 
 class Section(BaseModel):
@@ -58,7 +61,7 @@ def model(settings, inputs, output, scratch, report):
 
 
 def bad_config(settings, inputs, output, scratch, report):
-    raise ValueError("toy.rows: row 7 has no answer; give one")
+    raise ConfigError("toy.rows: row 7 has no answer; give one")
 
 
 def fails_times(settings, inputs, output, scratch, report):
@@ -66,8 +69,10 @@ def fails_times(settings, inputs, output, scratch, report):
     count = scratch / "count"
     calls = int(count.read_text()) + 1 if count.exists() else 1
     count.write_text(str(calls))
-    if calls <= settings.toy.times:
+    if calls <= settings.toy.times and calls % 2:
         raise RuntimeError("a passing fault")
+    if calls <= settings.toy.times:
+        raise ConnectionError("another passing fault")
     (output / "calls.txt").write_text(str(calls))
 
 
@@ -81,6 +86,50 @@ def disk_full(settings, inputs, output, scratch, report):
     (output / "half.txt").write_text("half")
     with open("/dev/full", "w") as file:
         file.write("x" * 100_000)
+
+
+def weights_find_no_space(settings, inputs, output, scratch, report):
+    """As safetensors says it: its error is no OSError."""
+    from safetensors import SafetensorError
+
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def a_rank(code):
+    """A process below the child that prints its traceback and fails."""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    raise RuntimeError("a rank ended with status 1")
+
+
+def a_rank_finds_no_space(settings, inputs, output, scratch, report):
+    a_rank("with open('/dev/full', 'w') as file: file.write('x' * 100_000)")
+
+
+def a_rank_fails(settings, inputs, output, scratch, report):
+    a_rank("{}['layers.0']")
+
+
+def library_refuses(settings, inputs, output, scratch, report):
+    raise ValueError("Free memory on device is less than desired")
+
+
+def nothing_can_be_written(settings, inputs, output, scratch, report):
+    """The log and the results are on the disk that is full."""
+    from launch.execution import child
+
+    def write(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    child.write_json = write
+    for descriptor in (1, 2):
+        os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+    write()
+
+
+def reports_the_same(settings, inputs, output, scratch, report):
+    while True:
+        report(0, 1)
+        time.sleep(0.05)
 
 
 def hangs(settings, inputs, output, scratch, report):

@@ -8,6 +8,7 @@ implementation of that precision. Setting names and defaults are those of the sp
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,7 @@ def normalizer(name: str, batch: list[Position], **settings) -> float:
     if settings.get("normalizer") == "kept":
         if name == "beyond_log":
             rule = {"threshold": settings["threshold"], "keep": settings.get("keep", "above")}
-            return sum(is_kept(t, **rule) for t in supervised)
+            return max(sum(is_kept(t, **rule) for t in supervised), 1)  # of none the sum is 0 too
         return sum(int(token_selection(t, batch, **settings)) for t in supervised)
     return len(supervised)
 
@@ -159,7 +160,7 @@ def prift_mass(t, batch, source="base", threshold=0.5, variant="paper"):
     """PriFT eq. 3; repo: words tied with y, but not y itself, are left out."""
     d = t.log_d(source).exp()
     u = sum_of(d[v] for v in range(len(d)) if d[v] < d[t.y] or v == t.y or (variant == "paper" and d[v] == d[t.y]))
-    if variant == "paper" and d[t.y] == d.max():
+    if d[t.y] == d.max() and (variant == "paper" or (d == d.max()).sum() == 1):
         u = torch.ones_like(u)
     return (u >= threshold).to(t.log_p.dtype)
 
@@ -184,14 +185,16 @@ def iw_sft(t, batch, source="base", numerator="online", variant="paper"):
     if variant == "repo_token":
         return (t.log_d(numerator)[t.y] - t.log_d(source)[t.y]).clamp(max=70).exp().clamp(0.2, 1.8)
     if variant == "repo":
-        return (2 * sum_of(log_ratio) / len(log_ratio)).clamp(max=70).exp().clamp(max=16)
+        return (sum_of(log_ratio) / len(log_ratio)).clamp(max=70).exp().clamp(max=16)
     return sum_of(log_ratio).clamp(max=70).exp()
 
 
-def flow(t, batch, source="base", temperature=None, mean_weight=None):
+def flow(t, batch, source="base", temperature=None, mean_weight=None, median="lower"):
     """exp(-mean loss / temperature) of the sequence under the base, of mean 1 over the sequences of the data set."""
     of_base = mean_losses(batch, source)
-    temperature = lower_median(of_base) if temperature is None else temperature
+    if temperature is None:
+        numbers = [float(loss) for loss in of_base]
+        temperature = statistics.median(numbers) if median == "mean" else lower_median(numbers)
     own = in_sequence(t, batch)
     weight = (-sum_of(-other.log_d(source)[other.y] for other in own) / len(own) / temperature).exp()
     if mean_weight is None:
@@ -297,7 +300,8 @@ def residual_distribution(t, form, source="teacher", top_k=None, exponent=0.5, t
     if form == "truncated":
         return on_words(log_q[words], words, size)
     power = 1 - exponent if form == "geometric" else 1
-    return on_words(power * log_p[words] + exponent * log_q[words], words, size)
+    of_student = power * log_p[words] if power else torch.zeros(len(words), dtype=log_p.dtype)
+    return on_words(of_student + exponent * log_q[words], words, size)
 
 
 def label_smoothing(t, batch, weight=0.1):
@@ -313,6 +317,8 @@ def kd(t, batch, source="teacher", weight=0.8, top_k=None):
 def kd_decomposed(t, batch, source="teacher", weight=0.5, estimator="full", top_k=None):
     """PriFT D.1: the label's term and `weight` times all other terms of the cross-entropy."""
     log_q = t.log_q[source]
+    if weight == 0:
+        return -log_q[t.y].exp() * t.log_p[t.y]
     words = range(len(log_q)) if estimator == "full" else t.ids[source][:top_k]
     others = [log_q[v].exp() * t.log_p[v] for v in words if v != t.y]
     return -log_q[t.y].exp() * t.log_p[t.y] - weight * (sum_of(others) if others else 0)
@@ -354,16 +360,17 @@ def gem(t, batch, temperature=0.7, weight=1.0, variant="linear"):
     return -t.log_p[t.y] - weight * cross_entropy(w, t.log_p)
 
 
-def preservation_set(t, source="base", top_k=10, schedule="n1", rounding="ceil", remove_label=True):
+def preservation_set(t, source="base", top_k=10, schedule="n1", rounding="ceil", remove_label=True, following="any"):
     """LP-SFT eq. 13-15, from the cached order of the base's words. Without label removal eq. 15 reads S for S'."""
     n1 = t.n1[source]
     k = top_k if schedule == "fixed" else min(math.ceil(n1) if rounding == "ceil" else round(n1), top_k)
     chosen = t.ids[source][:k]
     rest = [v for v in chosen if v != t.y or not remove_label]
     if len(rest) == 1:
-        outside = [v for v in range(len(t.log_p)) if v not in chosen and v != t.y]
+        within = range(len(t.log_p)) if following == "any" else t.ids[source][:top_k]
+        outside = [v for v in within if v not in chosen and v != t.y]
         rest += [max(outside, key=lambda v: float(t.log_q[source][v]))] if outside else []
-    return rest
+    return [] if following == "top_k" and len(rest) == 1 else rest
 
 
 def lp_sft(
@@ -378,12 +385,13 @@ def lp_sft(
     scope="local",
     rounding="ceil",
     divergence="kl",
+    following="any",
 ):
     """LP-SFT eq. 16-18 and the ablations of Table 17."""
     if scope == "full":
         words = [v for v in range(len(t.log_p)) if v != t.y or not remove_label]
     else:
-        words = preservation_set(t, source, top_k, schedule, rounding, remove_label)
+        words = preservation_set(t, source, top_k, schedule, rounding, remove_label, following)
     if not words:
         return -t.log_p[t.y]
     log_q, log_p = t.log_q[source][words], t.log_p[words]

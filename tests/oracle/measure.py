@@ -60,12 +60,14 @@ CASES: list[tuple[str, dict]] = [
     ("iw_sft", {"variant": "repo_token"}),
     ("flow", {}),
     ("flow", {"temperature": 2.0, "mean_weight": 0.4}),
+    ("flow", {"median": "mean", "mean_weight": 1.0}),
     ("beyond_log", {}),
     ("beyond_log", {"exponent": 0.0}),
     ("beyond_log", {"exponent": 0.4}),
     ("beyond_log", {"exponent": 10.0}),
     ("beyond_log", {"threshold": 0.1, "normalizer": "kept"}),
     ("beyond_log", {"threshold": 0.1, "keep": "below"}),
+    ("beyond_log", {"threshold": 1.0, "normalizer": "kept"}),  # nothing is kept
     ("sed_sft", {}),
     ("sed_sft", {"mask": False}),
     ("sed_sft", {"fraction": 0.5, "top_k": 3}),
@@ -100,6 +102,9 @@ CASES: list[tuple[str, dict]] = [
     ("lp_sft", {"schedule": "fixed"}),
     ("lp_sft", {"schedule": "fixed", "rounding": "round", "divergence": "ce"}),
     ("lp_sft", {"rounding": "round"}),
+    ("lp_sft", {"following": "top_k", "top_k": 2}),
+    ("lp_sft", {"following": "top_k", "top_k": 2, "schedule": "fixed", "divergence": "ce", "remove_label": False}),
+    ("lp_sft", {"following": "top_k", "top_k": 3, "schedule": "fixed", "rounding": "round", "divergence": "ce"}),
     *(
         ("lp_sft", {"remove_label": remove, "normalize": normalize, "weight": weight})
         for remove, normalize in ((False, True), (True, False), (False, False))
@@ -207,14 +212,18 @@ def dense(objective: Objective, batch: Batch, constants: dict[str, float] | None
 
 
 def fused(objective: Objective, batch: Batch, constants: dict[str, float] | None = None) -> tuple[Tensor, Tensor]:
-    """The fused path over chunks of 4 rows; its head is the identity, so that d hidden is d logits."""
-    hidden = batch.logits.detach().clone().requires_grad_()
+    """The fused path over chunks of 4 rows; its head is the identity, so that d hidden is d logits. A bias rules out
+    the ids that the batch rules out everywhere."""
+    nowhere = batch.logits.detach().isneginf().all(0)
+    hidden = batch.logits.detach().masked_fill(nowhere, 0).requires_grad_()
+    bias = torch.zeros_like(hidden[0]).masked_fill_(nowhere, -torch.inf) if nowhere.any() else None
     value, statistics = sft_objectives.fused_loss(
         objective,
         hidden,
         torch.eye(hidden.shape[-1], dtype=hidden.dtype),
         batch.labels,
         mask=batch.mask,
+        head_bias=bias,
         token_scale=batch.upstream,
         sequence_lengths=batch.lengths,
         reference=batch.references,
@@ -373,4 +382,5 @@ def invariance_error(name: str, settings: dict) -> float:
         for layout in (batch, padded(batch))
         for ranks in splits(layout).values()
     ]
-    return max(float((gradient - found[0]).abs().max() / found[0].abs().max()) for gradient in found)
+    largest = float(found[0].abs().max()) or 1.0  # where nothing is kept every gradient must be 0
+    return max(float((gradient - found[0]).abs().max()) / largest for gradient in found)

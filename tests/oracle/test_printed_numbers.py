@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import brentq, minimize
 
-from sft_objectives.reference import WINDOW, effective_support
+from common.distributions import WINDOW, window_support
 
 # printed probabilities, N1, R
 PLATEAUS = {
@@ -59,7 +59,7 @@ def test_a_printed_plateau_lies_in_the_box_of_rounding_and_a_hidden_tail(k):
     ]
     p = np.clip(min([*starts, *(found.x for found in tries)], key=roundings), low, high)
     assert p.sum() <= 1 + 1e-9
-    found_n1, found_n2 = effective_support(torch.from_numpy(np.log(np.maximum(p, 1e-300)))[None])
+    found_n1, found_n2 = window_support(torch.from_numpy(np.log(np.maximum(p, 1e-300)))[None])
     assert abs(float(found_n1) - n1) <= 0.00051
     assert abs(float(found_n2 / found_n1) - r) <= 0.000051
 
@@ -93,6 +93,6 @@ def test_random_distributions_of_thirty_words_stay_above_the_envelope():
             p = np.array([top, *(rest / rest.sum() * (1 - top))])
         else:
             p = rng.dirichlet(np.full(WINDOW, 10.0 ** rng.uniform(-2, 1)))
-        n1, n2 = (float(x) for x in effective_support(torch.from_numpy(np.log(np.maximum(p, 1e-300)))[None]))
+        n1, n2 = (float(x) for x in window_support(torch.from_numpy(np.log(np.maximum(p, 1e-300)))[None]))
         if 1.001 < n1 < WINDOW - 1e-3:
             assert n2 / n1 >= envelope(n1, WINDOW) - 1e-8

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 
 import sft_objectives
 from sft_objectives import load, token_losses
-from sft_objectives.trainer import live_references, rows
+from sft_objectives.trainer import frozen, rows
 from sft_objectives.trainer.metrics import token_means
 from sft_objectives.trainer.rows import next_token_rows
 from sft_objectives.trainer.token_loss import TokenLoss
@@ -64,7 +64,7 @@ def test_1_weights_survive_sequence_parallelism(name, monkeypatch):
 def test_1_what_sequence_parallelism_cannot_do_is_refused():
     engine = SimpleNamespace(use_ulysses_sp=True)
     with pytest.raises(ValueError, match=r"sequence_parallel > 1 does not support a live reference; set"):
-        live_references.frozen_model("anywhere", engine)
+        frozen.frozen_model("anywhere", engine)
 
 
 # 2. normalising by the tokens of a micro-batch

@@ -14,6 +14,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
 MINUTES = 60
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(20 * MINUTES)]
 
 # Some responses make it raise, some hang, the others get a score that differs within a group.
 FLAKY = """
@@ -98,9 +99,6 @@ def run(command: list[str], directory: pathlib.Path, name: str, seconds: float) 
     return code, log.read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.e2e
-@pytest.mark.timeout(20 * MINUTES)
 def test_grpo_survives_a_kill_and_a_broken_reward(tiny_model, write_prompts, stage_command, tmp_path):
     """Two updates with a reward that raises and hangs; kill -9 after the first, then the same command again."""
     data = write_prompts(tmp_path / "data")
@@ -157,9 +155,6 @@ def test_grpo_survives_a_kill_and_a_broken_reward(tiny_model, write_prompts, sta
     assert any((before[name] != after[name]).any() for name in before)
 
 
-@pytest.mark.slow
-@pytest.mark.e2e
-@pytest.mark.timeout(15 * MINUTES)
 def test_dapo_on_a_saturated_task_ends_with_a_message(tiny_model, write_prompts, stage_command, tmp_path):
     data = write_prompts(tmp_path / "data")
     command = stage_command(
@@ -187,9 +182,6 @@ def weights_of(path: pathlib.Path) -> dict:
     return load_file(path / "model.safetensors")
 
 
-@pytest.mark.slow
-@pytest.mark.e2e
-@pytest.mark.timeout(15 * MINUTES)
 def test_dapo_samples_again_and_punishes_length(untied_model, write_prompts, stage_command, tmp_path):
     """Two steps of two optimizer updates with everything that DAPO adds; a random model rarely stops by itself."""
     data = write_prompts(tmp_path / "data")
@@ -219,9 +211,6 @@ def test_dapo_samples_again_and_punishes_length(untied_model, write_prompts, sta
     assert first["clip_fraction"] + second["clip_fraction"] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.e2e
-@pytest.mark.timeout(15 * MINUTES)
 def test_lora_trains_serves_and_publishes_the_merged_model(tiny_model, write_prompts, stage_command, tmp_path):
     data = write_prompts(tmp_path / "data")
     lora = {"rank": 4, "alpha": 8, "target_modules": "all-linear"}
@@ -237,9 +226,6 @@ def test_lora_trains_serves_and_publishes_the_merged_model(tiny_model, write_pro
     assert changed == {name for name in before if name.endswith("proj.weight")}
 
 
-@pytest.mark.slow
-@pytest.mark.e2e
-@pytest.mark.timeout(15 * MINUTES)
 def test_colocate_async_trains(tiny_model, write_prompts, stage_command, tmp_path):
     data = write_prompts(tmp_path / "data")
     command = stage_command(tmp_path, tiny_model, data, mode="colocate_async", reward={"name": "own_reward.even"})
@@ -251,9 +237,6 @@ def test_colocate_async_trains(tiny_model, write_prompts, stage_command, tmp_pat
     assert not processes_of(tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.e2e
-@pytest.mark.timeout(15 * MINUTES)
 def test_the_filter_goes_on_after_a_kill_and_writes_the_same(tiny_model, write_prompts, stage_command, tmp_path):
     data = write_prompts(tmp_path / "data", rows=64)
 

@@ -39,7 +39,7 @@ class Numbers:
 
     made: ClassVar[list] = []
 
-    def __init__(self, model, chat_template=None, trust_remote_code=False):
+    def __init__(self, model, chat_template=None, trust_remote_code=False, template_arguments=None):
         self.made.append((chat_template, trust_remote_code))
 
     def prompt(self, messages):

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import pytest
 
+from common.errors import ConfigError
+
 # What verl measures in a step, by its names; values are the places in this list.
 THEIRS = [
     "critic/rewards/mean",
@@ -54,13 +56,13 @@ def trainer(tmp_path, monkeypatch, cpu_settings):
         curve = Curve(scratch / "curve.jsonl")
         exports = Exports(scratch, settings, curve)
         return module.make_trainer(
-            None, settings, curve, exports, lambda *_, **__: None, lambda phase: None, lambda: None
+            settings.rl.mode, None, settings, curve, exports, lambda *_, **__: None, lambda phase: None, lambda: None
         )
 
     return make
 
 
-def measured(trainer, monkeypatch, infos: list[dict[str, float]]) -> dict[str, float]:
+def measured(trainer, monkeypatch, infos: list[dict[str, float]], step: int = 3) -> dict[str, float]:
     """verl's metrics after a step whose responses got these rewards; the last key is padding."""
     fields = {"extra_fields": [{"reward_extra_info": info} for info in infos]}
 
@@ -72,7 +74,8 @@ def measured(trainer, monkeypatch, infos: list[dict[str, float]]) -> dict[str, f
     names = [str(number) for number in range(len(infos) + 1)]
     tags = [{"is_padding": name == names[-1]} for name in names]
     metrics: dict[str, float] = {}
-    trainer._compute_metrics(SimpleNamespace(keys=names, tags=tags, partition_id="train"), metrics, {"gen": 1.0}, 3, 1)
+    batch = SimpleNamespace(keys=names, tags=tags, partition_id="train")
+    trainer._compute_metrics(batch, metrics, {"gen": 1.0}, step, 1)
     return metrics
 
 
@@ -108,6 +111,14 @@ def test_a_step_of_mostly_failed_rewards_ends_the_run(trainer, monkeypatch):
     with pytest.raises(RuntimeError, match=r"rl\.reward\.name: has_boxed_answer failed on 67% .* of step 3"):
         measured(trainer(), monkeypatch, failing)
     measured(trainer(), monkeypatch, failing[1:])  # half is not most
+
+
+def test_a_reward_that_fails_from_the_first_step_on_is_a_wrong_configuration(trainer, monkeypatch):
+    failing = [info(0.0, failed=1.0), info(0.0, failed=1.0)]
+    with pytest.raises(ConfigError, match=r"rl\.reward\.name: has_boxed_answer failed on 100% .* of step 1"):
+        measured(trainer(), monkeypatch, failing, step=1)
+    with pytest.raises(RuntimeError):  # later the machine may be to blame
+        measured(trainer(), monkeypatch, failing, step=2)
 
 
 @pytest.mark.parametrize(

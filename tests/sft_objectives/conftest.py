@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import sft_objectives
+from common.tiny_models import ends_of, random_model
 from sft_objectives import Objective, Reference
 
 
@@ -85,26 +86,11 @@ def write_model(directory: Path, *, tied: bool = True, seed: int = 0, steps: int
 
     It has learned a little of sums, so that the probabilities of labels range from small to large.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from data_prep.micro_world.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(["\\boxed{"], max_length=256)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
+    fields = {"max_position_embeddings": 256, "tie_word_embeddings": tied, **ends_of(tokenizer)}
+    model = random_model("Llama", len(tokenizer), key_value_heads=1, seed=seed, **fields)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     rng = random.Random(seed)
     for _ in range(steps):

@@ -47,7 +47,7 @@ def test_settings_and_needs_are_readable_without_torch():
         ("beyond_log", {"normalizer": "kept"}, ["objective.threshold"]),
         ("q_target", {"rule": "lp_sft"}, ["token weight"]),
         ("q_target", {"residual_settings": {"eta": 1}}, ["eta", "exponent"]),
-        ("q_target", {"rule": "iw_sft"}, ["adaptive", "exceed 1"]),
+        ("q_target", {"rule": "iw_sft"}, ["adaptive", "below 1"]),
         ("q_target", {"rule_settings": "dft"}, ["rule_settings", "mapping"]),
     ],
 )

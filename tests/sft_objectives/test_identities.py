@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
+from common.distributions import window_support
 from sft_objectives import Reference, load
-from sft_objectives.reference import effective_support
 
 EQUAL_GRADIENTS = [
     (("prift_mass", {"threshold": 0.0}), ("sft", {})),
@@ -186,7 +186,7 @@ def weights_by_hand(batch):
         "idft base": ({"source": "base"}, log_q_y.exp() ** torch.exp(-(log_q_y + base_entropy).clamp(-1, 1))),
         "idft repo": ({"variant": "repo"}, log_p_y.exp() ** torch.exp(-(log_p_y + entropy)).clamp(0.1, 2)),
         "iw_sft": ({}, per_sequence(lambda x: x.sum().exp())),
-        "iw_sft repo": ({"variant": "repo"}, per_sequence(lambda x: (2 * x.mean()).exp().clamp(max=16))),
+        "iw_sft repo": ({"variant": "repo"}, per_sequence(lambda x: x.mean().exp().clamp(max=16))),
         "iw_sft token": ({"variant": "repo_token"}, ratio.exp().clamp(0.2, 1.8)),
         "profit": ({}, log_p_y.exp() >= 0.1),
         "critical_token": ({}, batch.columns["critical"]),
@@ -310,7 +310,7 @@ def r_min(n1: float, window: int = 30) -> float:
 def test_no_distribution_falls_below_the_envelope():
     generator = torch.Generator().manual_seed(0)
     scale = torch.logspace(-1, 1, 400)[:, None]
-    n1, n2 = effective_support(torch.randn(400, 30, generator=generator) * scale)
+    n1, n2 = window_support(torch.randn(400, 30, generator=generator) * scale)
     assert all(float(b / a) >= r_min(float(a)) - 1e-8 for a, b in zip(n1, n2, strict=True) if 1.001 < a < 29.99)
     assert math.isclose(min(r_min(x) for x in np.linspace(9, 10, 101)), 0.3566, abs_tol=5e-5)
     assert math.isclose(r_min(9.46), 0.3566, abs_tol=5e-5)
@@ -321,6 +321,6 @@ def test_printed_plateaus():
     logits = torch.full((2, 30), -40.0)
     logits[0, :2] = 0
     logits[1, :3] = 0
-    n1, n2 = effective_support(logits)
+    n1, n2 = window_support(logits)
     torch.testing.assert_close(n1, torch.tensor([2.0, 3.0], dtype=torch.float64))
     torch.testing.assert_close(n2 / n1, torch.ones(2, dtype=torch.float64))

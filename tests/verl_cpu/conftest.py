@@ -5,58 +5,26 @@ from pathlib import Path
 
 import pytest
 
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+from common.tiny_models import byte_tokenizer, ends_of, random_model, save
 
 
 def write_tiny_model(directory: Path, *, architecture: str, tied: bool, seed: int) -> Path:
     """A random fp32 byte model with tokenizer, as a Hugging Face directory. ``architecture``: qwen2 or qwen3."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
-
-    # Byte-level BPE without merges: AutoTokenizer replaces the pre-tokenizer of every Qwen directory by Qwen's own,
-    # and verl requires that a newline is one token.
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token=special[2],
-        pad_token=special[0],
-        additional_special_tokens=[special[1]],
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
+    fields = {"head_dim": 32} if architecture == "qwen3" else {}
+    tokenizer = byte_tokenizer()
+    model = random_model(
+        architecture.capitalize(),
+        len(tokenizer),
+        hidden=64,
+        key_value_heads=1,
+        seed=seed,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        initializer_range=0.1,
+        **fields,
+        **ends_of(tokenizer),
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    torch.manual_seed(seed)
-    shape = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": tied,
-        "initializer_range": 0.1,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if architecture == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**shape))
-    else:
-        model = Qwen3ForCausalLM(Qwen3Config(head_dim=32, **shape))
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.to(torch.float32).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save(directory, model, tokenizer)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from common.ports import free_port
 from common.registry import ROOT
+from common.tiny_models import ends_of, random_model, save
 from data_prep.reference.codec import decode
 from data_prep.reference.layout import Layout
 from data_prep.reference.producers.forward import ForwardProducer
@@ -28,26 +29,17 @@ from data_prep.reference.workers import fill_shard
 
 
 def save_qwen2(directory: Path, tokenizer, tied: bool) -> Path:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+    model = random_model(
+        "Qwen2",
+        len(tokenizer),
+        heads=4,
+        key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
         initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **ends_of(tokenizer),
     )
-    Qwen2ForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save(directory, model, tokenizer)
 
 
 def save_granite(directory: Path, tokenizer) -> Path:
@@ -123,8 +115,8 @@ def test_ranks_take_equally_many_passes_and_fill_the_shard_together(world, monke
 @pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_sharded_model_gives_the_same_cache(world, tmp_path, ray_environment, tied):
     inputs = {"model": save_qwen2(tmp_path / "model", world.tokenizer, tied)}
-    how = {"inputs": inputs, "encoding": "lossless", "tokens_per_batch": 100}
-    counts = batch_counts(world, world.settings(tokens_per_batch=100))
+    how = {"inputs": inputs, "encoding": "lossless", "tokens_per_batch": 80}
+    counts = batch_counts(world, world.settings(tokens_per_batch=80))
     assert len(counts) > 3
     assert {count % 2 for count in counts} == {0, 1}
     one = world.produce(tmp_path / "one", **how)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from common.tiny_models import random_model, save
 from data_prep.reference import writer
 from data_prep.reference.codec import decode
 from data_prep.reference.layout import VLLM_FIELDS, predict_bytes
@@ -81,7 +82,7 @@ import json
 from data_prep.reference import stage, writer
 
 root, model, data = map(Path, sys.argv[1:4])
-settings = json.loads(sys.argv[4], object_hook=lambda values: SimpleNamespace(**values))
+settings = json.loads(sys.argv[4], object_hook=lambda values: values and SimpleNamespace(**values))
 write = writer.write_shard
 def slow(*arguments):
     time.sleep(0.5)
@@ -152,11 +153,16 @@ def test_truncated_chats_keep_only_their_tokens(world, tmp_path):
 
 @pytest.mark.parametrize(("on_long_row", "max_length"), [("error", 128), ("truncate_left", 30), ("truncate_right", 30)])
 def test_counts_of_the_prepared_data_predict_tokens_and_bytes(world, tmp_path, on_long_row, max_length):
-    from data_prep.lengths import count_tokens
+    from data_prep.lengths import ChatLengths
 
     settings = world.settings(on_long_row=on_long_row, max_length=max_length, sample_sequences=32)
     found = world.produce(tmp_path, on_long_row=on_long_row, max_length=max_length, sample_sequences=32)
-    counts = count_tokens(world.tokenizer, world.chats, settings.data)
+    measured = ChatLengths(world.tokenizer, settings.model, settings.data).chats(world.chats)
+    counts = {
+        "chats": len(measured),
+        "tokens": sum(sum(chat.tokens) for chat in measured),
+        "response_tokens": sum(sum(chat.supervised) for chat in measured),
+    }
     assert counts["response_tokens"] == found.tokens
     assert counts["chats"] == len(found)
     predicted = predict_bytes({"tokens": {"sft_train": counts}}, vars(settings.cache))
@@ -200,20 +206,8 @@ def test_settings_that_cannot_work_are_refused(world, tmp_path):
 
 
 def test_model_that_scales_its_logits_is_refused(world, tmp_path):
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    config = GraniteConfig(
-        vocab_size=len(world.tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        logits_scaling=8.0,
-        initializer_range=0.3,
-    )
-    GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
-    world.tokenizer.save_pretrained(tmp_path / "granite")
+    model = random_model("Granite", len(world.tokenizer), layers=1, logits_scaling=8.0, initializer_range=0.3)
+    save(tmp_path / "granite", model, world.tokenizer)
     with pytest.raises(ValueError, match="scales or caps its logits"):
         world.produce(tmp_path, inputs={"model": tmp_path / "granite"})
 

@@ -195,13 +195,14 @@ def test_a_published_row_becomes_a_problem_that_is_graded(tmp_path, name):
 @pytest.mark.timeout(900)
 def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, model_directory, evaluate_all):
     from evaluation.generation import close_engine
+    from launch.stages.generate import Benchmark
 
     for name, (row, _, _) in ROWS.items():
         write_problems(name, publish(tmp_path, name, row), tmp_path / name / "problems.parquet")
     protocol = {"num_samples": 2, "temperature": 1.0, "top_p": 1.0, "max_tokens": 8, "greedy": False}
     evaluation = {
         "benchmarks": [
-            SimpleNamespace(name=name, **protocol, prompting="chat", balanced=name == "esci") for name in sorted(ROWS)
+            Benchmark(name=name, **protocol, prompting="chat", balanced=name == "esci") for name in sorted(ROWS)
         ],
         "tasks": [],
         "task_files": None,
@@ -214,6 +215,7 @@ def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, m
         "held_out_chats": 0,
         "batch_size": 64,
         "replicas": 1,
+        "tensor_parallel": 1,
         "gpu_memory": 0.6,
         "run_generated_code": True,
     }
@@ -316,16 +318,26 @@ def test_a_pickle_that_is_more_than_text_is_refused(tmp_path):
 PROTOCOLS = sorted(path for path in RECIPES.glob("eval/*.yaml") if path.stem not in ("microworld", "target"))
 
 
+def read_protocol(path) -> dict:
+    """What a recipe of an evaluation protocol sets, with the protocol it builds upon."""
+    protocol = yaml.safe_load(path.read_text())
+    inherited = {}
+    for name in protocol.pop("defaults", ["_self_"]):
+        if name != "_self_":
+            inherited |= read_protocol(path.parent / f"{name}.yaml")
+    return inherited | protocol
+
+
 @pytest.mark.parametrize("path", PROTOCOLS, ids=lambda path: path.stem)
 def test_protocols_name_benchmarks_of_the_registry(path):
-    protocol = yaml.safe_load(path.read_text())
+    protocol = read_protocol(path)
     names = [benchmark["name"] for benchmark in protocol["benchmarks"]]
     assert set(names) <= set(BENCHMARKS) and protocol["target"] in names
 
 
 @pytest.mark.parametrize("path", PROTOCOLS, ids=lambda path: path.stem)
 def test_a_protocol_replaces_the_recipes_own_benchmarks(tmp_path, path):
-    protocol = yaml.safe_load(path.read_text())
+    protocol = read_protocol(path)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
     files = [f"data.files.{name}={rows}" for name in ("sft_train", "sft_val", "rl_train", "rl_val")]

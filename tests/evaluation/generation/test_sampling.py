@@ -70,3 +70,24 @@ def test_other_requests_never_reuse_shards(tmp_path):
 def test_impossible_sampling_is_refused(values):
     with pytest.raises(ValueError, match="sampling"):
         Sampling(*values)
+
+
+def test_a_context_leaves_a_long_prompt_fewer_tokens(tmp_path):
+    asked = []
+
+    class Counting(Echo):
+        def run(self, shards, heartbeat):
+            asked.extend(request for _, requests in shards for request in requests)
+            return super().run(shards, heartbeat)
+
+    sampling = Sampling(2, 1.0, 1.0, 8, stop=("\n",))
+    options = {"seed": 0, "directory": tmp_path, "batch_size": 3, "progress": lambda *_: None}
+    sample(Counting(), [[1], [1, 2, 3, 4]], sampling, context=10, **options)
+    assert [(len(one.prompt), one.sampling.max_tokens, one.sampling.stop) for one in asked] == [
+        (1, 8, ("\n",)),
+        (1, 8, ("\n",)),
+        (4, 6, ("\n",)),
+        (4, 6, ("\n",)),
+    ]
+    with pytest.raises(ValueError, match="stop: an empty text"):
+        Sampling(1, 1.0, 1.0, 8, stop=("",))

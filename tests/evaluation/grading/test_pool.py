@@ -106,9 +106,9 @@ def test_a_worker_goes_on_with_the_question_it_knows_and_the_others_take_the_old
     assert [backlog.take(None, set())[1][0] for _ in range(2)] == [7, 6]
 
 
-def test_a_task_that_was_kept_from_running_goes_on_and_one_that_ran_or_slept_or_waited_long_does_not():
+def test_a_task_that_was_kept_from_running_goes_on_and_one_that_ran_or_slept_or_waited_long_does_not(tmp_path):
     def give(function, *arguments):
-        worker = Worker(1 << 32)
+        worker = Worker(1 << 32, tmp_path)
         worker.give(0, function, list(arguments), 3.0)
         return worker
 

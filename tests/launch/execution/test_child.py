@@ -45,7 +45,7 @@ def test_a_package_from_elsewhere_is_refused(monkeypatch, tmp_path):
 
 
 def test_a_model_from_outside_becomes_a_directory_with_the_chosen_eos(tmp_path):
-    from data_prep.tokenizer import END_OF_TEXT, build_tokenizer
+    from data_prep.micro_world.tokenizer import END_OF_TEXT, build_tokenizer
 
     base = tmp_path / "base"
     build_tokenizer([], 64).save_pretrained(base)

@@ -6,6 +6,7 @@ import pytest
 import toy
 from rich.console import Console
 
+from common.files import read_json, write_json
 from launch.execution.display import Display, print_budget
 from launch.store import Store
 
@@ -40,6 +41,32 @@ def test_display_says_what_changes_in_plain_lines(plan, capsys):
         running.state, running.seconds, running.peak_memory_bytes = "done", 12.0, 2_500_000_000
         display.update(progress)
         assert "sft running done 12.0 s, peak 2.50 GB" in capsys.readouterr().out
+
+
+def test_without_a_terminal_a_line_comes_when_something_changed(plan, capsys):
+    store = Store(plan.root)
+    progress = {fingerprint: shown(stage) for fingerprint, stage in plan.stages.items()}
+    running = next(p for p in progress.values() if p.stage.label == "running")
+    file = store.logs(running.stage) / "progress.json"
+    values = read_json(file)
+
+    def later(display):
+        display._said[running.stage.fingerprint] -= 60
+        display._updated = 0.0
+        display.update(progress)
+        return capsys.readouterr().out
+
+    with Display(store) as display:
+        running.state, running.attempt = "running", 1
+        display.update(progress)
+        capsys.readouterr()
+        assert "sft running 25/100 loss=1.5" in later(display)
+        assert later(display) == later(display) == ""
+        write_json(file, {**values, "metrics": {"target/pass@1": 0.43, "low": 0.39, "high": 0.47}})
+        assert "sft running 25/100 target/pass@1 0.43 (0.39 to 0.47)" in later(display)
+        for odd in ("", "[]", "3"):
+            file.write_text(odd)
+            assert later(display) == ""
 
 
 def test_display_draws_bars_on_a_terminal(plan, monkeypatch):

@@ -19,7 +19,7 @@ from common.files import read_json
 from common.processes import attempt_processes, start_time
 from launch.execution.requests import request_of
 from launch.execution.supervisor import supervise
-from launch.store import Store
+from launch.store import Full, Store
 
 
 def job(store, *stages, run="run", **changes):
@@ -103,6 +103,11 @@ def test_secrets_of_the_environment_reach_the_child_and_no_file(tmp_path):
         ("fails_times", {"times": 1}, "fault", "RuntimeError: a passing fault"),
         ("killed", {}, "fault", "killed by signal 9 (SIGKILL)"),
         ("disk_full", {}, "disk", "no space left on the disk"),
+        ("weights_find_no_space", {}, "disk", "no space left on the disk (SafetensorError: "),
+        ("a_rank_finds_no_space", {}, "disk", "no space left on the disk (OSError: [Errno 28] No space left on device"),
+        ("a_rank_fails", {}, "fault", "KeyError: 'layers.0' (then RuntimeError: a rank ended with status 1)"),
+        ("nothing_can_be_written", {}, "disk", "no space left on the disk"),
+        ("library_refuses", {}, "fault", "ValueError: Free memory on device is less than desired"),
         ("does_not_exist", {}, "fault", "AttributeError"),
     ],
 )
@@ -111,7 +116,7 @@ def test_failures_have_a_class_and_publish_nothing(tmp_path, function, toy_setti
     (result,) = supervise(job(store, stage))
     assert result["outcome"] == outcome and message in result["message"]
     assert store.find(stage) is None and not store.directory(stage).exists()
-    if outcome != "fault" or function != "killed":
+    if function not in ("killed", "nothing_can_be_written"):
         assert "Traceback" in (store.logs(stage) / "latest").read_text()
 
 
@@ -159,6 +164,28 @@ def test_silence_and_time_out_end_a_stage_that_ignores_sigterm(tmp_path):
     assert result["outcome"] == "hung" and "run.silence=1" in result["message"]
     (result,) = supervise(job(store, toy.stage("hangs", "slow"), timeout=1.0, grace=0.5))
     assert result["outcome"] == "timeout" and "run.timeout=1" in result["message"]
+
+
+def test_a_loop_that_reports_without_progress_counts_as_hung(tmp_path):
+    store = Store(tmp_path)
+    (result,) = supervise(job(store, toy.stage("reports_the_same"), silence=2.0, grace=0.5))
+    assert result["outcome"] == "hung" and "no progress made and no log line for run.silence=2 s" in result["message"]
+
+
+def test_faults_at_one_place_carry_one_mark(tmp_path):
+    store, stage = Store(tmp_path), toy.stage("library_refuses")
+    marks = {supervise(job(store, stage))[0]["traceback"] for _ in range(2)}
+    assert len(marks) == 1 and marks != {""}
+
+
+def test_a_result_that_finds_no_space_ends_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise Full("no space left below the store")
+
+    store, stage, bad = Store(tmp_path), toy.steps(), toy.stage("fails_times", times=1)
+    monkeypatch.setattr(Store, "finish", full)
+    assert supervise(job(store, stage))[0]["outcome"] == "ok" and store.has(stage)
+    assert supervise(job(store, bad))[0]["outcome"] == "disk"
 
 
 def test_progress_keeps_a_stage_alive(tmp_path):

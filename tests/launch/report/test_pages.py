@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 from measured import experiment, fill
 
+from launch.graph.builder import make_plan
+from launch.report.folders import folder_of
+from launch.report.versions import different_packages
 from launch.report.write import write_report
 
 
@@ -77,3 +83,42 @@ def test_a_plan_that_measures_nothing_shows_what_it_took(tmp_path):
     text = (tmp_path / "toy" / "report.md").read_text()
     assert "base model" not in text and "Scores by benchmark" not in text
     assert re.search(r"\| dft \| 10\.0 s \+ 10\.0 s\[\^1\] \| 2\.00 GB\[\^1\] \|", text)
+
+
+def test_every_plan_has_its_own_report_and_the_index_lists_them(tmp_path, capsys):
+    small = ["rl.enabled=false", "eval.enabled=false"]
+    plans = [
+        make_plan("microworld", [*overrides, f"run.root={tmp_path}"])
+        for overrides in ([], ["objective=sft,dft"], ["objective=sft,dft", *small], ["sft.lr=1e-3", *small])
+    ]
+    for plan in plans:
+        assert write_report(plan) == 0
+    folders = [folder_of(plan, tmp_path) for plan in plans]
+    assert len(set(folders)) == 4 and folders[0] == tmp_path / "microworld"
+    assert all((folder / "report.html").is_file() for folder in folders)
+    assert folders[1].name.startswith("objective=sft,dft-")
+    index = (tmp_path / "index.html").read_text()
+    links = re.findall(r'href="([^"]+)"', index)
+    assert {(tmp_path / unquote(link)).parent for link in links} == set(folders)
+    assert "sft.lr=1e-3" in index
+    before = folders[0].joinpath("report.html").read_bytes()
+    write_report(plans[3])
+    assert folders[0].joinpath("report.html").read_bytes() == before
+    again = make_plan("microworld", [f"run.root={tmp_path}", "platform.nodes=2", "run.retries=0"])
+    assert folder_of(again, tmp_path) == folders[0], "how a plan is run makes it no other plan"
+    chosen = make_plan("microworld", [f"run.root={tmp_path}", "sft.lr=1e-3,1e-4", "selection.fields=[sft.lr]"])
+    assert folder_of(chosen, tmp_path) not in folders
+
+
+def test_a_recipe_called_as_a_stage_does_not_write_among_its_artifacts(tmp_path):
+    plan = replace(make_plan("microworld", [f"run.root={tmp_path}"]), recipe="sft")
+    assert folder_of(plan, tmp_path) == tmp_path / "sft.recipe"
+
+
+def test_different_package_versions_are_named():
+    def record(**packages):
+        return SimpleNamespace(packages=packages)
+
+    assert different_packages([record(torch="2.11", verl="1"), record(torch="2.11", verl="1")]) == ""
+    said = different_packages([record(torch="2.11", peft="1"), record(torch="2.11"), record(torch="2.12")])
+    assert "torch 2.11 (2 stages), 2.12 (1 stages)" in said and "peft 1 (1 stages), none (2 stages)" in said

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from measured import AFTER, BEFORE, SAMPLES, bounds, experiment, fill, of, publish_measure
 
-from evaluation.statistics import bootstrap, paired_comparison
+from evaluation.statistics import paired, share
 from launch.report.lines import lines
 from launch.report.tables import COLUMNS
 from launch.store import Store
@@ -21,7 +21,7 @@ def test_every_number_is_the_records_and_cites_it(tmp_path, rows_of):
     assert list(rows) == ["base model", "dft"]
     dft = rows["dft"]
     before, after = ([c / SAMPLES for c in counts["target"]] for counts in (BEFORE, AFTER))
-    gain = paired_comparison(before, after, seed=0, resamples=2000)
+    gain = paired(before, after, seed=0)
     assert dft["gain"]["value"] == pytest.approx(sum(after) / 12 - sum(before) / 12)
     assert (dft["gain"]["low"], dft["gain"]["high"]) == (gain.low, gain.high)
     assert dft["sft_pass1"]["value"] == pytest.approx(sum(before) / 12)
@@ -61,20 +61,20 @@ def test_no_metric_is_printed_without_an_interval(tmp_path, rows_of, seeds):
         assert all(re.match(r"[\d.]+( ± [\d.]+)? \([\d.]+ to [\d.]+\)", value) for value in values)
 
 
-def test_over_seeds_the_bounds_are_means_and_cover_the_bootstrap_of_the_means(tmp_path, rows_of):
+def test_over_seeds_the_bounds_are_means_and_cover_the_interval_of_the_means(tmp_path, rows_of):
     plan = experiment(tmp_path, seeds=(0, 1))
     store = Store(plan.root)
-    one, other = BEFORE, {**BEFORE, "target": [4 - count for count in BEFORE["target"]]}
+    one, other = BEFORE, {**BEFORE, "target": [(count + 1) % 4 for count in BEFORE["target"]]}
     measured = [stage for stage in plan.stages.values() if stage.label == "dft.target"]
     assert len(measured) == 2
     for stage, correct in zip(measured, (one, other), strict=True):
         publish_measure(store, stage, correct)
     cell = rows_of(plan)["dft"]["sft_pass1"]
     sides = [[count / SAMPLES for count in correct["target"]] for correct in (one, other)]
-    single = [bootstrap(side, seed=0, resamples=200) for side in sides]
+    single = [share(side) for side in sides]
     assert cell["low"] == pytest.approx(sum(found.low for found in single) / 2)
     assert cell["high"] == pytest.approx(sum(found.high for found in single) / 2)
-    both = bootstrap([sum(pair) / 2 for pair in zip(*sides, strict=True)], seed=0, resamples=200)
+    both = share([sum(pair) / 2 for pair in zip(*sides, strict=True)])
     assert cell["low"] <= both.low and both.high <= cell["high"]
 
 
@@ -121,5 +121,5 @@ def test_seeds_make_one_row_with_gains_paired_over_problems(tmp_path, rows_of):
     dft = rows_of(plan)["dft"]
     assert "±" in dft["sft_pass1"]["text"] and len(dft["gain"]["records"]) == 6
     before, after = ([c / SAMPLES for c in counts["target"]] for counts in (BEFORE, AFTER))
-    assert dft["gain"]["low"] == paired_comparison(before, after, seed=0, resamples=2000).low
+    assert dft["gain"]["low"] == paired(before, after, seed=0).low
     assert store.find(line.members[0].trained["sft"][0]) is not None

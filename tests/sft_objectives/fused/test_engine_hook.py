@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.tiny_models import random_model
 from sft_objectives import BatchConstants, Reference, load, token_losses
 from sft_objectives.fused import chunk_size
 from sft_objectives.fused.engine_hook import FusedHead, choose, obstacle
@@ -15,36 +16,12 @@ VOCABULARY = 61
 
 
 def llama(tied: bool = True, **changes) -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=tied,
-        **changes,
-    )
-    return LlamaForCausalLM(config).train()
+    model = random_model("Llama", VOCABULARY, hidden=16, key_value_heads=1, tie_word_embeddings=tied, **changes)
+    return model.train()
 
 
 def granite(scale: float) -> torch.nn.Module:
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        logits_scaling=scale,
-    )
-    return GraniteForCausalLM(config)
+    return random_model("Granite", VOCABULARY, hidden=16, layers=1, key_value_heads=1, logits_scaling=scale)
 
 
 def padded_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

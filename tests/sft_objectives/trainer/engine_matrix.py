@@ -79,6 +79,13 @@ def shadow_weights(engine, path: str):
     return other
 
 
+def changed(settings, sections: dict[str, dict]):
+    """The settings with other values, also such as the schema refuses on a CPU."""
+    return settings.model_copy(
+        update={name: getattr(settings, name).model_copy(update=values) for name, values in sections.items()}
+    )
+
+
 def main(job_path: str) -> None:
     sys.modules["vllm"] = sys.modules["sklearn"] = None
     from verl_cpu import plugin
@@ -103,14 +110,13 @@ def main(job_path: str) -> None:
     torch.set_num_threads(1)
     initialize_global_process_group()
     rank, world = dist.get_rank(), dist.get_world_size()
-    settings, sequence_parallel = rebuild(job["settings"]), job["sequence_parallel"]
+    settings = rebuild(job["settings"])
     inputs = {name: Path(path) for name, path in job["inputs"].items()}
     out = Path(job["out"])
     engines, rows = {}, None
     for packed in sorted({how["packed"] for how in job["splits"].values()}, reverse=True):
-        changes = {"packed": packed, "sequence_parallel": sequence_parallel}  # the schema wants flash attention for it
-        changed = settings.model_copy(update={"sft": settings.sft.model_copy(update=changes)})
-        config = verl_config(changed, inputs, out)
+        settings = changed(settings, {**job["unchecked"], "sft": {**job["unchecked"].get("sft", {}), "packed": packed}})
+        config = verl_config(settings, inputs, out)
         sections = {
             f"{name}_config": omega_conf_to_dataclass(config[key])
             for name, key in (
@@ -130,6 +136,7 @@ def main(job_path: str) -> None:
         rows = rows or chats(job, sections["model_config"].tokenizer, config)
     mine = rows[rank::world] if world > 1 else rows
     batch = SFTTensorCollator("no_padding")(mine)
+    sequence_parallel = settings.sft.sequence_parallel
     if sequence_parallel > 1:
         share = engines[True][0].engine.get_data_parallel_rank()
         batch = SFTTensorCollator("no_padding")(rows[share :: world // sequence_parallel])

@@ -56,10 +56,9 @@ def cross_entropy(model_directory: Path, world) -> float:
             turn = tokenizer.apply_chat_template(chat[: index + 1], tokenize=True, return_dict=True)["input_ids"][
                 len(ids) :
             ]
-            prompt = (
-                len(tokenizer("<|im_start|>assistant\n")["input_ids"]) if message["role"] == "assistant" else len(turn)
-            )
-            ids, mask = ids + turn, mask + [0] * prompt + [1] * (len(turn) - prompt)
+            header = len(tokenizer("<|im_start|>assistant\n")["input_ids"])
+            answer = len(turn) - header - 1 if message["role"] == "assistant" else 0  # up to <|im_end|>, no newline
+            ids, mask = ids + turn, mask + ([0] * header + [1] * answer + [0] if answer else [0] * len(turn))
         with torch.no_grad():
             log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         losses = -log_p[:-1].gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1)
@@ -148,7 +147,7 @@ def test_lora_is_merged_into_the_export(tiny_world, settings_of, tmp_path):
 @pytest.mark.timeout(600)
 def test_cached_base_is_aligned_with_the_student(tiny_world, settings_of, tmp_path):
     """LP-SFT of the base itself: its KL term is 0 at the first step, and positive later."""
-    import data_prep.cache
+    import data_prep.reference.stage
 
     settings = settings_of(objective={"name": "lp_sft"}, sft__metrics={"kl_from_base": True})
     cache = SimpleNamespace(

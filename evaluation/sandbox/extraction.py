@@ -1,0 +1,163 @@
+"""The program in a response: which of its fenced blocks, and where a block ends."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+
+THOUGHTS = "</think>"
+TAGS = (("<answer>", "</answer>"), ("[PYTHON]", "[/PYTHON]"), ("[BEGIN]", "[DONE]"))
+OPENING = re.compile(r"^(?P<indent>[ \t>]*)(?:[-*+][ \t]+|\d+[.)][ \t]+)?(?P<fence>`{3,}|~{3,})[ \t]*(?P<tag>[^`\n]*)$")
+PYTHON = re.compile(r"^\{?\.?(?:python|py|ipython|cpython|pypy|sage)[\d.]*\b", re.IGNORECASE)
+READS = re.compile(r"\b(?:input|stdin|open|fileinput|read|readline|readlines)\b")
+PRINTS = re.compile(r"\b(?:print|stdout|write)\b")
+QUOTES = re.compile(r"#[^\n]*|'''|\"\"\"|'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"")
+CODE_LINE = re.compile(r"^(?:import |from \S+ import |def |async def |class |@|if __name__)")
+# Of a response without a fence: how many ends are tried, and how long it may be to be parsed at all.
+TRIES, LONGEST = 100, 1 << 17
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language (`python`, `none` or `other`) and its text."""
+
+    language: str
+    text: str
+
+
+def extract_code(response: str, entry: str = "") -> str:
+    """The program of a response, without the fences.
+
+    What was thought is left out, and where the answer is tagged, all around it. Of several blocks it is one in Python
+    (`python`, `py`, `python3`, in any case), else one in no language: with an `entry`, the last that defines this
+    function (or a class `Solution`), so that an example of its use after it is none; else the last that reads input,
+    else the last that prints, else the last. A block ends where its fence is closed outside a string, or with the
+    response. Without a block: the response, or the part of it that is Python.
+    """
+    text = response.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
+    text = text.rpartition(THOUGHTS)[2] if THOUGHTS in text else text
+    for opening, closing in TAGS:
+        start = text.rfind(opening)
+        if start >= 0:
+            inside = text[start + len(opening) :].partition(closing)[0]
+            if "```" in inside or _parses(inside):
+                text = inside
+                break
+    found = blocks(text)
+    if not found:
+        return _unfenced(text)
+    chosen = [block.text for block in found if block.language == "python"] or [
+        block.text for block in found if block.language == "none"
+    ]
+    if not chosen:
+        chosen = [block.text for block in found]
+    if entry:
+        wanted = (lambda text: defines(text, entry), lambda text: defines(text, "Solution"))
+    else:
+        wanted = (lambda text: READS.search(text), lambda text: PRINTS.search(text))
+    for is_wanted in wanted:
+        if fitting := [text for text in chosen if is_wanted(text)]:
+            return fitting[-1]
+    return chosen[-1]
+
+
+def defines(program: str, name: str) -> bool:
+    """Whether the text of a program defines, imports or assigns `name` at its top."""
+    word = re.escape(name)
+    return bool(
+        re.search(
+            rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{word}\b|^{word}[ \t]*(?::[^=\n]*)?=(?!=)"
+            rf"|^from[ \t]+\S+[ \t]+import\b[^\n]*\b{word}\b|^import[ \t][^\n]*\b{word}\b",
+            program,
+            re.MULTILINE,
+        )
+    )
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a text, in order; the last one may have no end. Text before a fence that is only closed is
+    one too."""
+    lines = text.split("\n")
+    found: list[Block] = []
+    number = 0
+    while number < len(lines):
+        opening = OPENING.match(lines[number])
+        if opening is None:
+            number += 1
+            continue
+        rest = lines[number + 1 :]
+        if not found and not opening["tag"] and not any(line.strip() for line in rest):
+            # The prompt has ended with the opening fence.
+            return [Block("none", "\n".join(lines[:number]))] if any(map(str.strip, lines[:number])) else []
+        end = _end(lines, number + 1, opening["fence"])
+        indent = len(opening["indent"].expandtabs(4))
+        body = [_dedent(line, indent) for line in lines[number + 1 : end]]
+        tag = opening["tag"].strip()
+        language = "python" if PYTHON.match(tag) else "other" if tag else "none"
+        found.append(Block(language, "\n".join(body) + ("\n" if body else "")))
+        number = end + 1
+    return found
+
+
+def _end(lines: list[str], start: int, fence: str) -> int:
+    """The line that closes a block: the first that is a fence outside a string of the program, else the first."""
+    first, quote = len(lines), ""
+    for number in range(start, len(lines)):
+        stripped = lines[number].strip()
+        if stripped and set(stripped) == {fence[0]} and len(stripped) >= len(fence):
+            if not quote:
+                return number
+            first = min(first, number)
+        quote = _open_quote(lines[number], quote)
+    return first
+
+
+def _open_quote(line: str, quote: str) -> str:
+    """The triple quote that is open after a line, given the one that is open before it."""
+    position = 0
+    while True:
+        if quote:
+            end = line.find(quote, position)
+            while end > 0 and line[end - 1] == "\\":
+                end = line.find(quote, end + 1)
+            if end < 0:
+                return quote
+            position, quote = end + 3, ""
+        token = QUOTES.search(line, position)
+        if token is None:
+            return ""
+        position = token.end()
+        if token[0] in ("'''", '"""'):
+            quote = token[0]
+
+
+def _dedent(line: str, indent: int) -> str:
+    taken = 0
+    while taken < indent and line[taken : taken + 1] in (" ", "\t", ">"):
+        taken += 1
+    return line[taken:]
+
+
+def _unfenced(text: str) -> str:
+    """The text itself where it is Python; else its longest part from a line of code on; else the text."""
+    if _parses(text) or _parses(f"def f():\n{text}"):
+        return text
+    lines = text.split("\n")
+    start = next((number for number, line in enumerate(lines) if CODE_LINE.match(line)), None)
+    if start is None or len(text) > LONGEST:
+        return text
+    for end in range(len(lines), max(start, len(lines) - TRIES), -1):
+        if _parses(part := "\n".join(lines[start:end])):
+            return part + "\n"
+    return text
+
+
+def _parses(text: str) -> bool:
+    if len(text) > LONGEST or not text.strip():
+        return False
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True

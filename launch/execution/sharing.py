@@ -1,0 +1,27 @@
+"""Stages that share an engine: which ones can, and where they fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from launch.execution.jobs import Job, devices
+from launch.graph.plan import Stage
+from launch.stages.contract import StageKind
+
+
+def engine_of(kind: StageKind, stage: Stage, halved: bool) -> str:
+    """What two stages have in common that can run in one child."""
+    return json.dumps([stage.kind, kind.engine(stage.settings), stage.placement, halved], sort_keys=True)
+
+
+def free_places(engine: str, placement: dict[str, Any], total: float, busy: Sequence[Job]) -> int:
+    """How many jobs of this placement could start now; of one that takes no device, one at a time.
+
+    total: devices of the cluster. busy: jobs that run or wait for devices.
+    """
+    wanted = devices(placement)
+    if wanted:
+        return int((total - sum(devices(job.placement) for job in busy)) // wanted)
+    return 0 if any(job.engine == engine for job in busy) else 1

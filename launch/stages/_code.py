@@ -1,0 +1,53 @@
+"""Code that a user brings by dotted path: whether it is there, and what identifies it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.registry import code_digest
+
+
+def own_code(path: str) -> dict[str, str]:
+    """{"code": sha256 of the module's text} for a dotted path to code of the user's; {} for names, and for our own."""
+    found = code_digest(path)
+    return {} if found is None else {"code": found}
+
+
+def require(path: str, field: str) -> None:
+    """Refuses a dotted path that leads to nothing, without running the module that it names.
+
+    Raises ConfigError (one line) for a missing or broken module, or a name that it does not define.
+    """
+    module, _, attribute = path.replace(":", ".").rpartition(".")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise ConfigError(f"{field}={path}: there is no module {module}; check the path and PYTHONPATH")
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return  # compiled: only importing it would tell
+    try:
+        tree = ast.parse(Path(spec.origin).read_bytes())
+    except SyntaxError as error:
+        raise ConfigError(f"{field}={path}: {spec.origin} line {error.lineno}: {error.msg}") from None
+    names = _names(tree)
+    if attribute not in names and not names & {"*", "__getattr__"}:
+        public = sorted(name for name in names if not name.startswith("_"))
+        raise ConfigError(f"{field}={path}: {module} defines no {attribute}; it has {', '.join(public) or 'nothing'}")
+
+
+def _names(tree: ast.Module) -> set[str]:
+    """The names that a module binds, wherever in it; "*" for an import of everything."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found

@@ -1,0 +1,104 @@
+"""Placements that mean what they say, micro-batches that hold the longest chat, loggers that identify nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch import stages
+from launch.execution.jobs import halve
+from launch.graph.builder import make_plan, placement_of
+from launch.recipe.compose import RecipeError
+from launch.recipe.platform import GivenPlacement, Placement
+from launch.stages.contract import placed
+from launch.stages.references import without_loggers
+
+GPU = ["platform=gpu", "platform.gpus_per_node=8", "model.dtype=bfloat16"]
+
+
+def placement(kind, *overrides):
+    plan = make_plan("microworld", [*GPU, "sft.batch_size=32", *overrides])
+    return next(stage.placement for stage in plan.stages.values() if stage.kind == kind)
+
+
+def test_a_placement_changes_the_fields_that_it_names_and_no_other():
+    derived = placement("sft", "sft.processes=4")
+    assert (derived["nodes"], derived["gpus_per_node"]) == (1, 4)
+    given = placement("sft", "sft.processes=4", "+platform.placement.sft={cpus: 32}")
+    assert given == {**derived, "cpus": 32}
+    spread = placement("sft", "sft.processes=4", "platform.nodes=2", "+platform.placement.sft={nodes: 2}")
+    assert (spread["nodes"], spread["gpus_per_node"]) == (2, 2)
+
+
+def test_fewer_devices_than_processes_are_refused():
+    with pytest.raises(RecipeError, match=r"platform\.placement\.sft: 1 x 1 devices, but its processes take 4; leave"):
+        placement("sft", "sft.processes=4", "+platform.placement.sft={gpus_per_node: 1}")
+    more = placement("sft", "sft.processes=4", "+platform.placement.sft={gpus_per_node: 8}")
+    assert more["gpus_per_node"] == 8
+
+
+def test_a_fraction_of_a_device_and_logical_devices_may_be_less():
+    one = Placement(gpus_per_node=0.5)
+    assert placed(one, GivenPlacement(cpus=2), "generate", "gpu").gpus_per_node == 0.5
+    assert placed(Placement(gpus_per_node=4), GivenPlacement(gpus_per_node=1), "sft", "cpu").gpus_per_node == 1
+
+
+def test_tensor_parallel_replicas_of_the_cache_have_their_devices():
+    recipe = make_plan("microworld", GPU).branches[0].recipe
+    vllm = recipe.model_copy(
+        update={"cache": recipe.cache.model_copy(update={"producer": "vllm", "tensor_parallel": 2, "workers": 3})}
+    )
+    assert placement_of(vllm, stages.load("cache"))["gpus_per_node"] == 6
+    forward = recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"tensor_parallel": 2, "workers": 3})})
+    assert placement_of(forward, stages.load("cache"))["gpus_per_node"] == 3
+
+
+def sft(**changes):
+    settings = {"tokens_per_micro_batch": 8192, "micro_batch_size": 16, "dynamic_batch": True, "batch_size": 64}
+    return {"sft": {**settings, "processes": 1, "sequence_parallel": 1, **changes}, "data": {"max_length": 5000}}
+
+
+def halved(kind, settings):
+    found = halve(settings, stages.load(kind))
+    return None if found is None else found[kind]
+
+
+def test_a_micro_batch_shrinks_to_what_the_longest_chat_allows_and_no_further():
+    assert halved("sft", sft())["tokens_per_micro_batch"] == 5000
+    assert halved("sft", sft(tokens_per_micro_batch=16384))["tokens_per_micro_batch"] == 8192
+    assert halved("sft", sft(tokens_per_micro_batch=5000)) is None
+    rl = {"tokens_per_micro_batch": 4000, "max_prompt_length": 1000, "max_response_length": 2048}
+    assert halved("rl", {"rl": rl})["tokens_per_micro_batch"] == 3048
+    assert halved("rl", {"rl": {**rl, "tokens_per_micro_batch": 3048}}) is None
+    cache = {"cache": {"tokens_per_batch": 8192}, "data": {"max_length": 8192}}
+    assert halved("cache", cache) is None
+    assert halved("cache", {**cache, "data": {"max_length": 512}})["tokens_per_batch"] == 4096
+
+
+@pytest.mark.parametrize(("size", "chats", "expected"), [(16, 64, 8), (9, 9, 3), (5, 10, 2), (7, 7, 1), (64, 12, 12)])
+def test_a_micro_batch_of_chats_still_divides_the_batch(size, chats, expected):
+    found = halved("sft", sft(dynamic_batch=False, micro_batch_size=size, batch_size=chats))
+    assert found["micro_batch_size"] == expected and chats % expected == 0
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"trainer": {"logger": ["file"]}},
+        {"trainer.logger": ["wandb"], "trainer.project_name": "mine"},
+        {"trainer": {"experiment_name": "a", "log_val_generations": 3}},
+    ],
+)
+@pytest.mark.parametrize("section", ["sft", "rl"])
+def test_loggers_never_change_a_fingerprint(section, shown):
+    quiet = make_plan("microworld", [])
+    text = str(shown).replace("'", "")
+    loud = make_plan("microworld", [f"{section}.verl={text}"])
+    assert set(loud.stages) == set(quiet.stages)
+    assert without_loggers({"verl": {**shown, "x": 1}}) == {"verl": {"x": 1}}
+
+
+def test_other_keys_of_verl_still_identify():
+    assert set(make_plan("microworld", ["sft.verl={optim: {lr_warmup_steps: 3}}"]).stages) != set(
+        make_plan("microworld", []).stages
+    )
+    assert without_loggers({"verl": {"trainer": {"logger": [], "x": {}}}}) == {"verl": {"trainer": {"x": {}}}}
