@@ -9,57 +9,87 @@ from common.errors import ConfigError
 from evaluation.graders.contract import Grade, Grader
 from evaluation.graders.extraction import after_thoughts, boxes, extract_boxed, extract_tagged
 
+# Signs that are spelt in several ways, as one: 1:1, positions stay.
+_PLAIN_SIGNS = {
+    **{ord(letter) + 0xFEE0: letter for letter in "ABCDEFGHIJ()[]:"},
+    **{ord(sign): "-" for sign in "\N{EN DASH}\N{EM DASH}"},
+    **{ord("\N{RIGHT SINGLE QUOTATION MARK}"): "'", ord("【"): "[", ord("】"): "]"},
+}
+_SMALL = re.compile(r"(?<![A-Za-z0-9}])[(\[][a-j][)\]]")
+
 # --- what stands around a letter
 
 _WRAPPED = r"[(\[{<\"'*_`$]*"
-_LETTER = rf"{_WRAPPED}([A-Z])[)\]}}>\"'*_`$]*"
-_LIST = rf"(?:both |either |options? |choices? |answers? )*{_WRAPPED}[A-Z][)\]}}>\"'*_`$]*(?![A-Za-z'’])"
-_LETTERS = rf"{_LIST}(?:\s*(?:,|/|;)?\s*(?:and|or|nor|&)?\s*{_LIST})*"
-_MENTION = re.compile(rf"(?<![A-Za-z0-9\\^_.'’]){_LETTER}(?![A-Za-z0-9'’=^_]|\s*[=+^<>]|\s*\\[a-z])")
+_CLOSED = r"[)\]}>\"'*_`$]*"
+_LETTER = rf"{_WRAPPED}([A-Z]){_CLOSED}"
+_LISTED = rf"(?:both |either |options? |choices? |answers? )*{_WRAPPED}[A-Z]{_CLOSED}(?![A-Za-z'])"
+_LETTERS = rf"{_LISTED}(?:\s*(?:,|/|;)?\s*(?:and|or|nor|&)?\s*{_LISTED})*"
+_ONE = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z'])")
+_MENTION = re.compile(rf"(?<![A-Za-z0-9\\^_.']){_LETTER}(?![A-Za-z0-9'=^_]|\s*[=+^<>]|\s*\\[a-z])")
 # "A pretty girl", "I think": an article and a pronoun, unless such a word follows.
-_FOLLOWING = frozenset(
-    """is was are were be because since as for and or but which that with by from due not seems looks would should could
-    can cannot must may might if when in on at the this it we he she they so then therefore has does fits best correct only
-    although though while where who whose rather instead over than nor neither alone here above below""".split()
-)  # fmt: skip
+_FOLLOWING = re.compile(
+    "is|was|are|were|be|because|since|as|for|and|or|but|which|that|with|by|from|due|not|seems|looks|would|should|could|"
+    "can|cannot|must|may|might|if|when|in|on|at|the|this|it|we|he|she|they|so|then|therefore|has|does|fits|best|correct|"
+    "only|although|though|while|where|who|whose|rather|instead|over|than|nor|neither|alone|here|above|below"
+)
+_VERBS_OF_I = re.compile("would|should|could|can|cannot|must|may|might|was")
 _ARTICLE = re.compile(r"[\"'*_`]*\s+[\"'*_]*([a-z]+)")
 _NAMED = re.compile(
     r"(?i)\b(?:vitamin|hepatitis|type|figure|fig\.|group|plan|class|grade|point|angle|appendix|influenza|protein|stage|"
     r"section|part|table|factor|bacteria|cell|panel|side|set|matrix|team)\s*$"
 )
-_BETWEEN = r"(?:\s+(?:be|is|option|options|choice|choices|answers?|letter|the|correct|right|both|either|it|choose|select|pick|go|with|just|simply|that|as|to|out|only|for))*"
+_BETWEEN = (
+    r"(?:\s+(?:be|is|option|options|choice|choices|answers?|letter|the|correct|right|both|either|it|choose|select|pick|"
+    r"go|with|just|simply|that|as|to|out|only|for))*"
+)
 _DENIED = re.compile(
-    r"(?i:\b(?:not|isn['’]?t|wasn['’]?t|aren['’]?t|can['’]?t|cannot|couldn['’]?t|won['’]?t|wouldn['’]?t|doesn['’]?t|don['’]?t|shouldn['’]?t|"
+    r"(?i:\b(?:not|isn't|wasn't|aren't|can't|cannot|couldn't|won't|wouldn't|doesn't|don't|shouldn't|isnt|cant|"
     r"neither|nor|never|rul(?:es?|ed|ing) out|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)|reject(?:s|ed|ing)?|"
     r"discard(?:s|ed|ing)?|dismiss(?:es|ed|ing)?|instead of|rather than|than|unlike|except|over|"
     r"(?:incorrect|wrong|false)(?: (?:answers?|options?|choices?))?(?: (?:is|are|would be))?:?)"
     rf"{_BETWEEN})\s+(?P<letters>{_LETTERS})"
 )
 _REFUTED = re.compile(
-    rf"(?<![A-Za-z])(?P<letters>{_LETTERS})[,:]?\s*(?i:(?:(?:is|are|was|were|can|could|would|does|do|should|must|will|has|have|looks?|seems?)\s*"
-    r"(?:all |both |also |clearly |therefore |then |simply |just )*(?:n['’]t\b|not\b|incorrect|wrong|false|invalid|impossible|ruled|out\b|eliminated|"
-    r"excluded|rejected|tempting|an?\s+(?:\w+\s+)?(?:distractor|trap|mistake))|cannot\b|can['’]t\b|isn['’]t\b|aren['’]t\b|"
-    r"doesn['’]t\b|don['’]t\b|fails?\b))"
+    rf"(?<![A-Za-z])(?P<letters>{_LETTERS})[,:]?\s*(?i:(?:"
+    r"(?:is|are|was|were|can|could|would|does|do|should|must|will|has|have|looks?|seems?)\s*"
+    r"(?:all |both |also |clearly |therefore |then |simply |just )*"
+    r"(?:n't\b|not\b|incorrect|wrong|false|invalid|impossible|ruled|out\b|eliminated|excluded|rejected|tempting|"
+    r"an?\s+(?:\w+\s+)?(?:distractor|trap|mistake))"
+    r"|cannot\b|can't\b|isn't\b|aren't\b|doesn't\b|don't\b|fails?\b))"
 )
 _AFFIRMED = re.compile(
-    r"(?i:\b(?:answer|option|choice|choose|chose|select|pick|picks|go(?:ing)? with|going for|leav(?:es|ing)(?: us with| only)?|"
-    r"must be|has to be|would be|should be|therefore|thus|hence|so|it['’]s|it is|is|remains|say|prefer|favor)"
-    r"(?:\s+(?:is|are|the|an|it|it['’]s|must|be|option|choice|answer|letter|correct|right|best|most|likely|definitely|clearly|probably|really|actually|surely|now|still|only|sure|for|with|to|that|would|should))*)"
-    rf"[\s:*_=]+{_LETTER}(?![A-Za-z0-9'’=^])"
+    r"(?i:\b(?:answer|option|choice|choose|chose|select|pick|picks|go(?:ing)? with|going for|"
+    r"leav(?:es|ing)(?: us with| only)?|must be|has to be|would be|should be|therefore|thus|hence|so|it's|it is|is|"
+    r"remains|say|prefer|favor)"
+    r"(?:\s+(?:is|are|the|an|it|it's|must|be|option|choice|answer|letter|correct|right|best|most|likely|definitely|"
+    r"clearly|probably|really|actually|surely|now|still|only|sure|for|with|to|that|would|should))*)"
+    rf"[\s:*_=]+{_LETTER}(?![A-Za-z0-9'=^])"
 )
 _PRAISED = re.compile(
-    rf"(?<![A-Za-z0-9]){_LETTER}\s+(?i:(?:is|was|seems|must be|would be|looks)\s+(?:clearly |definitely |therefore |indeed |also |probably |most likely )*"
+    rf"(?<![A-Za-z0-9]){_LETTER}\s+(?i:(?:is|was|seems|must be|would be|looks)\s+"
+    r"(?:clearly |definitely |therefore |indeed |also |probably |most likely )*"
     r"(?:the\s+)?(?:only\s+)?(?:correct|right|best|better|answer|true|most|one|remaining|what))"
 )
 _LABEL = re.compile(
     r"\s*(?:(?i:the|final|correct|best|my|answer|option|choice|is|letter)\b[\s:]*)*"
-    r"(?:[(\[{<]\s*(?P<wrapped>[A-Za-z])\s*[)\]}>]|(?P<marked>[A-Za-z])\s*[.):](?=\s|$|[^A-Za-z])|(?P<alone>[A-Za-z])\s*$|(?P<led>[A-Z])(?=[\s,;–—-]))"
+    r"(?:[(\[{<]\s*(?P<wrapped>[A-Za-z])\s*[)\]}>]|(?P<marked>[A-Za-z])\s*[.):](?=\s|$|[^A-Za-z])"
+    r"|(?P<alone>[A-Za-z])\s*$|(?P<led>[A-Z])(?=[\s,;-]))"
 )
+_REASON = re.compile(r"[\s,;-]*\b(?:because|since|as|for)\b")
+_ANOTHER = re.compile(r"\s*(?:,|/|and\b|or\b|&)\s*(?:and |or )?[(\[]?[A-Z][)\]]?(?![A-Za-z'])")
 _ANNOUNCED = re.compile(
-    r"(?i:\b(?:answer|option|choice|ans)(?:\s+(?:choice|option|letter))?\b(?:\s+(?:to|for|here)\b[^.:\n]{0,60}?)?[*_\"'\s]*"
-    r"(?:\b(?:is|was|would be|should be|must be|has to be|will be)\b[*_]*\s*:?|[:=：]|->|→|[-–—](?=\s)))|答案\s*(?:是|为|：|:)*"
+    r"(?i:\b(?:answer|option|choice|ans)(?:\s+(?:choice|option|letter))?\b"
+    r"(?:\s+(?:to|for|here)\b[^.:\n]{0,60}?)?[*_\"'\s]*"
+    r"(?:\b(?:is|was|would be|should be|must be|has to be|will be)\b[*_]*\s*:?|[:=]|->|→|-(?=\s)))|答案\s*(?:是|为|:)*"
 )
-_NOTHING = re.compile(r"(?i)[\s*_(:]*(?:none|unknown|not sure|unsure|i (?:do not|don['’]t|am not)|cannot be determined|n/?a\b|no answer|neither)")
+_NOTHING = re.compile(
+    r"(?i)[\s*_(:]*(?:none|unknown|not sure|unsure|i (?:do not|don't|am not)|cannot be determined|n/?a\b|no answer|"
+    r"neither)"
+)
+_BOXED_AHEAD = re.compile(r"[\s$*(\[\\]*\\?(?:boxed|fbox)\s*\{|[\s*]*<answer>")
+_PRINTED = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|it|sf|bb)|mbox|boldsymbol|bm|operatorname)\s*\{([^{}]*)\}"
+)
 
 
 def _grade_choice(response: str, answer: str, _: str) -> Grade:
@@ -76,7 +106,7 @@ def chosen(response: str) -> str:
     The last of boxes, tags and announcements that names a letter decides; then a label in front; then what the text
     affirms, last of all the only letter or the last one that it does not deny.
     """
-    response = response.replace("\N{FULLWIDTH COLON}", ":").translate(_WIDE)
+    response = response.translate(_PLAIN_SIGNS)
     response = _SMALL.sub(lambda match: match[0].upper(), response)
     marked = sorted(_marked(response), key=lambda pair: pair[0])
     for _, found in reversed(marked):
@@ -94,11 +124,6 @@ def chosen(response: str) -> str:
     return _argued(text, first=False)
 
 
-_SMALL = re.compile(r"(?<![A-Za-z0-9}])[(\[][a-j][)\]]")
-_REASON = re.compile(r"[\s,;–—-]*\b(?:because|since|as|for)\b")
-_WIDE = {ord(wide): chr(ord(wide) - 0xFEE0) for wide in "ＡＢＣＤＥＦＧＨＩＪ（）［］"} | {ord("【"): "[", ord("】"): "]"}
-
-
 def _marked(response: str) -> Iterator[tuple[int, str]]:
     """(position, letter) of the answers that are marked as such; "-" for one that says there is none."""
     spans = boxes(response)
@@ -109,15 +134,15 @@ def _marked(response: str) -> Iterator[tuple[int, str]]:
     tagged = extract_tagged(response)
     if tagged is not None:
         inner = extract_boxed(tagged)
-        yield response.lower().rindex("<answer>"), _boxed(inner[-1] if inner else tagged) or _argued(_plain(tagged), True)
+        yield (
+            response.lower().rindex("<answer>"),
+            _boxed(inner[-1] if inner else tagged) or _argued(_plain(tagged), True),
+        )
     for match in _ANNOUNCED.finditer(response):
         rest = response[match.end() :].lstrip(" \t*_\n:").partition("\n")[0]
-        if BOXED_AHEAD.match(rest):
+        if _BOXED_AHEAD.match(rest):
             continue
         yield match.start(), _announced(_plain(rest))
-
-
-BOXED_AHEAD = re.compile(r"[\s$*(\[\\]*\\?(?:boxed|fbox)\s*\{|[\s*]*<answer>")
 
 
 def _announced(text: str) -> str:
@@ -125,7 +150,7 @@ def _announced(text: str) -> str:
         return "-"
     open_question = re.match(rf"\s*{_LETTERS}\s*(?:[.!]|$)", text)
     if open_question is not None:
-        listed = list(dict.fromkeys(re.findall(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", open_question[0])))
+        listed = list(dict.fromkeys(_ONE.findall(open_question[0])))
         if len(listed) > 1:
             return "".join(listed)
     label = _LABEL.match(text)
@@ -142,7 +167,7 @@ def _of_label(label: re.Match[str], text: str) -> str:
     start = label.start(label.lastgroup or 0)
     if label["led"] is not None and not _stands(text, start, label.end()):
         return ""
-    if label["led"] is not None and re.match(r"\s*(?:,|/|and\b|or\b|&)\s*(?:and |or )?[(\[]?[A-Z][)\]]?(?![A-Za-z'’])", text[label.end() :]):
+    if label["led"] is not None and _ANOTHER.match(text, label.end()):
         # "A or B", "A and C": both are named.
         return _argued(text, first=True)
     return letter.upper()
@@ -155,7 +180,7 @@ def _boxed(content: str) -> str:
         return ""
     several = re.fullmatch(rf"\s*({_LETTERS})\s*\.?", text)
     if several is not None:
-        return "".join(dict.fromkeys(re.findall(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", several[0])))
+        return "".join(dict.fromkeys(_ONE.findall(several[0])))
     label = _LABEL.match(text)
     letter = _of_label(label, text) if label is not None else ""
     return letter or ("" if re.search(r"[=<>^]", text) else _argued(text, first=True))
@@ -164,9 +189,8 @@ def _boxed(content: str) -> str:
 def _plain(text: str) -> str:
     """Without what prints a letter bold or as text."""
     for _ in range(3):
-        text = re.sub(r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|it|sf|bb)|mbox|boldsymbol|bm|operatorname)\s*\{([^{}]*)\}", r"\1", text)
+        text = _PRINTED.sub(r"\1", text)
     text = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\[,;: !()\[\]]|\\q?quad|[$*`~]|</?[a-z]+>", " ", text)
-    text = re.sub(r"\bO([1-9])\b", r"O\1", text)
     return re.sub(r"(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9{])", " ", text).strip()
 
 
@@ -181,9 +205,9 @@ def _stands(text: str, start: int, end: int) -> bool:
     letter = text[start]
     if letter in "AI":
         following = _ARTICLE.match(text, end)
-        if following is not None and following[1] not in _FOLLOWING:
-            return False
-        if letter == "I" and following is not None and following[1] in ("would", "should", "could", "can", "cannot", "must", "may", "might", "was"):
+        if following is not None and (
+            not _FOLLOWING.fullmatch(following[1]) or (letter == "I" and _VERBS_OF_I.fullmatch(following[1]))
+        ):
             return False
     return _NAMED.search(text[:start]) is None
 
@@ -194,7 +218,7 @@ def _argued(text: str, first: bool) -> str:
     for pattern in (_DENIED, _REFUTED):
         for match in pattern.finditer(text):
             start = match.start("letters")
-            denied |= {start + m.start() for m in re.finditer(r"(?<![A-Za-z])[A-Z](?![A-Za-z'’])", match["letters"])}
+            denied |= {start + m.start() for m in _ONE.finditer(match["letters"])}
     kept = [
         (m.start(1), m[1])
         for m in _MENTION.finditer(text)
@@ -207,9 +231,7 @@ def _argued(text: str, first: bool) -> str:
         both = re.match(rf"\W*({_LETTERS})\W*$", text)
         if both is not None:
             return "".join(dict.fromkeys(letter for _, letter in kept))
-    affirmed = [
-        m for pattern in (_AFFIRMED, _PRAISED) for m in _overlapping(pattern, text) if m.start(1) in places
-    ]
+    affirmed = [m for pattern in (_AFFIRMED, _PRAISED) for m in _overlapping(pattern, text) if m.start(1) in places]
     if affirmed:
         return max(affirmed, key=lambda m: m.start(1))[1] if not first or not _leads(kept, text) else kept[0][1]
     return kept[0][1] if first else kept[-1][1]

@@ -16,7 +16,13 @@ MONTH_FIRST = re.compile(r"\b([A-Za-z]{3,9})\.?\s+(\d{1,2})(?:st|nd|rd|th)?,?\s+
 YEAR_MONTH = re.compile(r"\b(\d{4}),?\s+([A-Za-z]{3,9})\.?\s+(\d{1,2})(?:st|nd|rd|th)?\b")
 DAY_FIRST = re.compile(r"\b(\d{1,2})(?:st|nd|rd|th)?\s+(?:of\s+)?([A-Za-z]{3,9})\.?,?\s+(\d{4})\b")
 # Each pattern with the positions of year, month and day among its groups.
-DATES = ((ISO_DATE, (0, 1, 2)), (US_DATE, (2, 0, 1)), (MONTH_FIRST, (2, 0, 1)), (DAY_FIRST, (2, 1, 0)), (YEAR_MONTH, (0, 1, 2)))
+DATES = (
+    (ISO_DATE, (0, 1, 2)),
+    (US_DATE, (2, 0, 1)),
+    (MONTH_FIRST, (2, 0, 1)),
+    (DAY_FIRST, (2, 1, 0)),
+    (YEAR_MONTH, (0, 1, 2)),
+)
 _WEEKS, _DAYS = r"(?:-?\s*(?:weeks?|wks?|w)\b)", r"(?:-?\s*(?:days?|d)\b)"
 WEEKS_DAYS = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -29,8 +35,6 @@ WEEKS_DAYS = tuple(
 # Only where a pair is asked for: (32, 5), and weeks without days.
 PAIR = re.compile(r"[(\[]?\s*['\"]?(\d{1,3})['\"]?\s*,\s*['\"]?(\d)['\"]?\s*[)\]]?")
 WEEKS_ALONE = re.compile(rf"(\d+){_WEEKS}", re.IGNORECASE)
-
-
 
 
 def _grade_date(response: str, answer: str, _: str) -> Grade:

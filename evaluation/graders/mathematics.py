@@ -57,10 +57,11 @@ def _grade_math(response: str, answer: str, _: str) -> Grade:
 def _located(response: str, answer: str) -> Grade:
     expected = references(answer)
     response = BOX.sub(" ", response)  # one that does not close
-    if isinstance(expected[0], Words):
-        # A name or a word is announced, or the whole response.
-        if any(equal(expected[0], read(words)) for words in announced_words(response) if words.strip()):
-            return Grade(True, "ok")
+    # A name or a word is announced, or the whole response.
+    if isinstance(expected[0], Words) and any(
+        equal(expected[0], read(words)) for words in announced_words(response) if words.strip()
+    ):
+        return Grade(True, "ok")
     value = locate(response)
     return Grade(False, "no_answer") if value is None else _judge(value, answer)
 

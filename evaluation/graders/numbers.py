@@ -16,7 +16,7 @@ NUMBER = re.compile(
     rf"{_START}(?P<sign>(?<![\w)\]}}])[-+]\s?)?(?:"
     rf"(?P<whole>\d+)?\s*\\[dt]?frac\s*\{{\s*(?P<above>{_DECIMAL})\s*\}}\s*\{{\s*(?P<below>{_DECIMAL})\s*\}}"
     r"|(?P<mixed>\d+)\s+(?P<upper>\d+)\s*/\s*(?P<lower>\d+)"
-    rf"|(?P<number>{_DECIMAL})(?P<power>[eE][-+]?\d+(?![\w.])|\s*(?:\\times|\\cdot|[x×*·])\s*10\s*(?:\^\s*\{{?\s*\(?\s*[-+]?\d+|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))?"
+    rf"|(?P<number>{_DECIMAL})(?P<power>[eE][-+]?\d+(?![\w.])|\s*(?:\\times|\\cdot|[x\u00d7*·])\s*10\s*(?:\^\s*\{{?\s*\(?\s*[-+]?\d+|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))?"
     rf"(?:\s*/\s*(?P<divisor>\d+(?:\.\d+)?)(?![\w/]))?)"
 )
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
@@ -63,7 +63,7 @@ def _last_statement(text: str) -> str:
     lines = [line for line in text.splitlines() if _numbers(line)]
     if not lines:
         return ""
-    head, equals, tail = lines[-1].rpartition("=")
+    _, equals, tail = lines[-1].rpartition("=")
     if equals and _numbers(tail):
         return tail.partition("(")[0] if _numbers(tail.partition("(")[0]) else tail
     return lines[-1]
@@ -89,7 +89,7 @@ def _exact(match: re.Match[str]) -> Fraction | None:
         return None if lower == 0 else int(match["mixed"]) + Fraction(int(match["upper"]), lower)
     value = _plain(match["number"])
     if match["power"]:
-        power = re.sub(r"^\s*(?:\\times|\\cdot|[x×*·])\s*10", "", match["power"].translate(_RAISED))
+        power = re.sub(r"^\s*(?:\\times|\\cdot|[x\u00d7*·])\s*10", "", match["power"].translate(_RAISED))
         exponent = re.search(r"[-+]?\d+$", power)
         assert exponent is not None
         if abs(int(exponent[0])) > LARGEST_EXPONENT:

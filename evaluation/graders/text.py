@@ -9,7 +9,6 @@ from common.errors import ConfigError
 from evaluation.graders.contract import Grade, Grader
 from evaluation.graders.extraction import after_thoughts, extract_answer, extract_boxed
 
-
 # What an announced answer goes on with: "Paris, not Lyon", "Paris because ...".
 GOES_ON = re.compile(r"\s*[,;(]?\s*\b(?:not|rather than|instead of|because|since)\b.*", re.DOTALL)
 
@@ -28,10 +27,10 @@ def _grade_exact(response: str, answer: str, _: str) -> Grade:
 def _folded(text: str) -> str:
     """Without case, spaces that part nothing, quotes, bold and a point at the end.
 
-    Letters are composed (NFC): an accent as a sign of its own spells the same word. Nothing else is folded: a full-width
-    digit or a ligature is another text.
+    Letters are composed (NFC): an accent as a sign of its own spells the same word. Nothing else is folded: a
+    full-width digit or a ligature is another text.
     """
-    text = unicodedata.normalize("NFC", text).strip().strip("$*_`\"“”").strip().rstrip(".").strip("$*_`\"“”")
+    text = unicodedata.normalize("NFC", text).strip().strip('$*_`"“”').strip().rstrip(".").strip('$*_`"“”')
     wrapped = re.fullmatch(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\s*\{([^{}]*)\}\.?", text)
     return " ".join((wrapped[1] if wrapped else text).strip().rstrip(".").split()).casefold()
 

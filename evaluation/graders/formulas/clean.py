@@ -1,12 +1,13 @@
 """One spelling for formulas: LaTeX, plain text and Unicode to a small common LaTeX.
 
-The marks of the result: `°` degrees, `%` percent, `∧` and, `∨` or; everything else is LaTeX without sizes, spaces that
-part nothing, currency and delimiters.
+The marks of the result: `°` degrees, `%` percent, AND and OR (the logical signs); everything else is LaTeX without
+sizes, spaces that part nothing, currency and delimiters.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 
 AND, OR, DEGREE = "\N{LOGICAL AND}", "\N{LOGICAL OR}", "\N{DEGREE SIGN}"
@@ -16,12 +17,15 @@ _UNICODE = {
     "\N{FULLWIDTH HYPHEN-MINUS}": "-", "\N{FULLWIDTH PLUS SIGN}": "+", "\N{PLUS-MINUS SIGN}": "\\pm ",
     "\N{MULTIPLICATION SIGN}": "\\cdot ", "\N{DOT OPERATOR}": "\\cdot ", "\N{MIDDLE DOT}": "\\cdot ",
     "\N{DIVISION SIGN}": "/", "\N{FRACTION SLASH}": "/", "\N{DIVISION SLASH}": "/", "\N{INFINITY}": "\\infty ",
-    "\N{GREEK SMALL LETTER PI}": "\\pi ", "\N{LESS-THAN OR EQUAL TO}": "\\le ", "\N{LESS-THAN OR SLANTED EQUAL TO}": "\\le ",
-    "\N{GREATER-THAN OR EQUAL TO}": "\\ge ", "\N{GREATER-THAN OR SLANTED EQUAL TO}": "\\ge ", "\N{NOT EQUAL TO}": "\\ne ",
+    "\N{GREEK SMALL LETTER PI}": "\\pi ",
+    "\N{LESS-THAN OR EQUAL TO}": "\\le ", "\N{LESS-THAN OR SLANTED EQUAL TO}": "\\le ",
+    "\N{GREATER-THAN OR EQUAL TO}": "\\ge ", "\N{GREATER-THAN OR SLANTED EQUAL TO}": "\\ge ",
+    "\N{NOT EQUAL TO}": "\\ne ",
     "\N{ALMOST EQUAL TO}": "\\approx ", "\N{ELEMENT OF}": "\\in ", "\N{UNION}": "\\cup ", "\N{INTERSECTION}": "\\cap ",
     "\N{SET MINUS}": "\\setminus ", "\N{EMPTY SET}": "\\emptyset ", "\N{DOUBLE-STRUCK CAPITAL R}": "\\mathbb{R}",
     "\N{DOUBLE-STRUCK CAPITAL Z}": "\\mathbb{Z}", "\N{DOUBLE-STRUCK CAPITAL N}": "\\mathbb{N}",
-    "\N{FULLWIDTH COMMA}": ",", "\N{IDEOGRAPHIC COMMA}": ",", "\N{FULLWIDTH SEMICOLON}": ";", "\N{FULLWIDTH COLON}": ":",
+    "\N{FULLWIDTH COMMA}": ",", "\N{IDEOGRAPHIC COMMA}": ",", "\N{FULLWIDTH SEMICOLON}": ";",
+    "\N{FULLWIDTH COLON}": ":",
     "\N{FULLWIDTH LEFT PARENTHESIS}": "(", "\N{FULLWIDTH RIGHT PARENTHESIS}": ")", "\N{FULLWIDTH PERCENT SIGN}": "%",
     "\N{FULLWIDTH EQUALS SIGN}": "=", "\N{MASCULINE ORDINAL INDICATOR}": DEGREE, "\N{RING OPERATOR}": DEGREE,
     "\N{RIGHT SINGLE QUOTATION MARK}": "'", "\N{PRIME}": "'", "\N{DOUBLE PRIME}": "''", "\N{ZERO WIDTH SPACE}": "",
@@ -31,16 +35,16 @@ _UNICODE = {
     "\N{VULGAR FRACTION TWO THIRDS}": "\\frac{2}{3}", "\N{VULGAR FRACTION ONE FIFTH}": "\\frac{1}{5}",
     "\N{VULGAR FRACTION ONE EIGHTH}": "\\frac{1}{8}",
 }  # fmt: skip
-_GREEK = dict(
-    zip("αβγδεζηθικλμνξρστυφχψω",
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
-        .split(), strict=True)
-)  # fmt: skip
+_GREEK = {
+    letter: unicodedata.name(letter).removeprefix("GREEK SMALL LETTER ").lower().replace("lamda", "lambda")
+    for letter in map(chr, range(ord("\N{GREEK SMALL LETTER ALPHA}"), ord("ω") + 1))
+    if letter not in "\N{GREEK SMALL LETTER FINAL SIGMA}\N{GREEK SMALL LETTER OMICRON}"
+}
 _TABLE = str.maketrans(
     {
         **_UNICODE,
         **{letter: f"\\{name} " for letter, name in _GREEK.items()},
-        **{digit: str(value) for value, digit in enumerate("０１２３４５６７８９")},
+        **{digit: str(value) for value, digit in ((chr(0xFF10 + n), n) for n in range(10))},
     }
 )
 _RAISED = {**{digit: str(value) for value, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}, "⁻": "-", "⁺": "+"}
@@ -140,9 +144,7 @@ def clean(text: str) -> str:
 def _scripts(text: str, table: dict[str, str], mark: str) -> str:
     if not any(letter in text for letter in table):
         return text
-    return re.sub(
-        f"[{''.join(table)}]+", lambda run: f"{mark}{{{''.join(table[letter] for letter in run[0])}}}", text
-    )
+    return re.sub(f"[{''.join(table)}]+", lambda run: f"{mark}{{{''.join(table[letter] for letter in run[0])}}}", text)
 
 
 def _text(match: re.Match[str]) -> str:

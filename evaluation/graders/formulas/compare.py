@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 from evaluation.graders.formulas import symbolic
-from evaluation.graders.formulas.clean import OR, folded
-from evaluation.graders.formulas.scalars import Scalar, ratio_of_units, scalar
+from evaluation.graders.formulas.clean import folded
 from evaluation.graders.formulas.sets import as_set, describes_set, equal_sets
 from evaluation.graders.formulas.structure import (
     Builder,
@@ -21,15 +18,12 @@ from evaluation.graders.formulas.structure import (
     Term,
     Value,
     Words,
-    read,
     spread,
     structure,
 )
+from evaluation.graders.formulas.terms import equal_terms, parts_of
 
-# A decimal of fewer places or digits is no rounding of an exact value.
-PLACES, SIGNIFICANT = 6, 4
 _DECIMAL_COMMA = re.compile(r"([-+]?)(?:(\d+),(\d\d)|(0),(\d+))")
-_DEGREES_INSIDE = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z]).*\d\s*°")
 _LETTER_UNIT = re.compile(r"(.*\d\}?) ([mshgLlNJWVAKCF])(?:\s*\^\s*\{?[23]\}?)?")
 
 
@@ -53,7 +47,7 @@ def equal(reference: Value, found: Value) -> bool:
     if isinstance(reference, Group) or isinstance(found, Group):
         return _equal_groups(reference, found) or _equal_readings(reference, found)
     assert isinstance(reference, Term) and isinstance(found, Term)
-    return _equal_terms(reference, found) or _equal_readings(reference, found)
+    return equal_terms(reference, found) or _equal_readings(reference, found)
 
 
 def _same_sets(reference: Value, found: Value) -> bool:
@@ -86,94 +80,7 @@ def _equal_words(reference: Value, found: Value) -> bool:
     return texts[0] == texts[1] != ""
 
 
-# --- single terms
-
-
-def _equal_terms(reference: Term, found: Term) -> bool:
-    factor = ratio_of_units(found.unit, reference.unit)
-    if factor is None:
-        return False
-    if reference.number is not None and found.number is not None:
-        return _equal_numbers(reference.number, found.number, factor)
-    a, b = (_parts(term) for term in (reference, found))
-    if a[0] is None or b[0] is None:
-        return False
-    first, second = a[0], b[0]
-    if factor != 1:
-        second = second * symbolic.to_sympy(factor)
-    return any(
-        symbolic.same(x, y) for x, y in _scaled(first, a[1], second, b[1])
-    ) or _rounded(reference, found, first, second)
-
-
-@lru_cache(maxsize=4096)
-def _parts(term: Term) -> tuple[Any, str]:
-    """The expression of a term, and "%", "°" or "" for what stands behind it."""
-    number = term.number
-    if number is not None:
-        return symbolic.to_sympy(number.value), "%" if number.percent else "°" if number.degrees else ""
-    body, mark = term.body, ""
-    if _DEGREES_INSIDE.search(body):
-        body = re.sub(r"(\d+(?:\.\d+)?)\s*°", r"(\\frac{\1\\pi}{180})", body)
-    if body.endswith(("%", "°")):
-        body, mark = body[:-1].strip(), body[-1]
-    body = body.replace("°", "")
-    return symbolic.expression(body), mark
-
-
-def _scaled(first: Any, mark: str, second: Any, other: str) -> list[tuple[Any, Any]]:
-    """10% is 10 and 0.1; 180° is 180 and pi."""
-    import sympy
-
-    pairs = [(first, second)]
-    if mark != other:
-        for sign, unit in (("%", sympy.Rational(1, 100)), ("°", sympy.pi / 180)):
-            if mark == sign:
-                pairs.append((first * unit, second))
-            if other == sign:
-                pairs.append((first, second * unit))
-    return pairs
-
-
-def _equal_numbers(reference: Scalar, found: Scalar, factor: Fraction) -> bool:
-    if reference.clock and found.clock:
-        return reference.value == found.value
-    if reference.clock or found.clock:
-        return False
-    if reference.base != found.base and reference.base is not None:
-        # 2516 answers 2516_8: the question names the base.
-        if found.base is None:
-            return reference.digits == found.digits
-    value = found.value * factor
-    if reference.value == value:
-        return True
-    if reference.percent != found.percent:
-        percent, other = (reference.value, value) if reference.percent else (value, reference.value)
-        if percent == 100 * other:
-            return True
-    if reference.degrees != found.degrees:
-        return False
-    return _rounds(reference, found, value) or _rounds(found, reference, reference.value)
-
-
-def _rounds(exact: Scalar, decimal: Scalar, value: Fraction) -> bool:
-    """Whether a decimal is a fraction, rounded: never an integer or another decimal."""
-    if exact.places is not None or exact.digits or not _long(decimal):
-        return False
-    assert decimal.places is not None
-    return exact.value.denominator != 1 and symbolic.rounds(exact.value, value, decimal.places)
-
-
-def _long(number: Scalar) -> bool:
-    return number.places is not None and number.places >= PLACES and number.significant >= SIGNIFICANT
-
-
-def _rounded(reference: Term, found: Term, first: Any, second: Any) -> bool:
-    for term, value in ((reference, second), (found, first)):
-        if term.number is not None and _long(term.number) and not value.free_symbols:
-            assert term.number.places is not None
-            return symbolic.close(value, term.number.value, term.number.places)
-    return False
+# --- readings
 
 
 def _equal_readings(reference: Value, found: Value) -> bool:
@@ -230,12 +137,12 @@ def _constant(value: Value) -> bool:
     """Whether a value is a number, however it is written."""
     if not isinstance(value, Term):
         return False
-    found = _parts(value)[0]
+    found = parts_of(value)[0]
     return found is not None and not found.free_symbols
 
 
 def _names(relation: Relation, of_reference: bool) -> bool:
-    """Whether a relation only gives a value a name, "x = 5", "f(2) = 3", "x \\in S"; an equation to be solved does not."""
+    """Whether a relation only names a value, "x = 5", "f(2) = 3", "x \\in S"; an equation to be solved does not."""
     if not relation.signs:
         return True
     if any(sign not in ("=", "\\approx", "\\in") for sign in relation.signs):
@@ -265,7 +172,9 @@ def _is_name(value: Value, of_reference: bool) -> bool:
     if of_reference:
         bare = re.sub(r"\\frac\{([A-Za-z\s]*)\}\{([A-Za-z\s]*)\}", r"\1\2", bare)
         return not re.search(r"\d|\\(?:frac|sqrt|sin|cos|tan|log|ln)", bare)
-    if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", bare)) and not re.search(r"\\(?:alpha|beta|gamma|theta)", bare):
+    if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", bare)) and not re.search(
+        r"\\(?:alpha|beta|gamma|theta)", bare
+    ):
         return True
     # a^2 + b^2 = 25 names a value, x^2 - 12 = 0, 3x + 4y = 14 and 2x = 10 are equations.
     bare = re.sub(r"\^\s*(?:\{\s*-?\d+\s*\}|\d)", "", bare)
@@ -293,7 +202,9 @@ def _both_relations(reference: Relation, found: Relation) -> bool:
             return True
         turned = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
         back = list(zip(reference.sides, reversed(found.sides), strict=True))
-        if [turned.get(s, s) for s in reversed(found.signs)] == list(reference.signs) and all(equal(a, b) for a, b in back):
+        if [turned.get(s, s) for s in reversed(found.signs)] == list(reference.signs) and all(
+            equal(a, b) for a, b in back
+        ):
             return True
     return _same_sets(reference, found)
 
@@ -310,7 +221,7 @@ def _difference(relation: Relation) -> Any:
     """left - right of a relation of two expressions."""
     if len(relation.sides) != 2 or relation.signs[0] in ("\\in", "\\notin", "\\approx"):
         return None
-    sides = [_parts(side)[0] if isinstance(side, Term) else None for side in relation.sides]
+    sides = [parts_of(side)[0] if isinstance(side, Term) else None for side in relation.sides]
     import sympy
 
     if any(side is None or isinstance(side, sympy.MatrixBase) or side.has(sympy.oo) for side in sides):
@@ -410,17 +321,13 @@ def _equal_matrices(reference: Value, found: Value) -> bool:
     if isinstance(reference, Matrix) and isinstance(found, Matrix):
         shapes = [[len(row) for row in matrix.rows] for matrix in (reference, found)]
         return shapes[0] == shapes[1] and all(
-            equal(a, b)
-            for rows in zip(reference.rows, found.rows, strict=True)
-            for a, b in zip(*rows, strict=True)
+            equal(a, b) for rows in zip(reference.rows, found.rows, strict=True) for a, b in zip(*rows, strict=True)
         )
     matrix, other = (reference, found) if isinstance(reference, Matrix) else (found, reference)
     assert isinstance(matrix, Matrix)
     if isinstance(other, Term):
         values = symbolic.expression(matrix.text), symbolic.expression(other.body)
-        return values[0] is not None and values[1] is not None and symbolic.same(
-            *(value.doit() for value in values)
-        )
+        return values[0] is not None and values[1] is not None and symbolic.same(*(value.doit() for value in values))
     if not isinstance(other, Group) or other.opened not in ("(", "\\langle", "["):
         return False
     # A column or a row against (1, 2, 3).
@@ -439,9 +346,7 @@ def _equal_ratios(reference: Value, found: Value) -> bool:
         if any(isinstance(part, Term) and part.number and part.number.value == 0 for side in parts for part in side):
             return all(equal(a, b) for a, b in zip(*parts, strict=True))  # 12:00
         # a : b is c : d if a d = b c.
-        return all(
-            _equal_products(parts[0][0], parts[1][i], parts[1][0], parts[0][i]) for i in range(1, len(parts[0]))
-        )
+        return all(_equal_products(parts[0][0], parts[1][i], parts[1][0], parts[0][i]) for i in range(1, len(parts[0])))
     ratio, other = (reference, found) if parts[0] is not None else (found, reference)
     assert isinstance(ratio, Ratio)
     if len(ratio.parts) != 2 or not isinstance(other, Term):
@@ -451,7 +356,7 @@ def _equal_ratios(reference: Value, found: Value) -> bool:
 
 
 def _equal_products(a: Value, b: Value, c: Value, d: Value) -> bool:
-    found = [_parts(value)[0] if isinstance(value, Term) else None for value in (a, b, c, d)]
+    found = [parts_of(value)[0] if isinstance(value, Term) else None for value in (a, b, c, d)]
     if any(value is None for value in found):
         return False
     return symbolic.same(found[0] * found[1], found[2] * found[3])

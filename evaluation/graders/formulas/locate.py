@@ -1,7 +1,7 @@
 """Where an answer stands in text without a box, tags or an announcement that stands alone.
 
-math-verify's patterns say where ("the final answer is ...", "Answer: ...", the last formula or number of the text); what
-stands there is read by this package and by nothing that evaluates text.
+math-verify's patterns say where ("the final answer is ...", "Answer: ...", the last formula or number of the text);
+what stands there is read by this package and by nothing that evaluates text.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from evaluation.graders.formulas import symbolic
 from evaluation.graders.formulas.structure import Group, Term, Value, Words, read
 
 _EXPONENT = re.compile(
-    r"\s*(?:[eE][-+]?\d+|(?:\\times|\\cdot|[×x*·])\s*10\s*(?:\^\s*(?:\{\s*[-+]?\d+\s*\}|\(?[-+]?\d+\)?)|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))"
+    r"\s*(?:[eE][-+]?\d+|(?:\\times|\\cdot|[\u00d7x*·])\s*10\s*(?:\^\s*(?:\{\s*[-+]?\d+\s*\}|\(?[-+]?\d+\)?)|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))"
 )
 # What math-verify's patterns for numbers leave out behind one.
 _BEHIND = (_EXPONENT, re.compile(r"\s*/\s*\d+(?![\d.])|:\d\d(?:\s*[ap]\.?m\b\.?)?|_\{?\w{1,3}\}?"))
 _ANNOUNCED = re.compile(r"(?i:\banswer(?:\s+(?:is|would be|must be)\b(?!\s+not\b)\s*:?|\s*:))\s*")
 # Where the words behind an announced formula begin.
-_PROSE = re.compile(r"[,;.]\s|[.,;]?\s+\(?(?:because|since|as|so|which|for|in|that|where|when|with|if|by|per|i\.e|I)\b|\.?$")
+_PROSE = re.compile(
+    r"[,;.]\s|[.,;]?\s+\(?(?:because|since|as|so|which|for|in|that|where|when|with|if|by|per|i\.e|I)\b|\.?$"
+)
 _WORD = re.compile(r"(?<!\\)\b(?!sqrt|sin|cos|tan|log|ln|pi|and|or|infinity)[A-Za-z]{2,}")
 _SUFFIX = re.compile(r"(?:^|\s)(?=[(\[\\]|[A-Za-z]\b)")
 SHORT = 80

@@ -23,17 +23,22 @@ _EXPONENT = re.compile(
     r"|(?:10\s*\^\s*(?:\{\s*([-+]?\d+)\s*\}|([-+]?\d+)))"
 )
 _PART = rf"[-+]?(?:{_DIGITS})"
-_FRACTION = re.compile(rf"\\frac\{{\s*({_PART})\s*\}}\{{\s*({_PART})\s*\}}|({_PART}|\({_PART}\))\s*/\s*({_PART}|\({_PART}\))")
+_FRACTION = re.compile(
+    rf"\\frac\{{\s*({_PART})\s*\}}\{{\s*({_PART})\s*\}}|({_PART}|\({_PART}\))\s*/\s*({_PART}|\({_PART}\))"
+)
 _MIXED = re.compile(
     r"(\d+|\d{1,3}(?:,\d{3})+)(?:\s*\+?\s*\\frac\{\s*(\d+)\s*\}\{\s*(\d+)\s*\}|(?:\s+|\s*\+\s*|\s*-\s*(?=\d+/))(\d+)\s*/\s*(\d+))"
 )
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 _BASE = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*(?:\{\s*\(?(?:\\text\{)?(\w+)\}?\)?\s*\}|(\d))")
-_BASES = dict(
-    two=2, binary=2, three=3, four=4, five=5, six=6, seven=7, eight=8, octal=8, nine=9, ten=10, decimal=10, eleven=11,
-    twelve=12, thirteen=13, fourteen=14, fifteen=15, sixteen=16, hexadecimal=16, hex=16,
-)  # fmt: skip
-_ANGLE = re.compile(rf"({_DIGITS})\s*{DEGREE}\s*(\d+(?:\.\d+)?)\s*(?:'|\^\{{?\\prime\}}?)(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?")
+_BASES = {
+    "binary": 2, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "octal": 8, "nine": 9,
+    "ten": 10, "decimal": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
+    "hexadecimal": 16, "hex": 16,
+}  # fmt: skip
+_ANGLE = re.compile(
+    rf"({_DIGITS})\s*{DEGREE}\s*(\d+(?:\.\d+)?)\s*(?:'|\^\{{?\\prime\}}?)(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?"
+)
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:\\text\{)?\s*([ap])\.?\s*m\b\.?\}?", re.IGNORECASE)
 _SIGN = re.compile(r"[-+\s]*")
 _WORD_UNIT = r"[A-Za-zµΩ]+\.?"
@@ -42,7 +47,8 @@ _UNIT = re.compile(
     r"(?P<marked>(?:\s*[/\\]?(?:cdot)?\s*\\text\{[^{}]*\}\s*(?:\^\s*\{?\s*-?\d\s*\}?)?)+)$"
     rf"|(?<=[\d}})%]) ?(?P<tight>(?:[munkcd]m|kg|mg|lbs?|oz|ft|in|yd|hrs?|mins?|secs?|ms|mph|kph|m[lL]|cents?|USD|EUR)"
     r"(?:\s*\^\s*\{?\s*[23]\s*\}?|\s*/\s*[a-z]+)?)$"
-    rf"|(?<=[\d}})%]) (?P<words>(?:(?:[A-Za-z]{{3,}}|sq|cu)\.?)(?:[ /](?:per |{_WORD_UNIT}))*(?:{_WORD_UNIT})?(?:\s*\^\s*\{{?\s*[23]\s*\}}?)?)$"
+    rf"|(?<=[\d}})%]) (?P<words>(?:(?:[A-Za-z]{{3,}}|sq|cu)\.?)(?:[ /](?:per |{_WORD_UNIT}))*(?:{_WORD_UNIT})?"
+    rf"(?:\s*\^\s*\{{?\s*[23]\s*\}}?)?)$"
 )
 # Multiples of one dimension's first unit; of two units from here, only the value in the same unit counts as equal.
 _DIMENSIONS: tuple[dict[str, Fraction], ...] = tuple(

@@ -20,7 +20,13 @@ def describes_set(value: Value) -> bool:
         if value.opened in ("", "(") and value.items and all(_condition(item) for item in value.items):
             return True
         return _interval(value)
-    return isinstance(value, Term) and value.text in ("\\emptyset", "\\mathbb{R}", "\\mathbb{Z}", "\\mathbb{N}", "\\mathbb{Q}")
+    return isinstance(value, Term) and value.text in (
+        "\\emptyset",
+        "\\mathbb{R}",
+        "\\mathbb{Z}",
+        "\\mathbb{N}",
+        "\\mathbb{Q}",
+    )
 
 
 def _condition(value: Value) -> bool:

@@ -91,9 +91,11 @@ _SIGNS = re.compile(r"\\(?:le|ge|ne|approx|in|notin)(?![A-Za-z])|<|>|=")
 _SET_SIGNS = ("\\cup", "\\cap", "\\setminus")
 _BUILDER = re.compile(r"\s*([A-Za-z])\s*(?:\\in\s+([^|:]*?))?\s*(?:\\mid(?![A-Za-z])|:|\|)(.*)", re.DOTALL)
 _PAIRS = {"(": ")]", "[": ")]", "\\{": ("\\}",), "\\langle": ("\\rangle",), "]": "[]", "{": "}"}
-_WORD = re.compile(r"[A-Za-z][A-Za-z'’.-]*(?:[ -]+[A-Za-z'’.-]+)*")
+_WORD = re.compile(r"[A-Za-z][A-Za-z'\u2019.-]*(?:[ -]+[A-Za-z'\u2019.-]+)*")
 _LEAD = re.compile(r"(?:\\text\{[^{}]*\}\s*)+(?=[^\s^_=<>\\}]|\\(?!text|le|ge|ne|in))")
-_SAYS = re.compile(r"\b(?:is|are|be|equals?|answer|value|total|about|approximately|exactly|x)\b\s*:?\s*\}\s*$|[:=]\s*\}\s*$")
+_SAYS = re.compile(
+    r"\b(?:is|are|be|equals?|answer|value|total|about|approximately|exactly|x)\b\s*:?\s*\}\s*$|[:=]\s*\}\s*$"
+)
 
 
 @lru_cache(maxsize=8192)
@@ -139,7 +141,7 @@ def _words(text: str) -> Words | None:
         return None
     if text == "":
         return Words(text, False)
-    if _WORD.fullmatch(text) and max(map(len, re.findall(r"[A-Za-z]+", text))) >= 3 or folded(text) in ("no", "up"):
+    if (_WORD.fullmatch(text) and max(map(len, re.findall(r"[A-Za-z]+", text))) >= 3) or folded(text) in ("no", "up"):
         return Words(text, False)
     return None
 
@@ -216,7 +218,6 @@ def _relation(text: str) -> Relation | None:
     pieces = _pieces(text, marks)
     if len(pieces) < 2:
         return None
-    pieces = [pieces[0], *[piece for piece in pieces[1:]]]
     if not pieces[0][0]:  # "= 5"
         pieces = pieces[1:]
         if len(pieces) == 1:

@@ -245,14 +245,14 @@ def _numeric(value: Any, digits: int) -> Any:
     import sympy
 
     found = value.evalf(digits)
-    return found if isinstance(found, sympy.Number) or (found.is_number and not found.has(sympy.nan, sympy.zoo)) else None
+    return (
+        found if isinstance(found, sympy.Number) or (found.is_number and not found.has(sympy.nan, sympy.zoo)) else None
+    )
 
 
 def _points(symbols: list[Any]) -> Iterator[dict[Any, Any]]:
     for row in _POINTS:
-        yield {
-            symbol: to_sympy(row[index % len(row)] + index // len(row)) for index, symbol in enumerate(symbols)
-        }
+        yield {symbol: to_sympy(row[index % len(row)] + index // len(row)) for index, symbol in enumerate(symbols)}
 
 
 def _same_functions(first: Any, second: Any, symbols: list[Any]) -> bool:

@@ -28,7 +28,13 @@ def spellings(value: Fraction) -> list[str]:
     found = [f"{sign}\\frac{{{above}}}{{{below}}}", f"{sign}{above}/{below}", f"\\frac{{{sign}{above}}}{{{below}}}",
              f"{sign}\\dfrac{{{3 * above}}}{{{3 * below}}}"]  # fmt: skip
     if below == 1:
-        found += [f"{sign}{above}", f"{sign}{above:,}", f"{sign}{above}.0", f"{sign}{above}\\text{{ cm}}", f"x = {sign}{above}"]
+        found += [
+            f"{sign}{above}",
+            f"{sign}{above:,}",
+            f"{sign}{above}.0",
+            f"{sign}{above}\\text{{ cm}}",
+            f"x = {sign}{above}",
+        ]
         found += [f"{sign}{above}e2".replace("e2", "e0"), f"{sign}{above} \\times 10^{{0}}"]
     elif above > below:
         found += [f"{sign}{above // below}\\frac{{{above % below}}}{{{below}}}"]
@@ -52,7 +58,7 @@ def _primes(number: int) -> list[int]:
     return found
 
 
-rationals = st.builds(Fraction, st.integers(-10**6, 10**6), st.integers(1, 60))
+rationals = st.builds(Fraction, st.integers(-(10**6), 10**6), st.integers(1, 60))
 
 
 @EXAMPLES
@@ -108,7 +114,9 @@ def test_a_long_decimal_is_a_fraction_if_it_is_its_rounding(places, above, below
 
 
 @EXAMPLES
-@given(low=st.integers(-50, 50), size=st.integers(1, 50), ends=st.sampled_from(["()", "(]", "[)", "[]"]), data=st.data())
+@given(
+    low=st.integers(-50, 50), size=st.integers(1, 50), ends=st.sampled_from(["()", "(]", "[)", "[]"]), data=st.data()
+)
 def test_an_interval_is_its_inequality_and_its_set(low, size, ends, data):
     high = low + size
     less = {"(": "<", "[": "\\le", ")": "<", "]": "\\leq"}

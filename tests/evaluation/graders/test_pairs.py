@@ -32,7 +32,9 @@ def test_every_pair_gets_its_verdict(name):
 
 @pytest.mark.timeout(600)
 def test_a_box_gets_the_same_verdict_from_both_graders():
-    pairs = [p for p in read_pairs("mathematics") if p["response"].startswith("\\boxed{") and p["response"].endswith("}")]
+    pairs = [
+        p for p in read_pairs("mathematics") if p["response"].startswith("\\boxed{") and p["response"].endswith("}")
+    ]
     assert len(pairs) > 100
     with GradingPool(workers=2, timeout_seconds=TIMEOUT_SECONDS) as pool:
         found = pool.grade_many([(p["response"], p["answer"], "boxed") for p in pairs])
