@@ -15,6 +15,7 @@ _PLAIN_SIGNS = {
     **{ord(sign): "-" for sign in "\N{EN DASH}\N{EM DASH}"},
     **{ord("\N{RIGHT SINGLE QUOTATION MARK}"): "'", ord("【"): "[", ord("】"): "]"},
 }
+_TAG_LETTER = re.compile(r"^\s*<([A-Za-z])>\s*$")
 _SMALL = re.compile(r"(?<![A-Za-z0-9}])[(\[][a-j][)\]]")
 
 # --- what stands around a letter
@@ -22,8 +23,8 @@ _SMALL = re.compile(r"(?<![A-Za-z0-9}])[(\[][a-j][)\]]")
 _WRAPPED = r"[(\[{<\"'*_`$]*"
 _CLOSED = r"[)\]}>\"'*_`$]*"
 _LETTER = rf"{_WRAPPED}([A-Z]){_CLOSED}"
-_LISTED = rf"(?:both |either |options? |choices? |answers? )*{_WRAPPED}[A-Z]{_CLOSED}(?![A-Za-z'])"
-_LETTERS = rf"{_LISTED}(?:\s*(?:,|/|;)?\s*(?:and|or|nor|&)?\s*{_LISTED})*"
+_LISTED = rf"(?:(?i:both|either|options?|choices?|answers?) )*{_WRAPPED}[A-Z]{_CLOSED}(?![A-Za-z'])"
+_LETTERS = rf"{_LISTED}(?:\s*(?:,|/)?\s*(?:and|or|nor|&)?\s*{_LISTED})*"
 _ONE = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z'])")
 _MENTION = re.compile(rf"(?<![A-Za-z0-9\\^_.']){_LETTER}(?![A-Za-z0-9'=^_]|\s*[=+^<>]|\s*\\[a-z])")
 # "A pretty girl", "I think": an article and a pronoun, unless such a word follows.
@@ -68,7 +69,7 @@ _AFFIRMED = re.compile(
 _PRAISED = re.compile(
     rf"(?<![A-Za-z0-9]){_LETTER}\s+(?i:(?:is|was|seems|must be|would be|looks)\s+"
     r"(?:clearly |definitely |therefore |indeed |also |probably |most likely )*"
-    r"(?:the\s+)?(?:only\s+)?(?:correct|right|best|better|answer|true|most|one|remaining|what))"
+    r"(?:the\s+)?(?:only\s+)?(?:correct|right|best|better|answer|true|most|one|remaining|what)|is(?=\s*[.!]?\s*$))"
 )
 _LABEL = re.compile(
     r"\s*(?:(?i:the|final|correct|best|my|answer|option|choice|is|letter)\b[\s:]*)*"
@@ -86,6 +87,9 @@ _NOTHING = re.compile(
     r"(?i)[\s*_(:]*(?:none|unknown|not sure|unsure|i (?:do not|don't|am not)|cannot be determined|n/?a\b|no answer|"
     r"neither)"
 )
+_REVISED = re.compile(r"(?i)\b(?:actually|wait|correction|scratch that|on second thought|on reflection)\b[,:.!]?")
+# Small letters stand for options only where an answer is announced: "the answer is c, since ...".
+_SMALL_LED = re.compile(r"[\s:(\[]*([b-hj])[)\]]?(?:\s*[,;]|\s+(?:because|since|as|for|and not|not|rather)\b)")
 _BOXED_AHEAD = re.compile(r"[\s$*(\[\\]*\\?(?:boxed|fbox)\s*\{|[\s*]*<answer>")
 _PRINTED = re.compile(
     r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|it|sf|bb)|mbox|boldsymbol|bm|operatorname)\s*\{([^{}]*)\}"
@@ -106,7 +110,7 @@ def chosen(response: str) -> str:
     The last of boxes, tags and announcements that names a letter decides; then a label in front; then what the text
     affirms, last of all the only letter or the last one that it does not deny.
     """
-    response = response.translate(_PLAIN_SIGNS)
+    response = _TAG_LETTER.sub(r"(\1)", response.translate(_PLAIN_SIGNS))
     response = _SMALL.sub(lambda match: match[0].upper(), response)
     marked = sorted(_marked(response), key=lambda pair: pair[0])
     for _, found in reversed(marked):
@@ -115,6 +119,11 @@ def chosen(response: str) -> str:
         if found:
             return found
     text = _plain(_without_boxes(response))
+    if re.fullmatch(r"(?i)\W*n/a\W*", text):
+        return ""
+    listed = _listed(text)
+    if len(listed) > 1:
+        return listed
     leading = _LABEL.match(text)
     if leading is not None:
         letter = _of_label(leading, text)
@@ -148,17 +157,28 @@ def _marked(response: str) -> Iterator[tuple[int, str]]:
 def _announced(text: str) -> str:
     if _NOTHING.match(text):
         return "-"
-    open_question = re.match(rf"\s*{_LETTERS}\s*(?:[.!]|$)", text)
-    if open_question is not None:
-        listed = list(dict.fromkeys(_ONE.findall(open_question[0])))
-        if len(listed) > 1:
-            return "".join(listed)
+    for revised in reversed(list(_REVISED.finditer(text))):
+        letter = _argued(text[revised.end() :], first=True)
+        if letter:
+            return letter
+    listed = _listed(re.split(r"[.!](?:\s|$)", text, maxsplit=1)[0])
+    if len(listed) > 1:
+        return listed
+    small = _SMALL_LED.match(text)
+    if small is not None:
+        return small[1].upper()
     label = _LABEL.match(text)
     if label is not None:
         letter = _of_label(label, text)
         if letter:
             return letter
     return _argued(text, first=True)
+
+
+def _listed(text: str) -> str:
+    """The letters of a text that is nothing but a list of them: "A or B"."""
+    found = re.fullmatch(rf"\W*({_LETTERS})\W*", text)
+    return "".join(dict.fromkeys(_ONE.findall(found[1]))) if found is not None else ""
 
 
 def _of_label(label: re.Match[str], text: str) -> str:
@@ -178,9 +198,9 @@ def _boxed(content: str) -> str:
     text = _plain(content)
     if re.search(r"\\[A-Za-z]", text):
         return ""
-    several = re.fullmatch(rf"\s*({_LETTERS})\s*\.?", text)
-    if several is not None:
-        return "".join(dict.fromkeys(_ONE.findall(several[0])))
+    listed = _listed(text)
+    if listed:
+        return listed
     label = _LABEL.match(text)
     letter = _of_label(label, text) if label is not None else ""
     return letter or ("" if re.search(r"[=<>^]", text) else _argued(text, first=True))
@@ -218,7 +238,10 @@ def _argued(text: str, first: bool) -> str:
     for pattern in (_DENIED, _REFUTED):
         for match in pattern.finditer(text):
             start = match.start("letters")
-            denied |= {start + m.start() for m in _ONE.finditer(match["letters"])}
+            places = [start + m.start() for m in _ONE.finditer(match["letters"])]
+            # "Not A, C is right": what is praised behind the first letter is not denied with it.
+            praised = {m.start(1) for m in _overlapping(_PRAISED, text)} if pattern is _DENIED else set()
+            denied |= {place for index, place in enumerate(places) if index == 0 or place not in praised}
     kept = [
         (m.start(1), m[1])
         for m in _MENTION.finditer(text)
@@ -227,10 +250,8 @@ def _argued(text: str, first: bool) -> str:
     if not kept:
         return ""
     places = {place for place, _ in kept}
-    if first and len({letter for _, letter in kept}) > 1:
-        both = re.match(rf"\W*({_LETTERS})\W*$", text)
-        if both is not None:
-            return "".join(dict.fromkeys(letter for _, letter in kept))
+    if first and len(_listed(text)) > 1:
+        return "".join(dict.fromkeys(letter for _, letter in kept))
     affirmed = [m for pattern in (_AFFIRMED, _PRAISED) for m in _overlapping(pattern, text) if m.start(1) in places]
     if affirmed:
         return max(affirmed, key=lambda m: m.start(1))[1] if not first or not _leads(kept, text) else kept[0][1]

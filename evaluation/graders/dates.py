@@ -10,11 +10,13 @@ from evaluation.graders.contract import Grade, Grader
 from evaluation.graders.extraction import after_thoughts, extract_answer
 
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
-ISO_DATE = re.compile(r"\b(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})\b")
-US_DATE = re.compile(r"\b(\d{1,2})[-/.](\d{1,2})[-/.](\d{4})\b")
-MONTH_FIRST = re.compile(r"\b([A-Za-z]{3,9})\.?\s+(\d{1,2})(?:st|nd|rd|th)?,?\s+(\d{4})\b")
+ISO_DATE = re.compile(r"\b(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?!\d)")
+COMPACT = re.compile(r"(?<!\d)(\d{4})(\d\d)(\d\d)(?!\d)")
+CHINESE = re.compile(r"(\d{4})\s*年\s*(\d{1,2})\s*月\s*(\d{1,2})\s*日")
+US_DATE = re.compile(r"\b(\d{1,2})[-/.](\d{1,2})[-/.](\d{4}|\d{2})(?![\d/.-]*\d)")
+MONTH_FIRST = re.compile(r"\b([A-Za-z]{3,9})\.?[\s/-]+(\d{1,2})(?:st|nd|rd|th)?,?[\s/-]+(\d{4})\b")
 YEAR_MONTH = re.compile(r"\b(\d{4}),?\s+([A-Za-z]{3,9})\.?\s+(\d{1,2})(?:st|nd|rd|th)?\b")
-DAY_FIRST = re.compile(r"\b(\d{1,2})(?:st|nd|rd|th)?\s+(?:of\s+)?([A-Za-z]{3,9})\.?,?\s+(\d{4})\b")
+DAY_FIRST = re.compile(r"\b(\d{1,2})(?:st|nd|rd|th)?[\s/-]+(?:of\s+)?([A-Za-z]{3,9})\.?,?[\s/-]+(\d{4})\b")
 # Each pattern with the positions of year, month and day among its groups.
 DATES = (
     (ISO_DATE, (0, 1, 2)),
@@ -22,6 +24,8 @@ DATES = (
     (MONTH_FIRST, (2, 0, 1)),
     (DAY_FIRST, (2, 1, 0)),
     (YEAR_MONTH, (0, 1, 2)),
+    (CHINESE, (0, 1, 2)),
+    (COMPACT, (0, 1, 2)),
 )
 _WEEKS, _DAYS = r"(?:-?\s*(?:weeks?|wks?|w)\b)", r"(?:-?\s*(?:days?|d)\b)"
 WEEKS_DAYS = tuple(
@@ -34,6 +38,7 @@ WEEKS_DAYS = tuple(
 )
 # Only where a pair is asked for: (32, 5), and weeks without days.
 PAIR = re.compile(r"[(\[]?\s*['\"]?(\d{1,3})['\"]?\s*,\s*['\"]?(\d)['\"]?\s*[)\]]?")
+SUM = re.compile(r"(?<![\d.+])(\d{1,2})\s*\+\s*([0-6])(?:\s*/\s*7)?(?![\d.+])")
 WEEKS_ALONE = re.compile(rf"(\d+){_WEEKS}", re.IGNORECASE)
 
 
@@ -61,6 +66,9 @@ def _pair(text: str, announced: bool) -> tuple[int, ...] | None:
     pairs = [PAIR.fullmatch(text.strip())] if announced else list(PAIR.finditer(text))
     if pairs and pairs[-1] is not None:
         return int(pairs[-1][1]), int(pairs[-1][2])
+    sums = list(SUM.finditer(text))
+    if sums:
+        return int(sums[-1][1]), int(sums[-1][2])
     weeks = list(WEEKS_ALONE.finditer(text))
     return (int(weeks[-1][1]), 0) if weeks else None
 
@@ -79,6 +87,8 @@ def _date(text: str) -> tuple[int, ...] | None:
                 month = str(MONTHS.index(name) + 1)
             elif pattern is US_DATE and int(month) > 12 >= int(day):
                 month, day = day, month
+            if len(year) == 2:
+                year = f"20{year}"
             try:
                 date_type(int(year), int(month), int(day))
             except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Any
 
 from common.errors import ConfigError
 from evaluation.graders.contract import Grade, Grader
@@ -132,11 +133,13 @@ def _grade_reference(response: str, answer: str, _: str) -> Grade:
         raise ConfigError("answer: the reference answer is empty; drop the problem or give its answer")
     if not boxes(response):
         return Grade(False, "no_answer")
-    formulas = [LatexExtractionConfig()]
+    # `parse` takes None for no time limit and any sequence of kinds; its annotations do not say so.
+    formulas: Any = [LatexExtractionConfig()]
+    untimed: Any = None
     delimited = any(mark in answer for mark in ("$", "\\boxed", "\\(", "\\["))
     try:
-        expected = math_verify.parse(answer if delimited else f"${answer}$", formulas, parsing_timeout=None)  # type: ignore[arg-type]
-        found = math_verify.parse(response[boxes(response)[0][0] :], formulas, parsing_timeout=None)  # type: ignore[arg-type]
+        expected = math_verify.parse(answer if delimited else f"${answer}$", formulas, parsing_timeout=untimed)
+        found = math_verify.parse(response[boxes(response)[0][0] :], formulas, parsing_timeout=untimed)
         return Grade(bool(math_verify.verify(expected, found, timeout_seconds=None, raise_on_error=True)), "ok")
     except Exception:
         return Grade(False, "error")

@@ -8,19 +8,31 @@ from fractions import Fraction
 from common.errors import ConfigError
 from evaluation.graders.contract import Grade, Grader
 from evaluation.graders.extraction import after_thoughts, extract_answer
+from evaluation.graders.formulas import symbolic
+from evaluation.graders.formulas.structure import Term, read
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # Not the digits of names, subscripts and powers: CHA2DS2-VASc, x_1, m^2.
-_START = r"(?<![A-Za-z0-9_^.])(?<!_\{)(?<!\^\{)"
+_START = r"(?<![A-Za-z0-9_^.])(?<!_\{)(?<!\^\{)(?<![A-Za-z]/)"
+_TEN = r"\s*(?:\\times|\\cdot|[x\u00d7*·])\s*10\s*(?:\^\s*\{?\s*\(?\s*[-+]?\d+|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
 NUMBER = re.compile(
     rf"{_START}(?P<sign>(?<![\w)\]}}])[-+]\s?)?(?:"
     rf"(?P<whole>\d+)?\s*\\[dt]?frac\s*\{{\s*(?P<above>{_DECIMAL})\s*\}}\s*\{{\s*(?P<below>{_DECIMAL})\s*\}}"
     r"|(?P<mixed>\d+)\s+(?P<upper>\d+)\s*/\s*(?P<lower>\d+)"
-    rf"|(?P<number>{_DECIMAL})(?P<power>[eE][-+]?\d+(?![\w.])|\s*(?:\\times|\\cdot|[x\u00d7*·])\s*10\s*(?:\^\s*\{{?\s*\(?\s*[-+]?\d+|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))?"
-    rf"(?:\s*/\s*(?P<divisor>\d+(?:\.\d+)?)(?![\w/]))?)"
+    r"|(?P<base>\d+(?:\.\d+)?)\s*\^\s*[{(]*\s*(?P<exponent>[-+]?\d+)"
+    rf"|(?P<number>{_DECIMAL})(?P<power>[eE][-+]?\d+(?![\w.])|{_TEN})?"
+    r"(?:\s*/\s*(?P<divisor>\d+(?:\.\d+)?)(?![\w/]))?)"
 )
+# "17.1 - 18.9" are two numbers; \frac34 is one.
+_FROM_TO = re.compile(r"(?<=[\d%])\s+-\s+(?=[\d.])")
+_SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{(\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))")
+# What a formula holds that is more than a number.
+_FORMULA = re.compile(r"\\(?:sqrt|pi|sin|cos|tan|ln|log|cdot|times)|√|π|\d\s*[+*!^]")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 LARGEST_EXPONENT = 10_000
+# Python reads no integer of more; nobody's answer has them.
+LONGEST_DIGITS = 4_000
+DIGITS = 50
 
 
 def _grade_numeric(response: str, answer: str, argument: str) -> Grade:
@@ -52,10 +64,21 @@ def _value(response: str) -> Fraction | None:
         return numbers[-1] if numbers else None
     # A boxed or announced answer leads with its number: "5.2 mg/dL in 24 h".
     for part in reversed(re.split(r"(?<![<>!])=|≈|\\approx|\\simeq", found)):
+        computed = _computed(part) if _FORMULA.search(part) else None
+        if computed is not None:
+            return computed
         numbers = _numbers(part)
         if numbers:
             return numbers[0]
     return None
+
+
+def _computed(text: str) -> Fraction | None:
+    """The value of a formula, 2\\sqrt{3} or 3 + 4, to fifty digits; None where it is none."""
+    value = read(text)
+    if not isinstance(value, Term):
+        return None
+    return value.number.value if value.number is not None else symbolic.approximate(value.body, DIGITS)
 
 
 def _last_statement(text: str) -> str:
@@ -72,6 +95,7 @@ def _last_statement(text: str) -> str:
 def _numbers(text: str) -> list[Fraction]:
     text = text.replace("\\,", "").replace("\\!", "").replace("\\%", "%").replace("{,}", ",")
     text = text.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-").replace("\\left", "").replace("\\right", "")
+    text = _SHORT_FRACTION.sub(r"\\frac{\1\2}{\3\4}", _FROM_TO.sub(" , ", text))
     found = []
     for match in NUMBER.finditer(text):
         value = _exact(match)
@@ -81,20 +105,26 @@ def _numbers(text: str) -> list[Fraction]:
 
 
 def _exact(match: re.Match[str]) -> Fraction | None:
+    if len(match[0]) > LONGEST_DIGITS:
+        return None
     if match["above"]:
         below = _plain(match["below"])
         return None if below == 0 else int(match["whole"] or 0) + _plain(match["above"]) / below
     if match["mixed"]:
         lower = int(match["lower"])
         return None if lower == 0 else int(match["mixed"]) + Fraction(int(match["upper"]), lower)
+    if match["base"]:
+        number, exponent = Fraction(match["base"]), int(match["exponent"])
+        if abs(exponent) > LARGEST_EXPONENT // len(match["base"]) or (number == 0 and exponent < 0):
+            return None
+        return number**exponent
     value = _plain(match["number"])
     if match["power"]:
         power = re.sub(r"^\s*(?:\\times|\\cdot|[x\u00d7*·])\s*10", "", match["power"].translate(_RAISED))
-        exponent = re.search(r"[-+]?\d+$", power)
-        assert exponent is not None
-        if abs(int(exponent[0])) > LARGEST_EXPONENT:
+        exponent = int(power.lstrip("eE^{( \t\n"))
+        if abs(exponent) > LARGEST_EXPONENT:
             return None
-        value *= Fraction(10) ** int(exponent[0])
+        value *= Fraction(10) ** exponent
     if match["divisor"]:
         divisor = Fraction(match["divisor"])
         return None if divisor == 0 else value / divisor
@@ -106,8 +136,8 @@ def _plain(digits: str) -> Fraction:
 
 
 def _check_tolerance(argument: str) -> None:
-    if argument:
-        float(argument)
+    if argument and Fraction(argument) < 0:
+        raise ConfigError(f"takes a relative tolerance of 0 or more, found {argument!r}")
 
 
 numeric = Grader("numeric", _grade_numeric, version=2, check=_check_tolerance)

@@ -9,8 +9,9 @@ from common.errors import ConfigError
 from evaluation.graders.contract import Grade, Grader
 from evaluation.graders.extraction import after_thoughts, extract_answer, extract_boxed
 
+_AROUND = "$*_`'\"\u201c\u201d"
 # What an announced answer goes on with: "Paris, not Lyon", "Paris because ...".
-GOES_ON = re.compile(r"\s*[,;(]?\s*\b(?:not|rather than|instead of|because|since)\b.*", re.DOTALL)
+GOES_ON = re.compile(r"\s*[,;(]?\s*\b(?:not|rather than|instead of|because|since)\b.*|!+\s*$", re.DOTALL)
 
 
 def _grade_exact(response: str, answer: str, _: str) -> Grade:
@@ -30,7 +31,7 @@ def _folded(text: str) -> str:
     Letters are composed (NFC): an accent as a sign of its own spells the same word. Nothing else is folded: a
     full-width digit or a ligature is another text.
     """
-    text = unicodedata.normalize("NFC", text).strip().strip('$*_`"“”').strip().rstrip(".").strip('$*_`"“”')
+    text = unicodedata.normalize("NFC", text).strip().strip(_AROUND).strip().rstrip(".").strip(_AROUND)
     wrapped = re.fullmatch(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\s*\{([^{}]*)\}\.?", text)
     return " ".join((wrapped[1] if wrapped else text).strip().rstrip(".").split()).casefold()
 

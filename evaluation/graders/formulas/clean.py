@@ -58,14 +58,16 @@ _MATRIX = re.compile(r"\\(begin|end)\s*\{(?:[pbBV]|small|dc)?matrix\*?\}")
 _ARRAY = re.compile(
     r"[\[(]?\s*\\begin\{array\}\s*(?:\{[^{}]*\})?((?:(?!\\end\{array\}).)*)\\end\{array\}\s*[\])]?", re.DOTALL
 )
-_LETTER_UNITS = frozenset("mshgLlNJWVAKCF")
+_LETTER_UNITS = frozenset("mshgLlNJWVAKCFMTHS")
+_BEFORE_UNIT = re.compile(r"(?:[\d}°]|\\circ)\s*$")
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|log|ln|exp"
 # In this order; each finds what the ones before it left.
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\$", ""),
-        (r"[€£¥₹]", ""),
+        (r"[€£¥₹]|\\(?:pounds|euro|yen)(?![A-Za-z])", ""),
+        (r"\\num\s*\{([^{}]*)\}|\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{[^{}]*\}", r"\1\2"),
         (r"\$", " "),
         (r"(?<!\\)\\[\[\]()]", " "),
         (r"\\(?:m?left|m?right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
@@ -79,6 +81,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
         (r"\\(?:leqslant|leqq|leq|le)(?![A-Za-z])|<=|=<", r"\\le "),
         (r"\\(?:geqslant|geqq|geq|ge)(?![A-Za-z])|>=|=>", r"\\ge "),
         (r"\\not\s*=|\\(?:neq|ne)(?![A-Za-z])|!=", r"\\ne "),
@@ -159,8 +162,10 @@ def _text(match: re.Match[str]) -> str:
         return "%"
     if bare in ("degree", "degrees", "^\\circ"):
         return DEGREE
-    if content in _LETTER_UNITS and re.search(r"[\d}]\s*$", match.string[: match.start()]):
+    if content in _LETTER_UNITS and _BEFORE_UNIT.search(match.string[: match.start()]):
         return f"\\text{{{content}}}"
+    if match.string[match.end() :].lstrip().startswith("_") and re.fullmatch(r"[0-9A-Za-z]*\d[0-9A-Za-z]*", content):
+        return content  # 1A_{16}
     if re.fullmatch(r"[A-Za-z]|[-+]?[\d.,/]*\d", content) or "\\" in content:
         return f" {content} " if content[0].isdigit() else content
     if bare in ("sin", "cos", "tan", "sec", "csc", "cot", "log", "ln", "exp", "arcsin", "arccos", "arctan"):

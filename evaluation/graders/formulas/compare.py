@@ -24,7 +24,12 @@ from evaluation.graders.formulas.structure import (
 from evaluation.graders.formulas.terms import equal_terms, parts_of
 
 _DECIMAL_COMMA = re.compile(r"([-+]?)(?:(\d+),(\d\d)|(0),(\d+))")
-_LETTER_UNIT = re.compile(r"(.*\d\}?) ([mshgLlNJWVAKCF])(?:\s*\^\s*\{?[23]\}?)?")
+_SYMBOL = (
+    r"(?:[kcmMGnpµ]?(?:m|s|g|L|l|N|J|W|V|A|K|C|F|T|H|S|Hz|Pa|eV|mol|rad)|h|hr|min|yr|AU|pc|atm|M)"
+    r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?"
+)
+_SYMBOLS = rf"{_SYMBOL}(?:\s*(?:/|\\cdot|\s)\s*{_SYMBOL})*"
+_LETTER_UNIT = re.compile(rf"(.*\d\}}?)(?: {_SYMBOLS}| ?\\frac\{{{_SYMBOLS}\}}\{{{_SYMBOLS}\}})")
 
 
 def equal(reference: Value, found: Value) -> bool:
@@ -36,7 +41,7 @@ def equal(reference: Value, found: Value) -> bool:
     if isinstance(reference, Relation) or isinstance(found, Relation):
         return _equal_relations(reference, found)
     if describes_set(reference) or describes_set(found):
-        if _same_sets(reference, found):
+        if _same_sets(_united(reference, found), _united(found, reference)):
             return True
         if isinstance(reference, SetTerm | Builder) or isinstance(found, SetTerm | Builder):
             return False
@@ -55,6 +60,14 @@ def _same_sets(reference: Value, found: Value) -> bool:
         return False
     sets = as_set(reference), as_set(found)
     return sets[0] is not None and sets[1] is not None and equal_sets(sets[0], sets[1])
+
+
+def _united(value: Value, other: Value) -> Value:
+    """Intervals in a row, "(0, 1) and (2, 3)", as their union where the other side writes one."""
+    if not isinstance(value, Group) or value.opened or len(value.items) < 2:
+        return value
+    united = isinstance(other, SetTerm) and other.sign == "\\cup" and all(map(describes_set, value.items))
+    return SetTerm(value.text, "\\cup", value.items) if united else value
 
 
 def _same_text(reference: Value, found: Value) -> bool:
@@ -221,9 +234,9 @@ def _difference(relation: Relation) -> Any:
     """left - right of a relation of two expressions."""
     if len(relation.sides) != 2 or relation.signs[0] in ("\\in", "\\notin", "\\approx"):
         return None
-    sides = [parts_of(side)[0] if isinstance(side, Term) else None for side in relation.sides]
     import sympy
 
+    sides: list[Any] = [parts_of(side)[0] if isinstance(side, Term) else None for side in relation.sides]
     if any(side is None or isinstance(side, sympy.MatrixBase) or side.has(sympy.oo) for side in sides):
         return None
     return sides[0] - sides[1]
@@ -250,6 +263,7 @@ def _same_relation(sign: str, first: Any, other: str, second: Any) -> bool:
 
 
 def _equal_groups(reference: Value, found: Value) -> bool:
+    reference, found = _alone(reference), _alone(found)
     expected, given = (_items(value) for value in (reference, found))
     ordered = any(_is_tuple(value) for value in (reference, found))
     brackets = [_ends(value) for value in (reference, found)]
@@ -265,6 +279,13 @@ def _equal_groups(reference: Value, found: Value) -> bool:
         # x = 1, y = 2 against 1, 2.
         return len(expected) == len(given) and all(equal(a, b) for a, b in zip(expected, given, strict=True))
     return _matched(_distinct(expected), _distinct(given))
+
+
+def _alone(value: Value) -> Value:
+    """The tuple of a set that holds nothing else."""
+    if not isinstance(value, Group) or value.opened != "\\{" or len(value.items) != 1:
+        return value
+    return value.items[0] if _is_tuple(value.items[0]) else value
 
 
 def _items(value: Value) -> tuple[Value, ...]:
@@ -339,15 +360,15 @@ def _equal_matrices(reference: Value, found: Value) -> bool:
 
 
 def _equal_ratios(reference: Value, found: Value) -> bool:
-    parts = [value.parts if isinstance(value, Ratio) else None for value in (reference, found)]
-    if parts[0] is not None and parts[1] is not None:
-        if len(parts[0]) != len(parts[1]):
+    if isinstance(reference, Ratio) and isinstance(found, Ratio):
+        first, second = reference.parts, found.parts
+        if len(first) != len(second):
             return False
-        if any(isinstance(part, Term) and part.number and part.number.value == 0 for side in parts for part in side):
-            return all(equal(a, b) for a, b in zip(*parts, strict=True))  # 12:00
+        if any(isinstance(part, Term) and part.number and part.number.value == 0 for part in (*first, *second)):
+            return all(equal(a, b) for a, b in zip(first, second, strict=True))  # 12:00
         # a : b is c : d if a d = b c.
-        return all(_equal_products(parts[0][0], parts[1][i], parts[1][0], parts[0][i]) for i in range(1, len(parts[0])))
-    ratio, other = (reference, found) if parts[0] is not None else (found, reference)
+        return all(_equal_products(first[0], second[i], second[0], first[i]) for i in range(1, len(first)))
+    ratio, other = (reference, found) if isinstance(reference, Ratio) else (found, reference)
     assert isinstance(ratio, Ratio)
     if len(ratio.parts) != 2 or not isinstance(other, Term):
         return False
@@ -356,7 +377,7 @@ def _equal_ratios(reference: Value, found: Value) -> bool:
 
 
 def _equal_products(a: Value, b: Value, c: Value, d: Value) -> bool:
-    found = [parts_of(value)[0] if isinstance(value, Term) else None for value in (a, b, c, d)]
+    found: list[Any] = [parts_of(value)[0] if isinstance(value, Term) else None for value in (a, b, c, d)]
     if any(value is None for value in found):
         return False
     return symbolic.same(found[0] * found[1], found[2] * found[3])

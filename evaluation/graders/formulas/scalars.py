@@ -15,6 +15,8 @@ from evaluation.graders.formulas.clean import DEGREE
 
 # 10^n is written out up to here; beyond, the symbolic side takes over.
 LARGEST_EXPONENT = 20_000
+# Python reads no integer of many more digits.
+LONGEST = 4_000
 
 _DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _PLAIN = re.compile(rf"(?:{_DIGITS})")
@@ -39,7 +41,7 @@ _BASES = {
 _ANGLE = re.compile(
     rf"({_DIGITS})\s*{DEGREE}\s*(\d+(?:\.\d+)?)\s*(?:'|\^\{{?\\prime\}}?)(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?"
 )
-_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:\\text\{)?\s*([ap])\.?\s*m\b\.?\}?", re.IGNORECASE)
+_CLOCK = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)?\s*(?:\\text\{\s*)?\s*([ap])\.?\s*m\b\.?\}?", re.IGNORECASE)
 _SIGN = re.compile(r"[-+\s]*")
 _WORD_UNIT = r"[A-Za-zµΩ]+\.?"
 _UNIT = re.compile(
@@ -72,7 +74,8 @@ class Scalar:
     """A number as it is written.
 
     value: of the digits, without percent and degrees. places: of a decimal, else None. base: its base, if one is named;
-    `value` is then the value in that base and `digits` the digits. minutes: of a time of day with am or pm.
+    `value` is then the value in that base and `digits` the digits. clock: a time of day with am or pm, its value in
+    seconds; `digits` is the hour where no minutes are written.
     """
 
     value: Fraction
@@ -111,14 +114,15 @@ def scalar(text: str) -> Scalar | None:
     clock = _CLOCK.fullmatch(text)
     if clock is not None:
         hours = int(clock[1]) % 12 + (12 if clock[4] in "pP" else 0)
-        return Scalar(Fraction(hours * 3600 + int(clock[2]) * 60 + int(clock[3] or 0)), clock=True)
+        seconds = hours * 3600 + int(clock[2] or 0) * 60 + int(clock[3] or 0)
+        return Scalar(Fraction(seconds), digits="" if clock[2] else clock[1], clock=True)
     sign = _SIGN.match(text)
     assert sign is not None
     negative = sign[0].count("-") % 2 == 1
     body = text[sign.end() :].strip()
     while body.startswith("{") and body.endswith("}") and "{" not in body[1:-1]:
         body = body[1:-1].strip()
-    if len(body) > LARGEST_EXPONENT:
+    if len(body) > LONGEST:
         return None
     percent, degrees = body.endswith("%"), body.endswith(DEGREE)
     if percent or degrees:

@@ -20,13 +20,7 @@ def describes_set(value: Value) -> bool:
         if value.opened in ("", "(") and value.items and all(_condition(item) for item in value.items):
             return True
         return _interval(value)
-    return isinstance(value, Term) and value.text in (
-        "\\emptyset",
-        "\\mathbb{R}",
-        "\\mathbb{Z}",
-        "\\mathbb{N}",
-        "\\mathbb{Q}",
-    )
+    return isinstance(value, Term) and (value.text == "\\emptyset" or value.text.startswith("\\mathbb{"))
 
 
 def _condition(value: Value) -> bool:
@@ -35,6 +29,13 @@ def _condition(value: Value) -> bool:
 
 def _interval(value: Group) -> bool:
     return len(value.items) == 2 and value.opened in ("(", "[", "]") and value.closed in (")", "]", "[")
+
+
+def _signed(*marks: str) -> list[str]:
+    """How the positive or the negative real numbers are written."""
+    return [f"\\mathbb{{R}}{at}{mark}" for mark in marks for at in "^_"] + [
+        f"\\mathbb{{R}}{at}{{{mark}}}" for mark in marks for at in "^_"
+    ]
 
 
 @lru_cache(maxsize=2048)
@@ -55,6 +56,10 @@ def _as_set(value: Value) -> Any:
         named = {
             "\\emptyset": sympy.S.EmptySet, "\\mathbb{R}": sympy.S.Reals, "\\mathbb{Z}": sympy.S.Integers,
             "\\mathbb{N}": sympy.S.Naturals, "\\mathbb{Q}": sympy.S.Rationals,
+            **dict.fromkeys(_signed("+", ">0"), sympy.Interval.open(0, sympy.oo)),
+            **dict.fromkeys(_signed("-", "<0"), sympy.Interval.open(-sympy.oo, 0)),
+            **dict.fromkeys(_signed("\\ge 0"), sympy.Interval(0, sympy.oo)),
+            **dict.fromkeys(("\\mathbb{Z}^+", "\\mathbb{Z}^{+}", "\\mathbb{Z}_{>0}"), sympy.S.Naturals),
         }  # fmt: skip
         return named.get(value.text)
     if isinstance(value, SetTerm):

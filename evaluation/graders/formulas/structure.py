@@ -256,19 +256,18 @@ def _bracketed(text: str) -> Value | None:
         built = _BUILDER.fullmatch(inner)
         if built is not None and _SIGNS.search(built[3]):
             domain = structure(built[2]) if built[2] else None
-            conditions = structure(built[3])
-            listed = isinstance(conditions, Group) and not conditions.opened
-            return Builder(text, built[1], domain, conditions.items if listed else (conditions,))
+            found = structure(built[3])
+            conditions = found.items if isinstance(found, Group) and not found.opened else (found,)
+            return Builder(text, built[1], domain, conditions)
     elif opened != "\\langle" and opened != "]" and closing(text, 0) != len(text) - 1:
         return None
     if not inner.strip():
         return Group(text, opened, closed, ())
     content = structure(inner)
-    row = isinstance(content, Group) and not content.opened
-    if opened == "]" and not row:
-        return None
-    if row:
+    if isinstance(content, Group) and not content.opened:
         return Group(text, opened, closed, content.items, content.joint)
+    if opened == "]":
+        return None
     if opened == "(" or opened == "{":
         return content
     return Group(text, opened, closed, (content,))

@@ -57,8 +57,9 @@ def expression(text: str) -> Any:
     exact = {number: sympy.Rational(str(number)) for number in found.atoms(sympy.Float)}
     if exact:
         found = found.xreplace(exact)
-    bound = {symbol for part in found.atoms(sympy.Sum, sympy.Product) for symbol in part.bound_symbols}
-    imaginary = {s: sympy.I for s in found.free_symbols if s.name == "i" and s not in bound}
+    repeated: Any = found.atoms(sympy.Sum, sympy.Product)
+    bound = {symbol for part in repeated for symbol in part.bound_symbols}
+    imaginary = {s: sympy.I for s in found.free_symbols if str(s) == "i" and s not in bound}
     return found.xreplace(imaginary) if imaginary else found
 
 
@@ -68,8 +69,9 @@ def _suspicious(text: str) -> bool:
             return True
         before = text[: match.start()]
         # f(x) and a(b+c) are formulas, a call of a longer name is not.
-        if re.search(r"(?<!\\)[A-Za-z]{2,}$", before + match[0][0]) and not re.search(r"\\[A-Za-z]+$", before):
-            return len(re.search(r"[A-Za-z]+$", before + match[0][0])[0]) > 3  # type: ignore[index]
+        name = re.search(r"(?<!\\)[A-Za-z]{2,}$", before + match[0][0])
+        if name is not None and not re.search(r"\\[A-Za-z]+$", before):
+            return len(name[0]) > 3
     return False
 
 
@@ -167,6 +169,7 @@ def _evaluated(expr: Any) -> tuple[Any, bool]:
         return to_sympy(value), False
     if isinstance(expr, sympy.Sum | sympy.Product | sympy.Integral | sympy.Limit | sympy.Derivative):
         return expr.doit(), False
+    kind: Any = expr.func
     parts = [_evaluated(argument) for argument in expr.args]
     arguments = [part for part, _ in parts]
     long = any(flag for _, flag in parts) or (
@@ -177,7 +180,7 @@ def _evaluated(expr: Any) -> tuple[Any, bool]:
     )
     if isinstance(expr, sympy.UnevaluatedExpr):
         return arguments[0], long
-    return (expr.func(*arguments, evaluate=False) if long else expr.func(*arguments)), long
+    return (kind(*arguments, evaluate=False) if long else kind(*arguments)), long
 
 
 def same(first: Any, second: Any) -> bool:
@@ -304,14 +307,31 @@ def proportional(first: Any, second: Any) -> int | None:
     return sign if isinstance(ratio, sympy.Basic) else None
 
 
-def close(value: Any, decimal: Fraction, places: int) -> bool:
-    """Whether a decimal of so many places is a value that is not one, rounded or cut off."""
+def approximate(text: str, digits: int) -> Fraction | None:
+    """The value of a cleaned formula without variables to so many digits; None where it is none that is real."""
     import sympy
 
-    near = _numeric(evaluated(value), max(30, places + 20))
-    if near is None or not near.is_real:
-        return False
-    return rounds(Fraction(str(sympy.Rational(str(near)))), decimal, places)
+    found = expression(text)
+    if not isinstance(found, sympy.Expr) or found.free_symbols:
+        return None
+    exact = rational(found)
+    return exact if exact is not None else _fraction(_numeric(evaluated(found), digits))
+
+
+def _fraction(near: Any) -> Fraction | None:
+    """A float of sympy's; None for one that is not real or too long to write out."""
+    import sympy
+
+    if near is None or not near.is_real or (near != 0 and abs(sympy.log(abs(near), 2).evalf(5)) > BITS):
+        return None
+    exact: Any = sympy.Rational(near)
+    return Fraction(int(exact.p), int(exact.q))
+
+
+def close(value: Any, decimal: Fraction, places: int) -> bool:
+    """Whether a decimal of so many places is a value that is not one, rounded or cut off."""
+    near = _fraction(_numeric(evaluated(value), max(30, places + 20)))
+    return near is not None and rounds(near, decimal, places)
 
 
 def rounds(value: Fraction, decimal: Fraction, places: int) -> bool:

@@ -66,7 +66,8 @@ def _equal_numbers(reference: Scalar, found: Scalar, factor: Fraction) -> bool:
     if reference.clock and found.clock:
         return reference.value == found.value
     if reference.clock or found.clock:
-        return False
+        # 6 answers 6 p.m., as it does 6 cm.
+        return reference.digits == found.digits != ""
     if reference.base is not None and found.base is None:
         # 2516 answers 2516_8: the question names the base.
         return reference.digits == found.digits
