@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import ConfigError
 from common.files import files_digest
+from common.hub import refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,11 +41,14 @@ def model_directory(path: str, revision: str | None, eos: str | None, view: Path
         view: where to put links to the model's files and corrected copies of the configuration.
 
     Raises:
-        ConfigError: `eos` is not one token of the model's vocabulary.
+        ConfigError: `eos` is not one token of the model's vocabulary; the model is gated, private or not there.
     """
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        directory = fetch(path, revision)
+        try:
+            directory = fetch(path, revision)
+        except Exception as error:  # the client raises errors of several libraries
+            raise refusal(error, path, "model", revision) or error from error
     return directory if eos is None else _end_turns_with(directory, eos, view)
 
 

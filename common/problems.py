@@ -1,19 +1,84 @@
-"""What makes two rows ask the same problem."""
+"""What makes two rows ask the same problem, and the turns of a chat as a table holds them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from common.errors import ConfigError
 
+INSTRUCTIONS = ("system", "developer")  # they say how to answer, not what is asked
+# Characters without a shape (zero-width spaces, joiners, marks of direction): a copy of a problem may have others.
+_INVISIBLE = re.compile(
+    "[" + "".join(re.escape(chr(c)) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) == "Cf") + "]+"
+)
 
-def problem_key(messages: Sequence[dict[str, str]]) -> bytes:
-    """16 bytes of what a chat asks: a digest of its first user message, blind to case and white space.
 
+def plain(text: str) -> str:
+    """`text` without what a copy may change unseen: case, white space, Unicode's compatibility and invisible forms."""
+    if not text.isascii():
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    return " ".join(text.split()).casefold()
+
+
+def problem_key(messages: Sequence[Mapping[str, Any]]) -> bytes:
+    """16 bytes of what a row asks: a digest of all its turns before the last answer, as `plain` text.
+
+    System and developer messages do not count: the same question under another instruction is the same problem.
     Raises ConfigError for a chat without a user message.
     """
-    text = next((message["content"] for message in messages if message["role"] == "user"), None)
-    if text is None:
+    *_, (whole, _) = _questions(messages)
+    return whole
+
+
+def asked_keys(messages: Sequence[Mapping[str, Any]]) -> set[bytes]:
+    """Keys of every problem that a row asks: of each answered turn the whole history before it, and its question alone.
+
+    A row that answers a benchmark's problem anywhere has that problem's `problem_key` among them. Raises ConfigError
+    for a chat without a user message.
+    """
+    return {key for pair in _questions(messages) for key in pair}
+
+
+def _questions(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[bytes, bytes]]:
+    """(key of the history, key of the last user message) before each answer, or at the end of a prompt."""
+    history, last, found = hashlib.sha256(), b"", False
+    for place, message in enumerate(messages):
+        role = message["role"]
+        if role in INSTRUCTIONS:
+            continue
+        if role == "assistant" and last:
+            found = True
+            yield history.digest()[:16], last
+        text = plain(message["content"] or "").encode()
+        if calls := message.get("tool_calls"):
+            text += (calls if isinstance(calls, str) else dump(calls)).encode()
+        if role == "user":
+            last = hashlib.sha256(text).digest()[:16]
+        first_question = role == "user" and not any(m["role"] not in INSTRUCTIONS for m in messages[:place])
+        history.update(text if first_question else b"\x1e%s\x1f%s" % (role.encode(), text))
+    if not last:
         raise ConfigError("messages: no user message; each row asks something")
-    return hashlib.sha256(" ".join(text.split()).casefold().encode()).digest()[:16]
+    if not found or messages[-1]["role"] != "assistant":
+        yield history.digest()[:16], last
+
+
+def dump(value: Any) -> str:
+    """The JSON text that tables hold of a nested value; its keys keep their order, which templates print."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A chat as templates take it, from a table: without the fields that a turn lacks, `tool_calls` as a list."""
+    found = []
+    for message in messages:
+        turn = {name: value for name, value in message.items() if value is not None}
+        if isinstance(turn.get("tool_calls"), str):
+            turn["tool_calls"] = json.loads(turn["tool_calls"])
+        found.append(turn)
+    return found

@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from common.errors import ConfigError
-from common.files import text_digest
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,24 +94,6 @@ def _is_module(path: str) -> bool:
         return importlib.util.find_spec(path) is not None
     except ModuleNotFoundError:
         return False
-
-
-def code_digest(path: str) -> str | None:
-    """sha256 of the text of the user's module that a dotted path leads to; None for a name, and for our own modules.
-
-    A user's code is part of what identifies a result; ours bumps versions.
-    """
-    module = path.partition(":")[0]
-    if "." not in path and ":" not in path:
-        return None
-    if not _is_module(module):
-        module = module.rpartition(".")[0]
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        return None
-    file = Path(spec.origin).resolve()
-    ours = any(file.is_relative_to(ROOT / package) for package in PACKAGES)
-    return None if ours else text_digest(file.read_text())
 
 
 PACKAGES = (

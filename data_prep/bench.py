@@ -25,6 +25,7 @@ from common.errors import ConfigError
 from common.models import load_tokenizer
 from data_prep import smollm2
 from data_prep.chat_dataset import AlignedReference
+from data_prep.chats import render
 from data_prep.reference.codec import decode, encode
 from data_prep.reference.layout import TOKEN_FIELDS, Layout, shard_name
 from data_prep.reference.producers.forward import ForwardProducer
@@ -130,12 +131,11 @@ def sample_logits(producer: ForwardProducer, directory: Path) -> tuple[Tensor, T
     logits, labels = [], []
     for question, answer in CHATS:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        prompt = str(tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True))
-        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        ids = torch.tensor(tokenizer(whole, add_special_tokens=False)["input_ids"], device=producer.device)
-        start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        logits.append(producer.head(producer.hidden(ids.unsqueeze(0))[0, start - 1 : -1]).float())
-        labels.append(ids[start:])
+        (row,) = render(tokenizer, messages)
+        ids, answer = (torch.tensor(values, device=producer.device) for values in (row.ids, row.supervised))
+        places = answer.nonzero().squeeze(1)
+        logits.append(producer.head(producer.hidden(ids.unsqueeze(0))[0, places - 1]).float())
+        labels.append(ids[places])
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
 

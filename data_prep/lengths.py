@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from common.chats import Renderer, renderer_for, template_arguments
 from common.errors import ConfigError
 from common.models import load_tokenizer, vocabulary_size
-from data_prep.tables import BATCH_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +76,8 @@ def stop_tokens(directory: Path, trust_remote_code: bool = False) -> tuple[set[A
 
 @dataclass(frozen=True)
 class Measured:
-    """The training rows of one chat, after truncation: their `tokens`, and of these the `supervised` ones.
+    """The training rows of one chat, after truncation: their `tokens`, and of these the `supervised` ones; of a prompt
+    only its length.
 
     longest: tokens of the longest before truncation. answered: every row keeps some of its last answer.
     """
@@ -118,10 +115,10 @@ class ChatLengths:
         found = self.renderer.many(zip(chats, tools or [None] * len(chats), strict=True))
         return [rows if isinstance(rows, ConfigError) else self._measured(rows) for rows in found]
 
-    def prompts(self, chats: Sequence[Sequence[dict]]) -> list[int | ConfigError]:
-        """Tokens of each prompt, the assistant's header included."""
+    def prompts(self, chats: Sequence[Sequence[dict]]) -> list[Measured | ConfigError]:
+        """The length of each prompt, the assistant's header included."""
         found = self.renderer.prompts(chats)
-        return [ids if isinstance(ids, ConfigError) else len(ids) for ids in found]
+        return [ids if isinstance(ids, ConfigError) else Measured([], [], len(ids), True) for ids in found]
 
     def _measured(self, rows: Sequence[Any]) -> Measured:
         limit, left = self.data.max_length, self.data.on_long_row == "truncate_left"
@@ -173,23 +170,3 @@ def encode_chats(
         if isinstance(rows, ConfigError):
             raise rows
     return found if prompt else [rows[0].ids for rows in found]
-
-
-def count_splits(output: Path, beat: Callable[[], None]) -> dict[str, dict[str, int]]:
-    """For sft_train and sft_val: `chats`, training `rows`, their `tokens` after truncation, and of these the
-    `response_tokens` that training supervises; from the columns that `prepare` wrote."""
-    splits = {}
-    for split in ("sft_train", "sft_val"):
-        counts: Counter[str] = Counter({"chats": 0, "rows": 0, "tokens": 0, "response_tokens": 0})
-        columns = ["row_tokens", "row_supervised"]
-        for batch in pq.ParquetFile(output / f"{split}.parquet").iter_batches(BATCH_ROWS, columns=columns):
-            tokens, supervised = (batch.column(name).flatten().to_numpy() for name in columns)
-            counts.update(
-                chats=batch.num_rows,
-                rows=len(tokens),
-                tokens=int(tokens.sum()),
-                response_tokens=int(supervised.sum()),
-            )
-            beat()
-        splits[split] = dict(counts)
-    return splits

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from common.errors import ConfigError
 from common.files import write_json
-from common.problems import problem_key
-from data_prep.lengths import ChatLengths, count_splits, encode_chats
+from common.problems import INSTRUCTIONS, problem_key, turns
+from data_prep.lengths import ChatLengths, Measured, encode_chats
+from data_prep.overlap import Overlap
 from data_prep.rows import Parse, RowReader
 from data_prep.sources import Row
 from data_prep.sources.feeds import OpenFeed, open_feeds
@@ -37,8 +38,9 @@ T = TypeVar("T")
 VALIDATION_ONE_IN = 50
 BENCHMARK_INPUT = "benchmark_"
 BENCHMARK_FILE = "file"
+LISTED = 20  # ids of long problems in summary.json
 
-# source's name, split, number, row -> what is written
+# feed's label, split, number, row -> what is written
 Shape = Callable[[str, str, int, dict[str, Any]], dict[str, Any]]
 
 
@@ -47,7 +49,8 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
 
     Args:
         settings: `part` (sft, rl, pretrain or benchmark), `name` (of the benchmark), `sources` (feeds, see
-            data_prep.sources.feeds; none for a benchmark: the published one of that name), `data` and `model`.
+            data_prep.sources.feeds; none for a benchmark: the published one of that name), `grader` (of prompts that
+            name none), `data` and `model`.
         inputs: what the sources asked for; `model` (a Hugging Face directory, for its tokenizer; absent when the base
             is trained from nothing: the micro-world's tokenizer) and `chat_template` (a Jinja file); for sft and rl
             `benchmark_<name>` (prepared benchmarks, which may only cause a refusal); for rl `sft` (prepared chats) when
@@ -84,7 +87,6 @@ def _lengths(settings: Any, inputs: Mapping[str, Path]) -> ChatLengths:
 
 
 def _write_chats(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path], output: Path, report) -> dict:
-    lengths = _lengths(settings, inputs)
     defects: Counter[str] = Counter()
 
     def shape(source: str, split: str, index: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -94,19 +96,44 @@ def _write_chats(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path
         return {"critical_spans": None, **row}
 
     split = _Split("sft", settings.data, feeds, lambda reader: reader.parse_chat, shape, CHAT_SCHEMA)
-    summary = split.write(lengths, _problems_of(inputs), {}, output, report)
-    tokens = count_splits(output, lambda: report(split.total, split.total))
-    return {**summary, "defects": dict(defects), "tokens": tokens}
+    summary = split.write(_reader(settings, split.total, inputs, report), {}, output)
+    return {**summary, "defects": dict(defects), "tokens": {name: dict(found) for name, found in split.tokens.items()}}
 
 
 def _write_prompts(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path], output: Path, report) -> dict:
     claims = {} if settings.data.allow_shared_prompts else _demonstrated(inputs)
+    graders: Counter[str] = Counter()
+    origins: Counter[str] = Counter()
 
     def shape(source: str, split: str, index: int, row: dict[str, Any]) -> dict[str, Any]:
-        return prompt_row(source, split, index, row["id"], row["prompt"], row["answer"])
+        origin, grader = row["data_source"] or source, row["grader"]
+        graders[grader or "rl.reward"] += 1
+        origins[f"{split}/{origin}"] += 1
+        return prompt_row(origin, split, index, row["id"], row["prompt"], row["answer"], grader)
 
     split = _Split("rl", settings.data, feeds, lambda reader: reader.parse_prompt, shape, PROMPT_SCHEMA)
-    return split.write(_lengths(settings, inputs), _problems_of(inputs), claims, output, report)
+    summary = split.write(_reader(settings, split.total, inputs, report), claims, output)
+    return {**summary, "graders": dict(graders), "data_sources": dict(origins)}
+
+
+def _reader(settings: Any, total: int, inputs: Mapping[str, Path], report) -> RowReader:
+    """The reader of training rows, which no benchmark may share a problem with."""
+    benchmarks = _problems_of(inputs)
+    return RowReader(
+        settings.data,
+        _lengths(settings, inputs),
+        report,
+        total,
+        {problem_key(prompt): name for name, problems in benchmarks.items() for _, prompt in problems},
+        Overlap(
+            {name: ((identity, _text(prompt)) for identity, prompt in found) for name, found in benchmarks.items()}
+        ),
+        grader=settings.grader,
+    )
+
+
+def _text(prompt: list[dict[str, Any]]) -> str:
+    return "\n".join(turn["content"] for turn in prompt if turn["role"] not in INSTRUCTIONS)
 
 
 def _demonstrated(inputs: Mapping[str, Path]) -> dict[bytes, str]:
@@ -115,24 +142,24 @@ def _demonstrated(inputs: Mapping[str, Path]) -> dict[bytes, str]:
         raise ConfigError("data.allow_shared_prompts=false: needs the prepared chats (input sft)")
     claims: dict[bytes, str] = {}
     for name in ("sft_val", "sft_train"):
-        for messages in _column(inputs["sft"] / f"{name}.parquet", "messages"):
+        for _, messages in _columns(inputs["sft"] / f"{name}.parquet", "id", "messages"):
             claims.setdefault(problem_key(messages), name)
     return claims
 
 
-def _problems_of(inputs: Mapping[str, Path]) -> dict[bytes, str]:
-    """problem_key -> name of the prepared benchmark that asks it."""
+def _problems_of(inputs: Mapping[str, Path]) -> dict[str, list[tuple[str, list[dict[str, Any]]]]]:
+    """Name of a prepared benchmark (`benchmark_<name>`) -> its problems as (id, prompt)."""
     return {
-        problem_key(prompt): name
+        name: list(_columns(directory / "problems.parquet", "id", "prompt"))
         for name, directory in sorted(inputs.items())
         if name.startswith(BENCHMARK_INPUT)
-        for prompt in _column(directory / "problems.parquet", "prompt")
     }
 
 
-def _column(path: Path, name: str) -> Iterator[Any]:
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=[name]):
-        yield from batch.column(name).to_pylist()
+def _columns(path: Path, identity: str, chat: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=[identity, chat]):
+        for row in batch.to_pylist():
+            yield row[identity], turns(row[chat])
 
 
 class _Split:
@@ -150,22 +177,17 @@ class _Split:
         self.train, self.val = f"{kind}_train", f"{kind}_val"
         self.data, self.feeds, self.parse, self.shape, self.schema = data, feeds, parse, shape, schema
         self.counts = {feed.label: Counter({self.train: 0, self.val: 0}) for feed in feeds}
+        self.tokens = {name: Counter(chats=0, rows=0, tokens=0, response_tokens=0) for name in (self.train, self.val)}
         self.gives_val: dict[str, bool] = {}
-        self.total = 1
         for feed in feeds:
             names = feed.names()
             if self.train not in names:
                 raise ConfigError(f"data source {feed.label} has no {self.train}")
             self.gives_val[feed.label] = self.val in names
+        read = [(feed, self.val) for feed in feeds if self.gives_val[feed.label]] + [(f, self.train) for f in feeds]
+        self.total = sum(feed.extent(name) for feed, name in read)
 
-    def write(
-        self,
-        lengths: ChatLengths,
-        benchmarks: Mapping[bytes, str],
-        claims: Mapping[bytes, str],
-        output: Path,
-        report: Callable[..., None],
-    ) -> dict[str, Any]:
+    def write(self, reader: RowReader, claims: Mapping[bytes, str], output: Path) -> dict[str, Any]:
         """Write both files and return the summary.
 
         Where a feed gives no validation rows, its first problem and one in fifty of the others (by a hash of the
@@ -174,47 +196,54 @@ class _Split:
         Args:
             claims: problem_key -> part whose problems may not occur here.
         """
-        names = [(feed, self.val) for feed in self.feeds if self.gives_val[feed.label]]
-        training = [(feed, self.train) for feed in self.feeds]
-        reader = RowReader(self.data, lengths, report, sum(f.extent(name) for f, name in names + training), benchmarks)
-        self.total = reader.total
         reader.claims.update(claims)
         forbidden = set(claims.values())
         with (
             TableWriter(output / f"{self.val}.parquet", self.schema) as val,
             TableWriter(output / f"{self.train}.parquet", self.schema) as train,
         ):
-            for feed, name in names:
-                rows = ((row, 1) for row in feed.rows(name))
-                for _, row, _ in self._read(reader, feed, name, rows, forbidden):
-                    self._add(val, feed, "val", row)
+            for feed in self.feeds:
+                if self.gives_val[feed.label]:
+                    rows = ((row, 1) for row in feed.rows(self.val))
+                    for _, row, _, measured in self._read(reader, feed, self.val, rows, forbidden):
+                        self._add(val, feed, "val", row, measured)
             moved: set[bytes] = set()
+            trained: set[bytes] = set()
             for feed in self.feeds:
                 first: bytes | None = None
                 drawn = feed.drawn(self.train)
-                for key, row, copies in self._read(reader, feed, self.train, drawn, {*forbidden, self.val}):
-                    first = first or key
-                    if key in moved or (not self.gives_val[feed.label] and (key == first or self._is_held_out(key))):
+                for key, row, copies, measured in self._read(reader, feed, self.train, drawn, {*forbidden, self.val}):
+                    if first is None and key not in trained:
+                        first = key
+                    ours = not self.gives_val[feed.label] and key not in trained
+                    if key in moved or (ours and (key == first or self._is_held_out(key))):
                         moved.add(key)
-                        self._add(val, feed, "val", row)
+                        self._add(val, feed, "val", row, measured)
                         continue
+                    if len(self.feeds) > 1:
+                        trained.add(key)  # what one feed trains on, another may not hold out
                     for copy in range(1, copies + 1):
-                        self._add(train, feed, "train", row if copy == 1 else {**row, "id": f"{row['id']}#{copy}"})
+                        numbered = row if copy == 1 else {**row, "id": f"{row['id']}#{copy}"}
+                        self._add(train, feed, "train", numbered, measured)
         return self._summary(reader, {self.train: train.rows, self.val: val.rows})
 
     def _read(
         self, reader: RowReader, feed: OpenFeed, name: str, drawn: Iterable[tuple[Row, int]], against: set[str]
-    ) -> Iterator[tuple[bytes, dict[str, Any], int]]:
+    ) -> Iterator[tuple[bytes, dict[str, Any], int, Measured]]:
         prefix = f"{feed.label}/" if len(self.feeds) > 1 else ""
-        return reader.rows(name, drawn, feed.extent(name), self.parse(reader), against, prefix)
+        extent, parse = feed.extent(name), self.parse(reader)
+        return reader.rows(name, drawn, extent, parse, against, prefix, claim=name == self.val)
 
     def _is_held_out(self, key: bytes) -> bool:
         digest = hashlib.sha256(key + str(self.data.seed).encode()).digest()
         return int.from_bytes(digest[:4], "big") % VALIDATION_ONE_IN == 0
 
-    def _add(self, writer: TableWriter, feed: OpenFeed, split: str, row: dict[str, Any]) -> None:
-        writer.add(self.shape(feed.source.name, split, writer.rows, dict(row)))
-        self.counts[feed.label][self.val if split == "val" else self.train] += 1
+    def _add(self, writer: TableWriter, feed: OpenFeed, split: str, row: dict[str, Any], measured: Measured) -> None:
+        writer.add(self.shape(feed.label, split, writer.rows, dict(row)))
+        name = self.val if split == "val" else self.train
+        self.counts[feed.label][name] += 1
+        tokens, responses = sum(measured.tokens), sum(measured.supervised)
+        self.tokens[name].update(chats=1, rows=len(measured.tokens), tokens=tokens, response_tokens=responses)
 
     def _summary(self, reader: RowReader, counts: dict[str, int]) -> dict[str, Any]:
         for name, rows in counts.items():
@@ -222,37 +251,41 @@ class _Split:
                 feed = self.feeds[0]
                 place = feed.inputs.get(name, feed.inputs.get(self.train, feed.label))
                 dropped = dict(reader.dropped[self.train])
-                raise ConfigError(f"{place}: no rows left for {name}; dropped {dropped}")
-        return {"counts": counts, **_counted(reader), "sources": {k: dict(v) for k, v in self.counts.items()}}
-
-
-def _counted(reader: RowReader) -> dict[str, Any]:
-    dropped = {name: dict(reasons) for name, reasons in reader.dropped.items() if reasons}
-    return {"dropped": dropped, "truncated": dict(reader.truncated)}
+                held_out = f"; the only problem is held out for {self.val}: give more, or a file of {self.val}"
+                why = held_out if counts[self.val] and not any(self.gives_val.values()) else ""
+                raise ConfigError(f"{place}: no rows left for {name}; dropped {dropped}{why}")
+        return {"counts": counts, **reader.counted(), "sources": {k: dict(v) for k, v in self.counts.items()}}
 
 
 def _write_benchmark(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path], output: Path, report) -> dict:
-    """Problems of one benchmark; their lengths are checked only where a model is given."""
+    """Problems of one benchmark, all of them; their lengths are looked at only where a model is given."""
     lengths = _lengths(settings, inputs) if "model" in inputs else None
     name = f"benchmark/{settings.name}"
     streams = [(feed.label, feed.drawn(name), feed.extent(name)) for feed in feeds if _has(feed, name)]
     if not feeds:
         streams = [("published", _published(settings.name, inputs), 0)]
-    reader = RowReader(settings.data, lengths, report, sum(extent for _, _, extent in streams))
+    total = sum(extent for _, _, extent in streams)
+    reader = RowReader(settings.data, lengths, report, total, problems=True)
     counts: Counter[str] = Counter()
     with TableWriter(output / "problems.parquet", BENCHMARK_SCHEMA) as writer:
         for label, drawn, extent in streams:
             prefix = f"{label}/" if len(streams) > 1 else ""
-            for _, row, copies in reader.rows(name, drawn, extent, reader.parse_prompt, prefix=prefix):
+            for _, row, copies, _ in reader.rows(name, drawn, extent, reader.parse_prompt, prefix=prefix):
                 if copies > 1:
                     raise ConfigError(
                         f"benchmark {settings.name}: a weight above 1 counts problems twice; leave it out"
                     )
-                writer.add(row)
+                writer.add({**row, "grader": row["grader"] or reader.grader})
                 counts[label] += 1
     if not writer.rows:
-        raise ConfigError(f"benchmark {settings.name}: no rows left; dropped {dict(reader.dropped[name])}")
-    return {"counts": {"problems": writer.rows}, **_counted(reader), "sources": dict(counts)}
+        raise ConfigError(f"benchmark {settings.name}: no problems in {', '.join(label for label, _, _ in streams)}")
+    long = {"problems": len(reader.long), "ids": reader.long[:LISTED], "over": settings.data.max_length}
+    return {
+        "counts": {"problems": writer.rows},
+        **reader.counted(),
+        **({"long": long} if reader.long else {}),
+        "sources": dict(counts),
+    }
 
 
 def _has(feed: OpenFeed, name: str) -> bool:
@@ -293,7 +326,7 @@ def _write_text(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path]
         with TableWriter(output / f"{name}.parquet", PRETRAIN_SCHEMA) as writer:
             for feed in users:
                 rows = reader.rows(name, feed.drawn(name), feed.extent(name), reader.parse_text)
-                copied = (row for _, row, copies in rows for _ in range(copies))
+                copied = (row for _, row, copies, _ in rows for _ in range(copies))
                 for batch in _batched(copied, BATCH_ROWS):
                     full = encode_chats(tokenizer, [row["messages"] for row in batch])
                     asked = encode_chats(tokenizer, [row["messages"][:-1] for row in batch], prompt=True)
@@ -305,7 +338,7 @@ def _write_text(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path]
         counts[name], styles[skill] = writer.rows, dict(seen)
     return {
         "counts": counts,
-        **_counted(reader),
+        **reader.counted(),
         "sources": {label: dict(rows) for label, rows in sources.items()},
         "styles": styles,
     }

@@ -1,52 +1,31 @@
-"""Checks of rows as people have them, and the reader that applies a recipe's policy for bad and long ones."""
+"""The reader of rows as people have them: a recipe's format, its policy for bad and long rows, and what is counted."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import repeat
 from typing import Any
 
 from common.errors import ConfigError
-from common.problems import problem_key
+from common.problems import asked_keys, problem_key
+from data_prep.formats import AUTO, Fields, recognised
+from data_prep.formats.answers import reference_answer
+from data_prep.formats.turns import check_text, check_tools, check_turns
 from data_prep.lengths import ChatLengths, Measured
+from data_prep.measure import Measure, Started
+from data_prep.overlap import Overlap
 from data_prep.sources import Row, RowError
 from data_prep.tables import BATCH_ROWS
 
-Parse = Callable[[str, dict], dict[str, Any]]
+Parse = Callable[[Fields], dict[str, Any]]
+Batch = list[tuple[str, dict, int]]
+UNMEASURED = Measured([], [], 0, True)
 
 
-def check_messages(where: str, field: str, messages: Any, last: str) -> list[dict[str, str]]:
-    """Return `messages` reduced to role and content.
-
-    Raises:
-        RowError: not a list of {role, content}; roles do not alternate user, assistant (after an optional system);
-            the last role is not `last`; or a content is empty.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise RowError("broken", f"{where}: {field} must be a non-empty list of {{role, content}}")
-    clean = []
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RowError("broken", f"{where}: {field} {number} has no role; give {{role, content}}")
-        content = message.get("content")
-        if not isinstance(content, str):
-            raise RowError("broken", f"{where}: {field} {number} has no text content")
-        if not content.strip():
-            kind = "empty response" if message["role"] == "assistant" else "empty message"
-            raise RowError(kind, f"{where}: {field} {number} ({message['role']}) is empty")
-        clean.append({"role": message["role"], "content": content})
-    roles = [message["role"] for message in clean]
-    turns = roles[1:] if roles[0] == "system" else roles
-    expected = ["user", "assistant"] * (len(turns) // 2 + 1)
-    if not turns or turns != expected[: len(turns)] or turns[-1] != last:
-        raise RowError(
-            "roles", f"{where}: roles of {field} are {', '.join(roles)}; must be an optional system, then user and "
-            f"assistant in turn, ending with {last}"
-        )  # fmt: skip
-    return clean
-
-
-def check_spans(where: str, spans: Any, messages: list[dict[str, str]]) -> list[list[int]]:
+def check_spans(where: str, spans: Any, messages: list[dict[str, Any]]) -> list[list[int]]:
     """Return `critical_spans`: [start, end) character pairs in the last response.
 
     Raises:
@@ -68,13 +47,18 @@ def check_spans(where: str, spans: Any, messages: list[dict[str, str]]) -> list[
 class RowReader:
     """Validates rows and keeps count; the policy for bad and long rows comes from the recipe's data section.
 
-    dropped: reasons counted by name of the rows. truncated: long chats that are kept, by name. claims: what a problem
-    that was read belongs to, by problem_key.
+    dropped: reasons counted by name of the rows. truncated: long chats that are kept, by name. unknown, formats:
+    fields that were not understood and formats, counted by name of the rows. special: rows whose text holds special
+    tokens, by name. long: ids of problems over data.max_length, which are kept. claims: what a problem that was read
+    belongs to, by problem_key.
 
     Args:
         lengths: measures rows; None: their length is not checked.
-        benchmarks: problem_key -> name of prepared problems that no row may ask.
         total: what the rows' extents add up to.
+        benchmarks: problem_key -> name of prepared problems that no row may ask.
+        overlap: counts runs of words that rows share with them.
+        problems: the rows are a benchmark's: a bad one is always an error, a long one is kept.
+        grader: of prompts that name none; "" where their answers are not for a grader of ours.
     """
 
     def __init__(
@@ -84,13 +68,25 @@ class RowReader:
         report: Callable[..., None],
         total: int,
         benchmarks: Mapping[bytes, str] | None = None,
+        overlap: Overlap | None = None,
+        problems: bool = False,
+        grader: str = "math",
     ):
         self.data, self.lengths, self.report, self.total = data, lengths, report, max(1, total)
-        self.benchmarks = benchmarks or {}
+        self.benchmarks, self.overlap = benchmarks or {}, overlap
+        self.problems, self.grader = problems, grader
         self.dropped: dict[str, Counter[str]] = {}
+        self.unknown: dict[str, Counter[str]] = {}
+        self.formats: dict[str, Counter[str]] = {}
         self.truncated: Counter[str] = Counter()
+        self.special: dict[str, dict[str, Any]] = {}
+        self.long: list[str] = []
         self.claims: dict[bytes, str] = {}
         self._finished = 0
+        self._format = AUTO if problems else data.format
+        known = [] if lengths is None else lengths.renderer.tokenizer.all_special_tokens
+        tokens = sorted(set(known) - {""}, key=len, reverse=True)
+        self._tokens = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
     def rows(
         self,
@@ -100,148 +96,250 @@ class RowReader:
         parse: Parse,
         against: Collection[str] = (),
         prefix: str = "",
-    ) -> Iterator[tuple[bytes, dict[str, Any], int]]:
-        """Stream `(problem key, parsed row, copies)` of the good rows.
+        claim: bool = True,
+    ) -> Iterator[tuple[bytes, dict[str, Any], int, Measured]]:
+        """Stream `(problem key, parsed row, copies, tokens)` of the good rows.
 
         Args:
-            name: of these rows (`sft_train`); their problems are claimed under it.
-            drawn: rows and the number of their copies. extent: the last row's position.
+            name: of these rows (`sft_train`). drawn: rows and the number of their copies. extent: the last row's
+                position.
             parse: returns the row with `messages` or `prompt`, or raises RowError; `id` is added.
-            against: names of earlier rows whose problems may not occur here.
-            prefix: put before every id.
+            against: names of earlier rows whose problems may not occur here. prefix: put before every id.
+            claim: whether later rows may not ask these problems.
 
         Raises:
             ConfigError: a bad row that the policy does not drop; the same problem in a benchmark.
         """
-        ids: set[str] = set()
         dropped = self.dropped.setdefault(name, Counter())
-        batch: list[tuple[str, dict, int]] = []
-        for raw, copies in drawn:
-            try:
-                row = self._parsed(raw, parse)
-                if row["id"] in ids:
-                    raise RowError("duplicate id", f"{raw.where}: id {row['id']!r} occurs twice")
-                ids.add(row["id"])
-            except RowError as error:
-                self._refuse(dropped, error)
-                continue
-            row["id"] = f"{prefix}{row['id']}"
-            batch.append((raw.where, row, copies))
-            if len(batch) == BATCH_ROWS:
-                yield from self._settled(name, batch, dropped, against)
-                batch.clear()
-                self.report(self._finished + min(raw.position, extent), self.total)
-        yield from self._settled(name, batch, dropped, against)
+        measure: Measure | None = None
+        waiting: tuple[Batch, Started, int] | None = None
+        try:
+            # One batch is measured while the next is read.
+            for batch, position, error in self._batches(name, drawn, extent, parse, dropped, prefix):
+                if batch and self.lengths is not None and measure is None:
+                    measure = Measure(self.lengths)
+                started = [] if measure is None else measure.start([row for _, row, _ in batch])
+                if waiting is not None:
+                    yield from self._settled(name, waiting, dropped, against, claim)
+                waiting = (batch, started, position)
+                if error is not None:
+                    yield from self._settled(name, waiting, dropped, against, claim)
+                    raise error
+            if waiting is not None:
+                yield from self._settled(name, waiting, dropped, against, claim)
+        finally:
+            if measure is not None:
+                measure.close()
         self._finished += extent
         self.report(self._finished, self.total)
 
-    def _parsed(self, raw: Row, parse: Parse) -> dict[str, Any]:
+    def _batches(
+        self,
+        name: str,
+        drawn: Iterable[tuple[Row, int]],
+        extent: int,
+        parse: Parse,
+        dropped: Counter[str],
+        prefix: str,
+    ) -> Iterator[tuple[Batch, int, ConfigError | None]]:
+        """Batches of parsed rows, each with the position it ends at; an error comes after the rows before it."""
+        ids = _Identifiers()
+        batch: Batch = []
+        for raw, copies in drawn:
+            try:
+                row = self._parsed(name, raw, parse)
+                row["id"] = f"{prefix}{ids.of(raw, row.pop('id'))}"
+            except RowError as error:
+                refused = self._refuse(dropped, error)
+                if refused is not None:
+                    yield batch, min(raw.position, extent), refused
+                continue
+            except ConfigError as error:
+                yield batch, min(raw.position, extent), error
+                continue
+            batch.append((raw.where, row, copies))
+            if len(batch) == BATCH_ROWS:
+                yield batch, min(raw.position, extent), None
+                batch = []
+        yield batch, extent, None
+
+    def _parsed(self, name: str, raw: Row, parse: Parse) -> dict[str, Any]:
         if isinstance(raw.value, RowError):
             raise raw.value
         if not isinstance(raw.value, dict):
             raise RowError("broken", f"{raw.where}: not an object with fields")
-        return {**parse(raw.where, raw.value), "id": self._identifier(raw.where, raw.value)}
+        fields = Fields(raw.where, raw.value)
+        row = {**parse(fields), "id": fields.take("id")}
+        if unknown := fields.unknown():
+            if self.data.on_unknown_field == "error":
+                raise ConfigError(
+                    f"{raw.where}: fields that are not understood: {', '.join(unknown)}; remove them, name them as "
+                    "docs/data.md does, or set data.on_unknown_field=count"
+                )
+            self.unknown.setdefault(name, Counter()).update(unknown)
+        return row
 
     def _settled(
-        self, name: str, batch: list[tuple[str, dict, int]], dropped: Counter[str], against: Collection[str]
-    ) -> Iterator[tuple[bytes, dict[str, Any], int]]:
-        field = "messages" if batch and "messages" in batch[0][1] else "prompt"
-        found = self._measured([row for _, row, _ in batch], field)
+        self,
+        name: str,
+        waiting: tuple[Batch, Started, int],
+        dropped: Counter[str],
+        against: Collection[str],
+        claim: bool,
+    ) -> Iterator[tuple[bytes, dict[str, Any], int, Measured]]:
+        batch, started, position = waiting
+        found = Measure.finish(started) if started else repeat(UNMEASURED, len(batch))
         for (where, row, copies), measured in zip(batch, found, strict=True):
-            key = problem_key(row[field])
+            turns = row["messages"] if "messages" in row else row["prompt"]
+            key = problem_key(turns)
             try:
-                self._check_length(name, where, row, measured)
-                self._check_overlap(where, key, against)
+                counts = self._checked_length(name, where, row, measured)
+                self._check_overlap(where, key, turns, against)
             except RowError as error:
-                self._refuse(dropped, error)
+                refused = self._refuse(dropped, error)
+                if refused is not None:
+                    raise refused from None
                 continue
-            self.claims.setdefault(key, name)
-            yield key, row, copies
+            self.formats.setdefault(name, Counter())[row.pop("format")] += 1
+            self._look_into(name, row["id"], turns)
+            if claim:
+                self.claims.setdefault(key, name)
+            yield key, row, copies, counts
+        self.report(self._finished + position, self.total)
 
-    def _measured(self, rows: list[dict[str, Any]], field: str) -> Sequence[Measured | int | ConfigError]:
-        if self.lengths is None:
-            return [0] * len(rows)
-        chats = [row[field] for row in rows]
-        if field == "prompt":
-            return self.lengths.prompts(chats)
-        return self.lengths.chats(chats, [row.get("tools") for row in rows])
-
-    def _check_overlap(self, where: str, key: bytes, against: Collection[str]) -> None:
-        if key in self.benchmarks:
-            raise ConfigError(
-                f"{where}: the same problem is in {self.benchmarks[key]}; remove it from the training data"
-            )
+    def _check_overlap(self, where: str, key: bytes, turns: list[dict[str, Any]], against: Collection[str]) -> None:
+        if self.benchmarks and (found := asked_keys(turns) & self.benchmarks.keys()):
+            owner = self.benchmarks[min(found)]
+            raise ConfigError(f"{where}: the same problem is in {owner}; remove it from the training data")
         owner = self.claims.get(key)
         if owner is not None and owner in against:
             raise RowError("overlap", f"{where}: the same problem is in {owner}; remove it from one of them")
 
-    @staticmethod
-    def _identifier(where: str, raw: dict) -> str:
-        value = raw.get("id")
-        if value is None:
-            return where.rsplit(" ", 1)[1]
-        if type(value) not in (str, int) or value == "":
-            raise RowError("broken", f"{where}: id must be text or an integer")
-        return str(value)
+    def _look_into(self, name: str, identity: str, turns: list[dict[str, Any]]) -> None:
+        if self.overlap is not None:
+            self.overlap.add(name, identity, turns)
+        if self._tokens is not None and any(self._tokens.search(turn["content"]) for turn in turns):
+            found = self.special.setdefault(name, {"rows": 0, "first": identity})
+            found["rows"] += 1
 
-    def _refuse(self, dropped: Counter[str], error: RowError) -> None:
+    def _refuse(self, dropped: Counter[str], error: RowError) -> ConfigError | None:
+        """Counts a bad row, or returns the error that it is."""
+        if self.problems:
+            return ConfigError(f"{error} (a benchmark is never thinned: mend the problem)")
         setting = "on_long_row" if error.reason == "too long" else "on_bad_row"
         if getattr(self.data, setting) != "drop":
-            raise ConfigError(f"{error} (data.{setting}=drop leaves such rows out)") from None
+            return ConfigError(f"{error} (data.{setting}=drop leaves such rows out)")
         dropped[error.reason] += 1
+        return None
 
-    def _check_length(self, name: str, where: str, row: dict, measured: Measured | int | ConfigError) -> None:
-        if isinstance(measured, ConfigError):
-            raise RowError("template", f"{where}: {measured}")
-        length = measured if isinstance(measured, int) else measured.longest
-        if not isinstance(measured, int):
-            row.update(row_tokens=measured.tokens, row_supervised=measured.supervised)
-        if length <= self.data.max_length:
+    def _checked_length(self, name: str, where: str, row: dict, found: Measured | ConfigError) -> Measured:
+        """What was measured; a chat gets it as columns. Raises RowError for a row that is refused or too long."""
+        if isinstance(found, ConfigError):
+            raise RowError("template", f"{where}: {found}")
+        if "messages" in row:
+            row.update(row_tokens=found.tokens, row_supervised=found.supervised)
+        if self.lengths is None or found.longest <= self.data.max_length:
+            return found
+        if self.problems:
+            self.long.append(row["id"])
+            return found
             return
-        limit = self.data.max_length
-        message = f"{where}: {length} tokens, data.max_length={limit}"
+        message = f"{where}: {found.longest} tokens, data.max_length={self.data.max_length}"
         if "messages" not in row or not self.data.on_long_row.startswith("truncate"):
             raise RowError("too long", message)
-        if not isinstance(measured, int) and not measured.answered:
+        if not found.answered:
             raise RowError("too long", f"{message}, and truncation would leave nothing of the last response")
         self.truncated[name] += 1
+        return found
 
-    def parse_chat(self, where: str, raw: dict) -> dict[str, Any]:
-        """A chat row: `messages`, and `critical_spans` and `defect` where given."""
-        messages = check_messages(where, "messages", raw.get("messages"), last="assistant")
-        row: dict[str, Any] = {"messages": self.with_system(messages)}
-        if raw.get("critical_spans") is not None:
-            row["critical_spans"] = check_spans(where, raw["critical_spans"], messages)
-        if raw.get("defect") is not None:
-            row["defect"] = str(raw["defect"])
+    # what a row is
+
+    def parse_chat(self, fields: Fields) -> dict[str, Any]:
+        """A chat row: `messages`, and `tools`, `critical_spans` and `defect` where given."""
+        format = recognised(fields, "chat", self._format)
+        messages = check_turns(fields, "messages", format.messages(fields, "chat"), ("assistant",))
+        row: dict[str, Any] = {"format": format.name, "messages": self.with_system(messages)}
+        if (tools := check_tools(fields)) is not None:
+            row["tools"] = tools
+        if (spans := fields.take("critical_spans")) is not None:
+            row["critical_spans"] = check_spans(fields.where, fields.nested("critical_spans", spans), messages)
+        if (defect := fields.take("defect")) is not None:
+            row["defect"] = str(defect)
         return row
 
-    def parse_prompt(self, where: str, raw: dict) -> dict[str, Any]:
-        """A prompt row: `prompt` (text or messages), `answer`, and `grader` (default math)."""
+    def parse_prompt(self, fields: Fields) -> dict[str, Any]:
+        """A prompt row: `prompt`, `answer`, and `grader` and `data_source`, None where the row names none."""
         from evaluation.grading import check_grader
 
-        prompt = raw.get("prompt")
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        messages = check_messages(where, "prompt", prompt, last="user")
-        answer = raw.get("answer")
-        if type(answer) in (int, float):
-            answer = str(answer)
-        if not isinstance(answer, str) or not answer.strip():
-            raise RowError("no answer", f"{where}: answer must be text or a number")
-        grader = "math" if raw.get("grader") is None else raw["grader"]
+        format = recognised(fields, "prompt", self._format)
+        messages = check_turns(fields, "prompt", format.messages(fields, "prompt"), ("user", "tool"))
+        grader = fields.take("grader")
         try:
-            check_grader(grader)
+            if grader is not None:
+                check_grader(grader)
         except (ValueError, AttributeError) as error:
-            raise RowError("broken", f"{where}: {error}") from None
-        return {"prompt": self.with_system(messages), "answer": answer, "grader": grader}
+            raise RowError("broken", f"{fields.where}: {error}") from None
+        source = fields.take("data_source")
+        if source is not None and (not isinstance(source, str) or not source.strip()):
+            raise RowError("broken", f"{fields.where}: data_source must be text, is {source!r}")
+        answer = reference_answer(fields.where, format.answer(fields), grader or self.grader)
+        turns = self.with_system(messages)
+        return {"format": format.name, "prompt": turns, "answer": answer, "grader": grader, "data_source": source}
 
-    def parse_text(self, where: str, raw: dict) -> dict[str, Any]:
+    def parse_text(self, fields: Fields) -> dict[str, Any]:
         """A document of pretraining text: `messages` of one exchange or more, and its `style`."""
-        messages = check_messages(where, "messages", raw.get("messages"), last="assistant")
-        return {"messages": self.with_system(messages), "style": str(raw.get("style", ""))}
+        format = recognised(fields, "chat")
+        messages = check_turns(fields, "messages", format.messages(fields, "chat"), ("assistant",))
+        return {"format": format.name, "messages": self.with_system(messages), "style": str(fields.take("style") or "")}
 
-    def with_system(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        if self.data.system_prompt is None or messages[0]["role"] == "system":
+    def with_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self.data.system_prompt is None or any(turn["role"] in ("system", "developer") for turn in messages):
             return messages
         return [{"role": "system", "content": self.data.system_prompt}, *messages]
+
+    def counted(self) -> dict[str, Any]:
+        """What was dropped, truncated, not understood, recognised and found in the text; for summary.json."""
+        found: dict[str, Any] = {
+            "dropped": _plain(self.dropped),
+            "truncated": dict(self.truncated),
+            "unknown_fields": _plain(self.unknown),
+            "formats": _plain(self.formats),
+            "special_tokens": self.special,
+        }
+        return found if self.overlap is None else {**found, "benchmark_overlap": self.overlap.report()}
+
+
+def _plain(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    return {name: dict(sorted(found.items())) for name, found in counts.items() if found}
+
+
+class _Identifiers:
+    """Names of rows: their own `id`, else the number at the end of their place; each name once."""
+
+    def __init__(self) -> None:
+        self._given: set[int] = set()  # 8 bytes of a hash: a million texts would take a tenth of a gigabyte
+        self._numbers: set[int] = set()
+
+    def of(self, raw: Row, value: Any) -> str:
+        """The row's name. Raises RowError for an `id` that names nothing or was there before."""
+        if value is None or (type(value) is float and value != value):  # a table's missing number
+            number = raw.where.rsplit(" ", 1)[1]
+            if number.isdecimal():
+                self._numbers.add(int(number))
+            return f"row {number}" if self._digest(number) in self._given else number
+        if type(value) is float and value.is_integer():
+            value = int(value)  # a table's column of whole numbers with gaps
+        if type(value) not in (str, int, float) or value == "":
+            raise RowError("broken", f"{raw.where}: id must be text or a number, is {value!r}")
+        name = check_text(raw.where, "id", str(value))
+        digest = self._digest(name)
+        if digest in self._given:
+            raise RowError("duplicate id", f"{raw.where}: id {name!r} occurs twice")
+        self._given.add(digest)
+        if name.isdecimal() and len(name) < 20 and name[0] != "0" and int(name) in self._numbers:
+            return f"id {name}"  # a row without one took the number
+        return name
+
+    @staticmethod
+    def _digest(name: str) -> int:
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())

@@ -20,6 +20,7 @@ from common.errors import ConfigError
 from common.files import write_json
 
 VERSION = 4
+TOO_LONG = "prompt_too_long"  # the finish_reason where a prompt left no room for a response
 
 GENERATIONS = pa.schema(
     [
@@ -128,12 +129,14 @@ class Histogram(_Strict):
 
 class BenchmarkCounts(_Strict):
     """Problems, responses (sampled and greedy), and responses by the status of their grading. clamped: problems whose
-    responses were held shorter than max_tokens by the context."""
+    responses were held shorter than max_tokens by the context. unanswered: problems whose prompt left no room for a
+    response, which count as wrong."""
 
     problems: int
     responses: int
     clamped: int = 0
     grading: dict[str, int]
+    unanswered: int = 0
 
 
 class TaskCounts(_Strict):

@@ -15,7 +15,7 @@ from common.chats import template_arguments
 from common.errors import ConfigError
 from common.files import text_digest, write_json, write_json_lines
 from common.problems import problem_key
-from evaluation.artifact import GENERATIONS, TASK_ROWS
+from evaluation.artifact import GENERATIONS, TASK_ROWS, TOO_LONG
 from evaluation.graders import parse
 from evaluation.problems import Problem, read_problems
 from evaluation.protocol import asked, form, modes
@@ -44,6 +44,7 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
 
 
 def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Path, report: Report):
+    from evaluation.generation.contract import Sample
     from evaluation.generation.sampling import room, sample
 
     evaluation = settings.eval
@@ -59,23 +60,25 @@ def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Pat
     around = form(benchmark)
     prompts = [prompter.prompt(problem.prompt, around) for problem in problems]
     context, limited_by = _context(evaluation, inputs)
-    longest = max(range(len(prompts)), key=lambda place: len(prompts[place].ids))
-    if len(prompts[longest].ids) >= context:
+    # A prompt that leaves no room for a token is not answered: it counts, and `measure` says how many there are.
+    fitting = [place for place, prompt in enumerate(prompts) if len(prompt.ids) < context]
+    if not fitting:
+        shortest = min(len(prompt.ids) for prompt in prompts)
         raise ConfigError(
-            f"{limited_by}: problem {problems[longest].id!r} of {benchmark.name!r} has {len(prompts[longest].ids)} "
-            f"tokens, which leaves none for an answer; raise it, or leave the problem out"
+            f"{limited_by}: no problem of {benchmark.name!r} leaves room for an answer (the shortest prompt has "
+            f"{shortest} tokens); raise it"
         )
     wanted = modes(benchmark)
 
     engine, timings = _engine(settings, inputs)
     started = time.monotonic()
-    total = len(problems) * sum(sampling.num_samples for sampling in wanted.values())
+    total = len(fitting) * sum(sampling.num_samples for sampling in wanted.values())
     finished = 0
     drawn = {}
     for mode, sampling in wanted.items():
-        drawn[mode] = sample(
+        answered = sample(
             engine,
-            [prompt.ids for prompt in prompts],
+            [prompts[place].ids for place in fitting],
             sampling,
             seed=evaluation.seed,
             directory=scratch / "generations",
@@ -84,8 +87,11 @@ def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Pat
             # Equal prompts count once there.
             progress=lambda done, _, before=finished: report(before + done, total),
         )
-        finished += len(problems) * sampling.num_samples
-    limits = [room(prompt.ids, wanted["sampled"], context) for prompt in prompts]
+        drawn[mode] = [[Sample("", TOO_LONG, 0, 0)] * sampling.num_samples for _ in problems]
+        for place, samples in zip(fitting, answered, strict=True):
+            drawn[mode][place] = samples
+        finished += len(fitting) * sampling.num_samples
+    limits = [max(0, room(prompt.ids, wanted["sampled"], context)) for prompt in prompts]
     _write_generations(output, problems, prompts, limits, around.prefill, drawn)
     timings.append({"what": benchmark.name, "generate": time.monotonic() - started})
     report(total, total)

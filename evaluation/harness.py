@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from common.chats import Renderer
 from common.errors import ConfigError
 from common.files import text_digest
 from evaluation.generation.contract import Completion, Engine
@@ -103,9 +104,8 @@ def run_task(
     """
     from lm_eval.evaluator import simple_evaluate
 
-    model = _language_model(
-        KeptEngine(engine, directory), tokenizer, max_length, heartbeat, seed, dict(template_arguments or {})
-    )
+    renderer = Renderer(tokenizer, template_arguments=template_arguments) if task.chat else None
+    model = _language_model(KeptEngine(engine, directory), tokenizer, max_length, heartbeat, seed, renderer)
     # The harness loads the tasks again, from the same modules.
     with loading(), running(task.name in loaded.programs, heartbeat):
         found: Any = _evaluated(simple_evaluate, model, task, loaded, seed)
@@ -164,7 +164,7 @@ def _sum_and_count(value: Any) -> tuple[float, float] | None:
 
 
 def _not_installed(error: ModuleNotFoundError) -> str:
-    return f"eval.tasks: {error.name} is not installed; pip install 'sft-then-rl[harness]'"
+    return f"eval.tasks: {error.name} is not installed; pip install '.[harness]'"
 
 
 def _check_sentences(name: str) -> None:
@@ -200,9 +200,9 @@ def _language_model(
     max_length: int,
     heartbeat: Callable[[], None],
     seed: int,
-    template_arguments: Mapping[str, Any],
+    renderer: Renderer | None,
 ):
-    """Our engine as the harness sees a model."""
+    """Our engine as the harness sees a model; renderer: of a task whose problems are chats."""
     from lm_eval.api.model import TemplateLM
 
     class EngineModel(TemplateLM):
@@ -220,20 +220,20 @@ def _language_model(
             return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            # As the harness' own models: by the tokenizer's default, and not twice where a chat template begins so.
-            if add_special_tokens is None and string.startswith(tokenizer.decode(self.prefix_token_id)):
+            # Chat templates write every special token themselves. Other texts as with the harness' own models: by the
+            # tokenizer's default, and not twice.
+            begun = renderer is not None or string.startswith(tokenizer.decode(self.prefix_token_id))
+            if add_special_tokens is None and begun:
                 add_special_tokens = False
             options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
             return tokenizer(string, **options)["input_ids"]
 
         def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
-            return tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                **template_arguments,
-            )
+            assert renderer is not None
+            if add_generation_prompt:
+                return renderer.prompt(chat_history)[0]
+            # The last message is how the answer begins.
+            return renderer.prompt(chat_history[:-1])[0] + chat_history[-1]["content"]
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:
             return tokenizer.chat_template if chat_template else ""

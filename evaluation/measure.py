@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from common.errors import ConfigError
 from common.files import read_json, write_json_lines
 from evaluation import graders
-from evaluation.artifact import OUTCOMES, SCORES, write_metrics
+from evaluation.artifact import OUTCOMES, SCORES, TOO_LONG, write_metrics
 from evaluation.generation.contract import Sample
 from evaluation.graders import parse
 from evaluation.grading.pool import GradingPool, default_pool
@@ -92,6 +92,7 @@ def _benchmark(evaluation: Any, benchmark: Any, inputs: dict[str, Path], report:
         pool,
         lambda: report(len(rows), len(rows)),
     )
+    unanswered = {row["id"] for row in rows if row["finish_reason"] == TOO_LONG}
     used = {graders.parse(row["grader"])[0] for row in rows}
     measured = {
         # Another version of a grader is another measure.
@@ -105,6 +106,7 @@ def _benchmark(evaluation: Any, benchmark: Any, inputs: dict[str, Path], report:
             "responses": statuses.total(),
             "clamped": len({row["id"] for row in rows if row["limit"] < benchmark.max_tokens}),
             "grading": dict(sorted(statuses.items())),
+            **({"unanswered": len(unanswered)} if unanswered else {}),
         },
         "metrics": metrics,
     }

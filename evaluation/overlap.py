@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from common.errors import ConfigError
-from common.problems import problem_key
+from common.problems import asked_keys
 
 BATCH_ROWS = 4096
 # Input of a measure stage -> its file, the column that holds the chat, and what to call it.
@@ -34,9 +34,7 @@ def check_trained_on(
         row = 0
         for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=[column]):
             for messages in batch.column(0).to_pylist():
-                # A chat's last answer is no part of what it asks.
-                asked = messages[:-1] if column == "messages" else messages
-                found = keys.get(problem_key(asked).hex())
+                found = next((keys[key.hex()] for key in sorted(asked_keys(messages)) if key.hex() in keys), None)
                 if found is not None:
                     raise ConfigError(
                         f"eval.benchmarks: {benchmark!r}: problem {found!r} is row {row} of the {what} the model was "

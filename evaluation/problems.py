@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import ConfigError
+from common.problems import turns
 from evaluation import benchmarks
 from evaluation.grading.answers import check_grader
 
@@ -50,7 +51,8 @@ def read_problems(directory: Path, name: str) -> list[Problem]:
         raise ConfigError(
             f"{path}: columns {', '.join(sorted(missing))} are missing; needed: {', '.join(SCHEMA.names)}"
         )
-    problems = [Problem(**row) for row in pq.read_table(path, columns=SCHEMA.names).to_pylist()]
+    rows = pq.read_table(path, columns=SCHEMA.names).to_pylist()
+    problems = [Problem(**{**row, "prompt": turns(row["prompt"] or [])}) for row in rows]
     if not problems:
         raise ConfigError(f"{path}: no rows")
     seen: set[str] = set()

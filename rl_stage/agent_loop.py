@@ -1,23 +1,28 @@
-"""verl's single-turn agent loop that also scores its response, in the process that generated it.
+"""verl's single-turn agent loop with our prompts, which also scores its response in the process that generated it.
 
-verl would send every response to reward workers of their own. Scoring here with verl's own reward manager gives the
+verl would tokenise prompts in a way of its own, by the model's type. The one renderer makes them here, so that they are
+the prompts of the training rows, token for token. verl would send every response to reward workers of their own. Scoring here with verl's own reward manager gives the
 same numbers without those processes (each costs seconds of imports and 0.7 GB) and without a Ray call a response. Our
 reward functions only hand a string to the grading pool, so the event loop never waits for them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.reward import load_reward_manager
+
+from common.chats import Renderer
 
 NAME = "scored_single_turn"
 
@@ -38,7 +43,15 @@ class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
         result = await self._score(output, kwargs)
         output.reward_score = float(result["reward_score"])
         output.extra_fields["reward_extra_info"] = result["reward_extra_info"]
+        output.extra_fields["data_source"] = kwargs.get("data_source")
         return output
+
+    async def ct_build_initial_tokens(
+        self, messages: list[dict], tools: list[dict] | None = None, **_: Any
+    ) -> list[int]:
+        """The ids that the engine is given; verl has refused images before, `check_prompts` what is too long."""
+        _, ids = await asyncio.to_thread(_renderer(self).prompt, messages, tools)
+        return ids
 
     async def _score(self, output: AgentLoopOutput, row: dict[str, Any]) -> dict[str, Any]:
         responses = torch.tensor([output.response_ids], dtype=torch.int64)
@@ -61,11 +74,23 @@ def _boxed(value: Any) -> np.ndarray:
     return array
 
 
+_renderers: dict[int, Renderer] = {}
 _managers: dict[int, Any] = {}
 
 
+def _renderer(loop: ScoredSingleTurnAgentLoop) -> Renderer:
+    """The renderer of this process; a loop object lives for one response only."""
+    key = id(loop.tokenizer)
+    if key not in _renderers:
+        arguments = loop.apply_chat_template_kwargs
+        if OmegaConf.is_config(arguments):
+            arguments = OmegaConf.to_container(arguments, resolve=True)
+        _renderers[key] = Renderer(loop.tokenizer, template_arguments=arguments)
+    return _renderers[key]
+
+
 def _manager(loop: ScoredSingleTurnAgentLoop) -> Any:
-    """verl's reward manager of this process; a loop object lives for one response only."""
+    """verl's reward manager of this process."""
     key = id(loop.config)
     if key not in _managers:
         _managers[key] = load_reward_manager(loop.config, loop.tokenizer)

@@ -10,7 +10,8 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from rl_stage.config import POLL_SECONDS, verl_config
-from rl_stage.session import LOGICAL_CPUS, OBJECT_STORE_BYTES
+from rl_stage.demands import demand
+from rl_stage.session import OBJECT_STORE_BYTES
 from rl_stage.verl_keys import compose_verl
 
 STOCK_SAMPLER = f"""\
@@ -57,7 +58,9 @@ def stock_command(settings: Any, paths: Mapping[str, pathlib.Path]) -> list[str]
     def plain(config: Any) -> Mapping[str, Any]:
         return cast(Mapping[str, Any], OmegaConf.to_container(config))
 
-    keys = dict(differences(plain(verl_config(settings, paths, paths["scratch"])), plain(compose_verl())))
+    config = verl_config(settings, paths, paths["scratch"])
+    cores = demand(lambda key: OmegaConf.select(config, key)).total + 1  # its trainer is an actor too
+    keys = dict(differences(plain(config), plain(compose_verl())))
     keys = {name: value for name, value in keys.items() if not name.startswith(OURS_ALONE)}
     sampler = paths["scratch"] / "stock_sampler.py"
     sampler.write_text(STOCK_SAMPLER)
@@ -68,7 +71,7 @@ def stock_command(settings: Any, paths: Mapping[str, pathlib.Path]) -> list[str]
         "trainer.v1.sampler.custom_sampler.path": str(sampler),
         "trainer.v1.sampler.custom_sampler.name": "Polling",
         "ray_kwargs.ray_init.address": "local",
-        "ray_kwargs.ray_init.num_cpus": LOGICAL_CPUS,
+        "ray_kwargs.ray_init.num_cpus": cores,
         "ray_kwargs.ray_init.num_gpus": settings.rl.processes,
         "ray_kwargs.ray_init.include_dashboard": False,
         "ray_kwargs.ray_init.object_store_memory": OBJECT_STORE_BYTES,

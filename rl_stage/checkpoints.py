@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+from common.chats import template_arguments
 from common.files import read_json, write_json
 from rl_stage.curve import Curve
 from rl_stage.export import LORA_META, finish_export
@@ -111,6 +112,7 @@ def publish(
             inputs["model"],
             output / "checkpoints" / f"step_{step}",
             chat_template=settings.model.chat_template,
+            template_arguments=template_arguments(settings.model),
             trust_remote_code=settings.model.trust_remote_code,
         )
     listing = {"final": settings.rl.steps, "best": exports.best_step(), "steps": steps}

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.chats import template_arguments
+from common.models import tensor_headers
+from rl_stage.demands import OURS_ON_CPU
 from rl_stage.verl_keys import compose_verl, merge_passthrough, set_key, validate
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 # One KV block of vLLM's CPU backend, in tokens.
 CPU_BLOCK_SIZE = 128
+# Megabytes of shared memory that weights go through at least; verl's own 2048 would not fit on a small machine.
+CPU_BUCKET = 16
 # vLLM's own default is 2 s between two looks at the rollouts; a step of a small model takes less.
 POLL_SECONDS = 0.05
 
@@ -38,7 +42,7 @@ def verl_config(settings: Any, inputs: Mapping[str, pathlib.Path], scratch: path
         _rollout(settings),
         _algorithm_and_reward(settings),
         _trainer(settings, scratch),
-        _cpu(settings) if on_cpu else {},
+        _cpu(settings, inputs["model"]) if on_cpu else {},
     ):
         for key, value in section.items():
             set_key(config, key, value)
@@ -211,7 +215,22 @@ def _trainer(settings: Any, scratch: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _cpu(settings: Any) -> dict[str, Any]:
+def weight_bucket(directory: pathlib.Path) -> int:
+    """Megabytes (2^20 bytes) of the buffer through which weights reach vLLM on a CPU: the largest tensor has to fit.
+
+    Weights are float32 there, whatever the files say. Experts that files hold one by one may be one tensor in the
+    model. 16 where the directory has no weights, as when a stage is planned whose model is to come.
+    """
+    if not any(directory.glob("*.safetensors")):
+        return CPU_BUCKET
+    sizes: dict[str, int] = {}
+    for name, header in tensor_headers(directory).items():
+        whole = name.partition(".experts.")[0] if ".experts." in name else name
+        sizes[whole] = sizes.get(whole, 0) + 4 * math.prod(header.shape)
+    return max(CPU_BUCKET, math.ceil(max(sizes.values()) / 2**20))
+
+
+def _cpu(settings: Any, model: pathlib.Path) -> dict[str, Any]:
     """What the CPU platform needs (docs/cpu.md): no compilation, no sleep mode, few helper processes."""
     rl = settings.rl
     length = rl.max_prompt_length + rl.max_response_length
@@ -222,8 +241,7 @@ def _cpu(settings: Any) -> dict[str, Any]:
         "enable_sleep_mode": False,
         "max_num_seqs": sequences,
         "max_num_batched_tokens": max(2048, length),
-        "agent.num_workers": 1,
-        "checkpoint_engine.update_weights_bucket_megabytes": 16,
+        "checkpoint_engine.update_weights_bucket_megabytes": weight_bucket(model),
         "engine_kwargs.vllm.worker_extension_cls": "verl_cpu.vllm_extension.CPUColocateWorkerExtension",
         # verl waits for whole responses: sending each token of each would cost more than computing it.
         "engine_kwargs.vllm.stream_interval": rl.max_response_length,
@@ -231,10 +249,13 @@ def _cpu(settings: Any) -> dict[str, Any]:
         "engine_kwargs.vllm.distributed_executor_backend": "uni",
         "engine_kwargs.vllm.num_gpu_blocks_override": sequences * math.ceil(length / CPU_BLOCK_SIZE) + 8,
     }
-    return {f"actor_rollout_ref.rollout.{key}": value for key, value in rollout.items()} | {
-        "trainer.device": "cpu",
-        "actor_rollout_ref.actor.use_torch_compile": False,
-        "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
-        "actor_rollout_ref.ref.fsdp_config.use_torch_compile": False,
-        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
-    }
+    return (
+        {f"actor_rollout_ref.rollout.{key}": value for key, value in rollout.items()}
+        | {
+            "trainer.device": "cpu",
+            "actor_rollout_ref.actor.use_torch_compile": False,
+            "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
+            "actor_rollout_ref.ref.fsdp_config.use_torch_compile": False,
+        }
+        | OURS_ON_CPU
+    )

@@ -7,8 +7,10 @@ import math
 import pathlib
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+from common.chats import Renderer
 from common.files import write_json
 from common.models import load_tokenizer, tensor_headers
 from rl_stage.handoff import check_weights
@@ -23,13 +25,14 @@ def finish_export(
     target: pathlib.Path,
     *,
     chat_template: str | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Make a published checkpoint of verl's Hugging Face export `source`: merged, with the tokenizer and generation
     settings of `model` (the policy RL started from), the dtype that its weights have; then reload it and run one
     forward pass.
 
-    chat_template: a Jinja file in place of the template of `model`.
+    chat_template: a Jinja file in place of the template of `model`. template_arguments: its variables.
 
     Raises RuntimeError if its tensors are not those of `model` by name and shape, or its logits not finite.
     """
@@ -59,11 +62,9 @@ def finish_export(
         )
     loaded = AutoModelForCausalLM.from_pretrained(target, dtype="auto", trust_remote_code=trust_remote_code)
     tokenizer: Any = load_tokenizer(target, trust_remote_code=trust_remote_code)
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "1"}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )["input_ids"]
+    _, ids = Renderer(tokenizer, template_arguments=template_arguments).prompt([{"role": "user", "content": "1"}])
     with torch.no_grad():
-        finite = bool(torch.isfinite(loaded(ids).logits).all())
+        finite = bool(torch.isfinite(loaded(torch.tensor([ids])).logits).all())
     if not finite:
         raise RuntimeError(f"{source}: the exported model's logits are not finite")
 

@@ -11,7 +11,7 @@ from typing import Any
 from common.chats import template_arguments
 from common.errors import ConfigError
 from common.files import write_json
-from rl_stage.rewards import load_reward, score_many
+from rl_stage.rewards import check_rows, load_reward, row_grader, score_many
 
 SHARD = 256  # requests between two saved shards
 
@@ -28,6 +28,7 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     import pyarrow.parquet as pq
 
     load_reward(settings.rl.reward.name, settings.rl.reward.settings)
+    check_rows(inputs["data"] / "rl_train.parquet", settings.rl.reward.settings)
     table = pq.read_table(inputs["data"] / "rl_train.parquet")
     rates, failed = pass_rates(settings, inputs["model"], table.to_pylist(), scratch, report)
     bounds = settings.rl.filter
@@ -39,6 +40,12 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
         "rewards_failed": failed,
         "histogram": histogram(rates, bounds.samples),
     }
+    sources = table["data_source"].to_pylist() if "data_source" in table.column_names else []
+    if len(set(sources)) > 1:
+        pairs = list(zip(sources, kept, strict=True))
+        metrics["sources"] = {
+            name: {"prompts": sources.count(name), "kept": pairs.count((name, True))} for name in sorted(set(sources))
+        }
     if not any(kept):
         raise ConfigError(
             f"rl.filter: no prompt has a pass rate strictly between {bounds.above} and {bounds.below}: {metrics}"
@@ -100,7 +107,8 @@ def pass_rates(
         for number, samples in zip(fits, drawn, strict=True)
         for response in samples
     ]
-    scored = score_many(rl.reward, pairs, lambda done: report(total + done, 2 * total))
+    own = [row_grader(rows[number].get("extra_info")) for number in fits for _ in range(rl.filter.samples)]
+    scored = score_many(rl.reward, pairs, lambda done: report(total + done, 2 * total), own)
     rates: list[float | None] = [None] * len(rows)
     for place, number in enumerate(fits):
         part = scored[place * rl.filter.samples : (place + 1) * rl.filter.samples]

@@ -1,8 +1,10 @@
 """Rewards: a grader's verdict as a score, or a score of the user's own, each bounded in time.
 
 `rl.reward.name` is a grader of `evaluation.graders`, or the dotted path of one's own Grader or of a function
-`(response: str, answer: str, **settings) -> bool | float`. Every reward runs in a pool of subprocesses that kills what
-hangs or crashes.
+`(response: str, answer: str, **settings) -> bool | float`. A row of the data may name a grader of its own
+(`extra_info.grader`, as `name` or `name:argument`), which judges it in place of `rl.reward.name`; its verdict is worth
+`rl.reward.correct` or `rl.reward.wrong` all the same. Every reward runs in a pool of subprocesses that kills what hangs
+or crashes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
@@ -27,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # The key of `rl.reward.settings` that is the grader's argument, where it is not `argument`.
 ARGUMENTS = {"numeric": "tolerance", "format": "pattern"}
+# The setting that lets graders, the reward's or the rows' own, run programs; it is no argument of a function.
+LEAVE = "run_generated_code"
 
 
 def names() -> list[str]:
@@ -58,10 +63,46 @@ def load_reward(name: str, settings: Mapping[str, Any]) -> Callable[..., bool | 
 
         return graded
     try:
-        inspect.signature(found).bind("response", "answer", **settings)
+        inspect.signature(found).bind("response", "answer", **_arguments(settings))
     except TypeError as error:
         raise ConfigError(f"rl.reward.settings: {dict(settings)} do not fit {name}: {error}") from error
     return found
+
+
+def check_rows(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses rows whose own graders cannot judge them.
+
+    Args:
+        path: Parquet file of prompts in verl's columns. settings: `rl.reward.settings`.
+
+    Raises:
+        ConfigError: a row names an unknown grader, or one that runs programs without the setting `run_generated_code`.
+    """
+    import pyarrow.parquet as pq
+
+    named: set[str] = set()
+    for batch in pq.ParquetFile(path).iter_batches(columns=["extra_info"]):
+        named |= {own for row in batch.to_pylist() if (own := row_grader(row.get("extra_info"))) is not None}
+    for name in sorted(named):
+        try:
+            runs_code = graders.parse(name)[0].runs_code
+        except ConfigError as error:
+            raise ConfigError(f"{path}: extra_info.grader: {error}") from None
+        if runs_code and settings.get(LEAVE) is not True:
+            raise ConfigError(
+                f"{path}: rows name the grader {name}, which runs programs that the model wrote, in the sandbox; set "
+                f"rl.reward.settings.{LEAVE}=true to allow it"
+            )
+
+
+def row_grader(extra_info: Any) -> str | None:
+    """The grader that a row names for itself, from its `extra_info`."""
+    return extra_info.get("grader") if isinstance(extra_info, Mapping) else None
+
+
+def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the settings of a function what it is called with."""
+    return {str(name): value for name, value in settings.items() if name != LEAVE}
 
 
 def _load(name: str) -> Any:
@@ -83,7 +124,7 @@ def _load(name: str) -> Any:
 def _check_settings(grader: graders.Grader, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError unless `settings` are the grader's argument and, where it runs programs, the leave to."""
     argument = ARGUMENTS.get(grader.name, "argument")
-    allowed = {argument, "run_generated_code"} if grader.runs_code else {argument}
+    allowed = {argument, LEAVE}
     if strange := sorted(set(settings) - allowed):
         raise ConfigError(
             f"rl.reward.settings: {', '.join(strange)} does not fit {grader.name}; allowed: "
@@ -93,7 +134,7 @@ def _check_settings(grader: graders.Grader, settings: Mapping[str, Any]) -> None
         grader.check(str(settings.get(argument, "")))
     except ValueError as error:
         raise ConfigError(f"rl.reward.settings.{argument}: {grader.name}: {error}") from error
-    if grader.runs_code and settings.get("run_generated_code") is not True:
+    if grader.runs_code and settings.get(LEAVE) is not True:
         raise ConfigError(
             f"rl.reward.settings: the reward {grader.name} runs programs that the model wrote, in the sandbox; "
             "set rl.reward.settings.run_generated_code=true to allow it"
@@ -128,22 +169,29 @@ class Scored:
 
 
 def _submit(
-    reward: str, response: str, answer: str, settings: Mapping[str, Any], timeout: float | None = None
+    reward: str,
+    response: str,
+    answer: str,
+    settings: Mapping[str, Any],
+    timeout: float | None = None,
+    own: str | None = None,
 ) -> Future[Outcome]:
-    """Start one reward in the process's pool. timeout: seconds; a grader with a time of its own has at least that."""
-    found = _load(reward)
-    if isinstance(found, graders.Grader):
-        return default_pool().submit_grade(
-            response,
-            answer,
-            _name_for_pool(reward, found, settings),
-            run_generated_code=settings.get("run_generated_code") is True,
-            timeout_seconds=timeout,
-        )
-    plain = {str(name): value for name, value in settings.items()}
-    return default_pool().submit(
-        "rl_stage.rewards:call_reward", response, answer, reward, plain, timeout_seconds=timeout
-    )
+    """Start one reward in the process's pool.
+
+    Args:
+        timeout: seconds; a grader with a time of its own has at least that.
+        own: the row's grader, in place of `reward`.
+    """
+    if own is None:
+        found = _load(reward)
+        if not isinstance(found, graders.Grader):
+            plain = _arguments(settings)
+            return default_pool().submit(
+                "rl_stage.rewards:call_reward", response, answer, reward, plain, timeout_seconds=timeout
+            )
+        own = _name_for_pool(reward, found, settings)
+    leave = settings.get(LEAVE) is True
+    return default_pool().submit_grade(response, answer, own, run_generated_code=leave, timeout_seconds=timeout)
 
 
 def _name_for_pool(reward: str, grader: graders.Grader, settings: Mapping[str, Any]) -> str:
@@ -187,12 +235,14 @@ async def compute_score(
 ) -> dict[str, float]:
     """verl's reward function: the score of one response. Never raises for what a reward does, never waits for ever.
 
-    timeout: seconds; `code` has at least the pool's own for programs. A bool becomes `correct` or `wrong`, a float is
+    extra_info: of the row; its `grader` judges in place of `reward`. timeout: seconds; `code` has at least the pool's
+    own for programs. A bool becomes `correct` or `wrong`, a float is
     the score itself (right where it reaches `correct`). Returns score, acc, no_answer and failed (0 or 1 each); a
     failed reward scores `wrong`.
     """
-    outcome = await asyncio.wrap_future(_submit(reward, solution_str, str(ground_truth), settings, timeout))
-    result = _scored(reward, outcome, correct, wrong)
+    own = row_grader(extra_info)
+    outcome = await asyncio.wrap_future(_submit(reward, solution_str, str(ground_truth), settings, timeout, own))
+    result = _scored(own or reward, outcome, correct, wrong)
     return {
         "score": result.score,
         "acc": float(result.correct),
@@ -201,12 +251,24 @@ async def compute_score(
     }
 
 
-def score_many(reward: Any, pairs: Sequence[tuple[str, str]], progress: Callable[[int], None]) -> list[Scored]:
-    """Score (response, answer) pairs with the settings `rl.reward`; `progress(done)` is called as they finish."""
-    futures = [_submit(reward.name, response, answer, reward.settings, reward.timeout) for response, answer in pairs]
+def score_many(
+    reward: Any,
+    pairs: Sequence[tuple[str, str]],
+    progress: Callable[[int], None],
+    own: Sequence[str | None] | None = None,
+) -> list[Scored]:
+    """Score (response, answer) pairs with the settings `rl.reward`; `progress(done)` is called as they finish.
+
+    own: of each pair the grader of its row, None where it names none.
+    """
+    named = own or [None] * len(pairs)
+    futures = [
+        _submit(reward.name, response, answer, reward.settings, reward.timeout, grader)
+        for (response, answer), grader in zip(pairs, named, strict=True)
+    ]
     scored = []
-    for future in futures:
-        scored.append(_scored(reward.name, future.result(), reward.correct, reward.wrong))
+    for future, grader in zip(futures, named, strict=True):
+        scored.append(_scored(grader or reward.name, future.result(), reward.correct, reward.wrong))
         progress(len(scored))
     return scored
 

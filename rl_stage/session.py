@@ -7,15 +7,18 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from common.errors import ConfigError
 from common.processes import end_processes
 from common.ray_session import import_path, join_cluster, start_private_ray
+from rl_stage.demands import Demand
 
 OBJECT_STORE_BYTES = 500_000_000
-# Logical cores of a private Ray: verl's actors each reserve one and mostly wait.
-LOGICAL_CPUS = 32
+QUEUE = "TransferQueueController"  # the actor that verl's queue is known by, one in a cluster
+TURN = "sft_then_rl_turn"  # name and namespace of the actor that the run holds whose turn it is
 # What `prepare_environment` sets, for the workers of a cluster that somebody else started.
 FORWARDED = (
     "OMP_NUM_THREADS",
@@ -57,8 +60,11 @@ def prepare_environment(settings: Any) -> None:
 
 
 @contextlib.contextmanager
-def verl_session(settings: Any) -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS, or run a private one on loopback; on leaving end every process started here."""
+def verl_session(settings: Any, demand: Demand) -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS, or run a private one on loopback; on leaving end every process started here.
+
+    demand: cores that verl's actors will ask for. Raises ConfigError where the joined cluster has fewer.
+    """
     import psutil
     import ray
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
@@ -66,17 +72,19 @@ def verl_session(settings: Any) -> Iterator[None]:
     on_cpu = settings.platform.name == "cpu"
     before = set(psutil.Process().children(recursive=True))
     watch: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    turn: Any = None
     environment = get_ppo_ray_runtime_env()["env_vars"] | {"TRANSFER_QUEUE_ENABLE": "1"}
     if os.environ.get("RAY_ADDRESS"):
         environment |= {name: os.environ[name] for name in (*FORWARDED, *settings.platform.env) if name in os.environ}
         join_cluster(environment=environment, log_to_driver=True)
-        refuse_second_run()
+        require_cores(demand)
+        turn = take_turn()
         watch = lost_nodes_raise()
     else:
         # A private Ray inherits this environment: without a runtime environment its workers start at once.
         os.environ.update(environment)
         start_private_ray(
-            cpus=LOGICAL_CPUS,
+            cpus=demand.total,
             gpus=settings.rl.processes if on_cpu else None,
             object_store_memory=OBJECT_STORE_BYTES if on_cpu else None,
             log_to_driver=True,
@@ -88,6 +96,7 @@ def verl_session(settings: Any) -> Iterator[None]:
             yield
     finally:
         started = set(psutil.Process().children(recursive=True)) - before
+        del turn
         ray.shutdown()
         end_processes(started)
         if on_cpu:
@@ -133,13 +142,52 @@ def lost_nodes_raise() -> Iterator[None]:
         signal.signal(signal.SIGUSR1, previous)
 
 
-def refuse_second_run() -> None:
-    """verl's queue has one fixed name per cluster: a second run would silently train on the first one's rollouts."""
+def take_turn(wait: float = 2.0) -> Any:
+    """Wait until no other verl run uses the joined cluster; the returned actor keeps others waiting while it lives.
+
+    verl's queue has one fixed name per cluster: a second run would silently train on the first one's rollouts. Says so
+    in the log about once a minute. wait: seconds between two looks.
+    """
+    import ray
+
+    turn = ray.remote(num_cpus=0)(_Turn)
+    said = float("-inf")
+    while True:
+        holder = None
+        with contextlib.suppress(ValueError):  # Ray gives a name to one actor only
+            holder = turn.options(name=TURN, namespace=TURN).remote()
+        if holder is not None:
+            ray.get(holder.ready.remote())
+            if not _queue_exists():
+                return holder
+            ray.kill(holder)
+        if time.monotonic() - said > 60:
+            said = time.monotonic()
+            print("waiting for another verl run that uses this Ray cluster (verl allows one at a time)", flush=True)
+        time.sleep(wait)
+
+
+class _Turn:
+    """What has the name while a run uses the cluster; Ray ends it with the run's job, however that ends."""
+
+    def ready(self) -> bool:
+        return True
+
+
+def _queue_exists() -> bool:
     from ray.util import list_named_actors
 
     actors: list[Any] = list_named_actors(all_namespaces=True)
-    if any(actor["name"] == "TransferQueueController" for actor in actors):
-        raise RuntimeError(
-            "another verl run uses this Ray cluster, and verl allows one at a time: wait for it, or give this stage a "
-            "cluster of its own (RAY_ADDRESS)"
+    return any(actor["name"] == QUEUE for actor in actors)
+
+
+def require_cores(demand: Demand) -> None:
+    """Raise ConfigError where the joined cluster has fewer cores than verl reserves, for which Ray would wait."""
+    import ray
+
+    cores, wanted = ray.cluster_resources().get("CPU", 0.0), demand.of_node(1)
+    if cores < wanted:
+        raise ConfigError(
+            f"rl.processes={demand.devices}: verl reserves {wanted} cores of the Ray cluster, which has {cores:g}; add "
+            "nodes, or start them with more cores (ray start --num-cpus)"
         )

@@ -11,7 +11,8 @@ from rl_stage import handoff
 from rl_stage.checkpoints import Exports, publish, repair_checkpoints
 from rl_stage.config import verl_config
 from rl_stage.curve import Curve
-from rl_stage.rewards import load_reward
+from rl_stage.demands import demand
+from rl_stage.rewards import check_rows, load_reward
 from rl_stage.session import prepare_environment, verl_session
 from rl_stage.time_limit import time_limit
 
@@ -31,6 +32,8 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     rl = settings.rl
     scratch.mkdir(parents=True, exist_ok=True)
     load_reward(rl.reward.name, rl.reward.settings)
+    for name in ("rl_train", "rl_val"):
+        check_rows(inputs["data"] / f"{name}.parquet", rl.reward.settings)
     handoff.check_model(inputs["model"], settings)
     data = handoff.check_prompts(inputs, settings, scratch)
     config = verl_config(settings, {**inputs, "data": data}, scratch)
@@ -43,9 +46,12 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     validated = "validation_pass_rate" in curve.rows.get(rl.steps, {})
     if resumed < rl.steps or not exports.path(rl.steps).exists() or not validated:
         config.trainer.val_before_train = 0 not in curve.rows or resumed == rl.steps
+        from omegaconf import OmegaConf
+
         from rl_stage.trainer import train  # verl and vLLM, which read the environment set above
 
-        with verl_session(settings), time_limit(rl.step_timeout) as begin_phase:
+        cores = demand(lambda key: OmegaConf.select(config, key))
+        with verl_session(settings, cores), time_limit(rl.step_timeout) as begin_phase:
             exports.timing(step=resumed, start_seconds=time.monotonic() - began)
             train(config, settings, curve, exports, report, begin_phase)
     publish(settings, inputs, output, scratch, curve, exports)

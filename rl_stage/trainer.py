@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -144,6 +144,7 @@ class _Measured(_Trainer):
         )
         self.step_began = time.monotonic()
         self.saved_step = -1
+        self.data_sources: set[str] = set()  # seen in training
 
     def _load_checkpoint(self) -> None:
         self.queue_started()
@@ -230,25 +231,33 @@ class _Measured(_Trainer):
             )
 
     def _reward_metrics(self, batch: Any) -> dict[str, float]:
-        """Means over the step's responses of what our reward function says beside the score."""
+        """Means over the step's responses of what our reward function says beside the score.
+
+        With prompts of several sources `pass_rate/<source>` and `score/<source>` too, of the sources in this step.
+        """
         keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
         if not keys:
             return {}
         fields: Any = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        infos = [getattr(field, "data", field)["reward_extra_info"] for field in fields["extra_fields"]]
+        extra = [getattr(field, "data", field) for field in fields["extra_fields"]]
+        infos = [field["reward_extra_info"] for field in extra]
         names = {"acc": "pass_rate", "no_answer": "no_answer", "failed": "rewards_failed", "overlong": "overlong"}
-        return {
-            ours: sum(float(info[theirs]) for info in infos) / len(infos)
-            for theirs, ours in names.items()
-            if theirs in infos[0]
-        }
+        means = {ours: _mean(infos, theirs) for theirs, ours in names.items() if theirs in infos[0]}
+        by_source: dict[str, list[Mapping[str, Any]]] = {}
+        for field, info in zip(extra, infos, strict=True):
+            by_source.setdefault(str(field.get("data_source")), []).append(info)
+        self.data_sources |= by_source.keys()
+        if len(self.data_sources) > 1:
+            for source, found in sorted(by_source.items()):
+                means |= {f"pass_rate/{source}": _mean(found, "acc"), f"score/{source}": _mean(found, "score")}
+        return means
 
     def _validate(self) -> dict[str, float]:
         values = super()._validate()
-        rates = [float(v) for name, v in values.items() if name.startswith("val-core/") and "/acc/mean@" in name]
-        lengths = {"validation_pass_rate": sum(rates) / len(rates)} if rates else {}
-        self.curve.add(self.global_steps, lengths)
-        if rates and self.global_steps > 0 and self.exports.is_best(self.global_steps, lengths["validation_pass_rate"]):
+        scores = validation_scores(values)
+        self.curve.add(self.global_steps, scores)
+        score = scores.get("validation_pass_rate")
+        if score is not None and self.global_steps > 0 and self.exports.is_best(self.global_steps, score):
             self._checkpoint_now()
         return values
 
@@ -263,6 +272,26 @@ class _Measured(_Trainer):
         super()._save_checkpoint()
         self.saved_step = self.global_steps
         self.exports.keep(self.global_steps)
+
+
+def validation_scores(values: Mapping[str, float]) -> dict[str, float]:
+    """`validation_pass_rate`, the mean over the data sources, each of which counts the same however many prompts it
+    has; with several, `validation_pass_rate/<source>` too. values: verl's validation metrics."""
+    rates = {
+        name.removeprefix("val-core/").rpartition("/acc/mean@")[0]: float(value)
+        for name, value in values.items()
+        if name.startswith("val-core/") and "/acc/mean@" in name
+    }
+    if not rates:
+        return {}
+    scores = {"validation_pass_rate": sum(rates.values()) / len(rates)}
+    if len(rates) > 1:
+        scores |= {f"validation_pass_rate/{source}": rate for source, rate in sorted(rates.items())}
+    return scores
+
+
+def _mean(infos: Sequence[Mapping[str, Any]], name: str) -> float:
+    return sum(float(info[name]) for info in infos) / len(infos)
 
 
 def _seconds(timing: Mapping[str, float]) -> dict[str, float]:

@@ -90,3 +90,14 @@ def test_the_face_of_a_package_is_light():
             names = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
             names |= {(node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}
             assert not names & heavy, name
+
+
+def test_one_module_applies_chat_templates():
+    """Everything else asks the renderer, so that all stages read the same tokens."""
+    callers = set()
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func if isinstance(node, ast.Call) else None
+            if getattr(called, "attr", getattr(called, "id", "")) in ("apply_chat_template", "render_jinja_template"):
+                callers.add(name)
+    assert callers == {"common.chat_template"}

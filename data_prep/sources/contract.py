@@ -7,7 +7,7 @@ Parts are named by artifact: `sft`, `rl`, `pretrain` and `benchmark/<name>`. `pa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,13 @@ class Source(ABC):
     def identity(self, section: Any, part: str) -> dict[str, Any]:
         """The settings that the rows of `part` depend on, and no other; files are identified by what is in them."""
         return section.model_dump(mode="json")
+
+    def graders(self, section: Any, part: str) -> Collection[str]:
+        """Graders that rows of `part` (rl, or a benchmark) name, as far as they are known before it is prepared.
+
+        The code of those that are the user's own identifies the scores; our own have versions.
+        """
+        return ()
 
     def extent(self, section: Any, inputs: Mapping[str, Path], name: str) -> int:
         """The last `Row.position` of the rows called `name`; 0 if it is not known."""

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
-from common.registry import code_digest
+from common.user_code import code_digest
 from data_prep.sources import load
 from data_prep.sources.contract import Row, Source
 
@@ -38,6 +38,11 @@ def section_of(feed: Any) -> BaseModel:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise ConfigError(f"data source {feed.source}: {field}: {first['msg']}") from None
+
+
+def graders(feeds: Sequence[Any], part: str) -> set[str]:
+    """The graders that rows of `part` name (see `Source.graders`)."""
+    return {name for feed in feeds for name in load(feed.source).graders(section_of(feed), part)}
 
 
 def inputs(feeds: Sequence[Any], part: str) -> dict[str, str]:

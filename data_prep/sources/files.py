@@ -1,23 +1,26 @@
-"""One's own JSON Lines and Parquet files (docs/data.md)."""
+"""One's own files: JSON, Parquet, Arrow and tables, packed or not (docs/data.md)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import ConfigError
-from data_prep.sources.contract import Row, RowError, Source
+from data_prep.sources._readers import PACKED, read_rows
+from data_prep.sources.contract import Row, Source
 
-BATCH_ROWS = 1024
 BYTES_PER_ROW = 500  # guesses for `plan`
 BYTES_PER_TOKEN = 4.0
 CHAT_SHARE = 0.5  # of data.max_length that a chat fills
 RESPONSE_SHARE = 0.7  # of a chat's tokens
+PACKED_FACTOR = 4  # of what a packed file unpacks to
 PROBLEMS = "problems"  # the input that holds a benchmark
+GRADER = "grader"  # the column of a benchmark in which a row may name its own
 
 
 def _file(description: str) -> Any:
@@ -29,11 +32,11 @@ class Files(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sft_train: str | None = _file("JSONL or Parquet of chats")
-    sft_val: str | None = _file("JSONL or Parquet of held-out chats")
-    rl_train: str | None = _file("JSONL or Parquet of prompts and answers")
-    rl_val: str | None = _file("JSONL or Parquet of held-out prompts and answers")
-    benchmarks: dict[str, str] = Field({}, description="name -> JSONL or Parquet of problems")
+    sft_train: str | None = _file("JSONL, JSON, Parquet, Arrow or CSV of chats, also .gz or .zst")
+    sft_val: str | None = _file("held-out chats, as for sft_train")
+    rl_train: str | None = _file("prompts and answers, as for sft_train")
+    rl_val: str | None = _file("held-out prompts and answers")
+    benchmarks: dict[str, str] = Field({}, description="name -> file of problems")
 
 
 class FilesSource(Source):
@@ -68,6 +71,13 @@ class FilesSource(Source):
     def identity(self, section: Files, part: str) -> dict[str, Any]:
         return {}
 
+    def graders(self, section: Files, part: str) -> Collection[str]:
+        path = self._path(section, part)
+        if path is None or not path.is_file():
+            return ()
+        status = path.stat()
+        return _graders(path, status.st_size, status.st_mtime_ns)
+
     def extent(self, section: Files, inputs: Mapping[str, Path], name: str) -> int:
         path = Path(inputs[PROBLEMS if name.startswith("benchmark/") else name])
         return path.stat().st_size if path.is_file() else 0
@@ -83,60 +93,35 @@ class FilesSource(Source):
         tokens = size / BYTES_PER_TOKEN
         return max(1.0, tokens / (CHAT_SHARE * max_length)), tokens, tokens * RESPONSE_SHARE
 
+    @classmethod
+    def _size(cls, section: Files, part: str) -> int | None:
+        path = cls._path(section, part)
+        if path is None or not path.is_file():
+            return None
+        return path.stat().st_size * (PACKED_FACTOR if path.suffix in PACKED else 1)
+
     @staticmethod
-    def _size(section: Files, part: str) -> int | None:
+    def _path(section: Files, part: str) -> Path | None:
+        """The file of `part`, if one is given."""
         if part.startswith("benchmark/"):
             given = section.benchmarks.get(part.removeprefix("benchmark/"))
         else:
             given = getattr(section, f"{part}_train", None)
-        path = None if given is None else Path(given).expanduser()
-        return path.stat().st_size if path is not None and path.is_file() else None
+        return None if given is None else Path(given).expanduser()
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Stream a JSONL or Parquet file; the value of a line that is not JSON is its RowError, positions are bytes.
+@lru_cache(maxsize=256)
+def _graders(path: Path, size: int, modified: int) -> tuple[str, ...]:
+    """What stands in the column `grader`; a file that cannot be read names none, and is refused when it is prepared.
 
-    Raises:
-        ConfigError: the file is missing, has another suffix, or is damaged.
+    size and modified (ns) tell versions of a file apart.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    if path.suffix == ".jsonl":
-        yield from _json_lines(path)
-    elif path.suffix == ".parquet":
-        yield from _parquet(path)
-    else:
-        raise ConfigError(f"{path}: unknown suffix {path.suffix!r}; allowed: .jsonl, .parquet")
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    position = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            position += len(line)
-            if not line.strip():
-                continue
-            where = f"{path} line {number}"
-            try:
-                yield Row(where, json.loads(line), position)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                yield Row(where, RowError("not JSON", f"{where}: not JSON ({error})"), position)
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    size = path.stat().st_size
-    try:
-        file = pq.ParquetFile(path)
-        rows, number = file.metadata.num_rows, 0
-        for batch in file.iter_batches(batch_size=BATCH_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                yield Row(f"{path} row {number}", row, size * number // rows)
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+    values: set[Any] = set()
+    with contextlib.suppress(ConfigError):
+        for row in read_rows(path):
+            if isinstance(row.value, dict):
+                values.add(row.value.get(GRADER))
+    return tuple(sorted(value for value in values if isinstance(value, str)))
 
 
 SOURCE = FilesSource()

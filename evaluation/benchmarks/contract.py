@@ -62,6 +62,21 @@ class Published:
         if not taken:
             raise ConfigError(f"{path}: no problems")
 
+    def graders(self) -> set[str]:
+        """The graders that its problems name; where each row names its own, those of a file that is here.
+
+        One that cannot be read names none, and is refused when it is prepared.
+        """
+        if isinstance(self.grader, str):
+            return {self.grader}
+        path = Path(self.file).expanduser()
+        if not path.is_file():
+            return set()
+        try:
+            return {row["grader"] for row in self.read(path)}
+        except (ConfigError, OSError):
+            return set()
+
     def needed(self) -> str:
         """Which file it needs, in one line."""
         return f"{self.name} needs {self.file} (revision {self.revision}); download it and pass --file"

@@ -57,7 +57,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Sample:
-    """One response. finish_reason: `stop` or `length`; tokens: its length with the end-of-turn token; seed: its own."""
+    """One response. finish_reason: `stop` or `length`, or that of a prompt too long to be answered; tokens: its length
+    with the end-of-turn token; seed: its own."""
 
     text: str
     finish_reason: str

@@ -136,8 +136,12 @@ def _plain(digits: str) -> Fraction:
 
 
 def _check_tolerance(argument: str) -> None:
-    if argument and Fraction(argument) < 0:
-        raise ConfigError(f"takes a relative tolerance of 0 or more, found {argument!r}")
+    try:
+        allowed = not argument or Fraction(argument) >= 0
+    except (ValueError, ZeroDivisionError):
+        allowed = False
+    if not allowed:
+        raise ConfigError(f"the tolerance is {argument!r}; allowed: a number from 0")
 
 
 numeric = Grader("numeric", _grade_numeric, version=2, check=_check_tolerance)

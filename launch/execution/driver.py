@@ -35,7 +35,7 @@ from launch.execution.display import Display, print_budget, print_outcome
 from launch.execution.entries import entry_of
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
 from launch.execution.preconditions import check_disk, check_models
-from launch.execution.sharing import engine_of, free_places
+from launch.execution.sharing import engine_of, free_places, waits_for_turn
 from launch.execution.stopping import abandon, last_resort, signals
 from launch.fingerprint import fingerprint
 from launch.graph.estimate import estimate_plan
@@ -277,14 +277,16 @@ class Driver:
         placement = dict(stages[0].placement)
         if placement["gpus_per_node"] > 1:  # Ray gives out parts of one device, or whole ones
             placement["gpus_per_node"] = math.ceil(placement["gpus_per_node"])
-        self.queued.append(Job(stages, placement, engine=self._engine(stages[0])))
+        turns, engine = self.kinds[stages[0].kind].takes_turns(placement), self._engine(stages[0])
+        self.queued.append(Job(stages, placement, engine=engine, turns=turns))
         for stage in stages:
             self.progress[stage.fingerprint].state = "queued"
 
     def _start_queued(self) -> None:
         for job in list(self.queued):
-            held = sum(devices(other.placement) for other in self.running)
-            if any(other.lent for other in self.running) and devices(job.placement) > self.devices - held:
+            free = self.devices - sum(devices(other.placement) for other in self.running)
+            lent = any(other.lent for other in self.running) and devices(job.placement) > free
+            if lent or waits_for_turn(job, self.running):
                 # Ray shows devices as free that a child joined to the cluster is about to take
                 placements.give_back(job)
                 continue
@@ -292,9 +294,8 @@ class Driver:
                 job.group = placements.reserve(job.placement)
             if job.group.wait(0.001):
                 self.queued.remove(job)
-                if job.placement["nodes"] > 1:  # its child takes the devices itself, and they are not for another group
-                    for other in self.queued:
-                        placements.give_back(other)
+                for other in self.queued if job.placement["nodes"] > 1 else ():
+                    placements.give_back(other)  # its child takes the devices itself, and no other group may
                 self._start(job)
 
     def _start(self, job: Job) -> None:

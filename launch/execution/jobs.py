@@ -40,7 +40,8 @@ class StageProgress:
 class Job:
     """Stages that run in one child, and Ray's handles of it; `stages` are those that have not ended.
 
-    engine: what they have in common with others that could run in that child.
+    engine: what they have in common with others that could run in that child. turns: whether a cluster serves one
+    job of this kind at a time.
     """
 
     stages: list[Stage]
@@ -52,6 +53,7 @@ class Job:
     tag: str = ""
     attempts: dict[str, int] = field(default_factory=dict)
     engine: str = ""
+    turns: bool = False
 
 
 def devices(placement: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""Stages that share an engine: which ones can, and where they fit."""
+"""Stages that share an engine, or a cluster by turns: which ones can, and where they fit."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def free_places(engine: str, placement: dict[str, Any], total: float, busy: Sequ
     if wanted:
         return int((total - sum(devices(job.placement) for job in busy)) // wanted)
     return 0 if any(job.engine == engine for job in busy) else 1
+
+
+def waits_for_turn(job: Job, running: Sequence[Job]) -> bool:
+    """Whether another job has the cluster that this one would join, which serves one of them (`StageKind.joins`)."""
+    return job.turns and any(other.turns for other in running)

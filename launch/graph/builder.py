@@ -12,8 +12,8 @@ from typing import Any
 
 import sft_objectives
 from common.errors import ConfigError
-from common.registry import code_digest
 from common.settings import describe
+from common.user_code import code_digest
 from launch import stages
 from launch.fingerprint import MEMORY, PathHasher, fingerprint
 from launch.graph.model import BranchModel

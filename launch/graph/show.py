@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from launch import stages
 from launch.graph.estimate import Estimate, disk_forecast, estimate_plan
 from launch.graph.plan import Input, Plan, Stage
 from launch.graph.select import select
+from launch.stages.contract import StageKind
 from launch.store import Store
 from launch.text import bytes_text, seconds_text
 
@@ -25,7 +27,7 @@ def _source(plan: Plan, given: Input) -> str:
     return plan.stages[given.stage].address + (f" {given.select}" if given.select else "")
 
 
-def _row(plan: Plan, stage: Stage, estimate: Estimate) -> dict[str, Any]:
+def _row(plan: Plan, stage: Stage, estimate: Estimate, kind: StageKind | None) -> dict[str, Any]:
     return {
         "stage": stage.kind,
         "label": stage.label,
@@ -34,6 +36,7 @@ def _row(plan: Plan, stage: Stage, estimate: Estimate) -> dict[str, Any]:
         "state": "hit" if estimate.source == "record" else "miss",
         "inputs": {name: _source(plan, given) for name, given in stage.inputs.items()},
         "placement": stage.placement,
+        "turns": kind.joins if kind is not None and kind.takes_turns(stage.placement) else None,
         "branches": list(stage.branches),
         "estimate": asdict(estimate),
     }
@@ -53,6 +56,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     selected = select(plan, store)
     plan = selected.plan
     estimates = estimate_plan(plan, store)
+    kinds = {kind.name: kind for kind in stages.in_order(plan.own_stages)}
     missing = [estimate for estimate in estimates.values() if estimate.source != "record"]
     without_sharing = sum(
         estimates[mark].device_hours for branch in plan.branches for mark in set(branch.stages.values())
@@ -69,7 +73,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             }
             for choice in selected.choices
         ],
-        "stages": [_row(plan, stage, estimates[mark]) for mark, stage in plan.stages.items()],
+        "stages": [_row(plan, stage, estimates[mark], kinds.get(stage.kind)) for mark, stage in plan.stages.items()],
         "total": {
             "missing": len(missing),
             "seconds": sum(estimate.seconds for estimate in missing),
@@ -101,6 +105,19 @@ def _axes(plan: Plan) -> list[str]:
         hint = f"; one text with a comma is quoted twice: {key}=\"'...'\"" if prose and len(found) > 1 else ""
         lines.append(f"branches by {key}: {' | '.join(found)}{hint}")
     return lines
+
+
+def _turns(rows: list[dict[str, Any]]) -> list[str]:
+    """Which stages wait for one another although their devices would hold them."""
+    found: dict[tuple[str, str], int] = {}
+    for row in rows:
+        if row["turns"] is not None and row["state"] == "miss":
+            found[row["stage"], row["turns"]] = found.get((row["stage"], row["turns"]), 0) + 1
+    return [
+        f"{count} {kind} stages over several nodes run one at a time, the others are queued: {why}"
+        for (kind, why), count in found.items()
+        if count > 1
+    ]
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
@@ -137,6 +154,8 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console.print(table)
     there = len(rows) - total["missing"]
     console.print(f"{total['missing']} to run, {there} there already; the store is {plan.root}", markup=False)
+    for line in _turns(rows):
+        console.print(line, markup=False, highlight=False)
     if total["missing"]:
         shared = total["device_hours_without_sharing"] - sum(row["estimate"]["device_hours"] for row in rows)
         console.print(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError, create_model, field_validator, model_validator
 
 from common.errors import ConfigError
-from data_prep import sources
+from data_prep import formats, sources
 from data_prep.sources.feeds import Feed
 from launch.recipe.section import Section, setting
 
@@ -34,12 +34,21 @@ class _Data(Section):
         False, "train on the white space after the token that ends a turn too, as verl does"
     )
     on_bad_row: Literal["error", "drop"] = setting("error", "a row that breaks the schema")
+    format: str = setting("auto", "how rows are written: auto, or a format of data_prep.formats (docs/data.md)")
+    on_unknown_field: Literal["count", "error"] = setting("count", "a field of a row that is not understood")
     allow_shared_prompts: bool = setting(True, "RL prompts may be prompts of demonstrations too")
 
     @field_validator("source")
     @classmethod
     def _source_is_known(cls, value: str) -> str:
         sources.load(value)
+        return value
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, value: str) -> str:
+        if value != formats.AUTO and value not in formats.names():
+            raise ValueError(f"allowed: {', '.join((formats.AUTO, *formats.names()))}")
         return value
 
     @model_validator(mode="after")

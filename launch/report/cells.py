@@ -131,10 +131,14 @@ class Cells:
         counts = [
             one["benchmarks"][name]["counts"] for one in measured if one is not None and name in one["benchmarks"]
         ]
-        clamped = max((one.get("clamped", 0) for one in counts), default=0)
-        if not clamped or not cell.text:
+        if not cell.text:
             return cell
-        return replace(cell, text=f"{cell.text}; the context cut max_tokens of {clamped} problems")
+        clamped, unanswered = (
+            max((one.get(what, 0) for one in counts), default=0) for what in ("clamped", "unanswered")
+        )
+        notes = [f"the context cut max_tokens of {clamped} problems"] * bool(clamped)
+        notes += [f"{unanswered} prompts filled the context and count as wrong"] * bool(unanswered)
+        return replace(cell, text="; ".join([cell.text, *notes]))
 
     def passk(self, line: Line, phase: str) -> Cell:
         """pass@k on the target for the largest k measured; empty if that is 1."""

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.registry import code_digest
+from common.user_code import code_digest
 
 
 def own_code(path: str) -> dict[str, str]:
     """{"code": sha256 of the module's text} for a dotted path to code of the user's; {} for names, and for our own."""
     found = code_digest(path)
     return {} if found is None else {"code": found}
+
+
+def own_graders(named: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The code of each grader of the user's own among those that rows name (`name`, `path` or either with `:argument`)."""
+    from evaluation import graders
+
+    paths = {":".join(name.split(":")[:2]) for name in named if name.partition(":")[0] not in graders.names()}
+    return {path: own_code(path) for path in sorted(paths)}
 
 
 def require(path: str, field: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from common.registry import code_digest
+from common.user_code import code_digest
 from launch.graph.names import without_seed
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, setting

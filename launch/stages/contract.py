@@ -183,6 +183,7 @@ class StageKind:
     halves: tuple[str, ...] = ()  # runtime fields ("sft.micro_batch_size") that an out-of-memory retry halves
     shares_engine: bool = False  # stages with equal settings of `engine` may run in turn in one child
     reads_rows: bool = False  # it only reads rows, without a device: `prepare` and `--dry-run --data` run it
+    joins: str = ""  # why a Ray cluster that its stages of several nodes join serves one of them at a time
     decides: bool = False  # its metrics.json may decide a selection
     tables: tuple[str, ...] = ()  # patterns of the tables (JSON) in its artifact that the report shows
 
@@ -205,6 +206,10 @@ class StageKind:
     def placement(self, recipe: Any) -> Placement:
         """Devices and cores of one stage, where `platform.placement.<kind>` does not say."""
         return Placement(gpus_per_node=1)
+
+    def takes_turns(self, placement: Mapping[str, Any]) -> bool:
+        """Whether stages of this kind with this placement run one at a time on a cluster."""
+        return bool(self.joins) and placement["nodes"] > 1
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         """What one stage takes, from what is known of its inputs."""

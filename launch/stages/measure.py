@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launch.recipe.platform import Placement
-from launch.stages._code import own_code
+from launch.stages._code import own_graders
 from launch.stages.contract import Branch, Cost, Counts, Made, Measures, StageKind, Step
 from launch.stages.generate import MeasuredSettings, measured
+from launch.stages.prepare import problem_sources
 
 SCORE_BYTES = 30_000.0
 
@@ -36,7 +37,7 @@ class Measure(StageKind):
                     f"measure:{model.name}/{thing.name}",
                     branch.steps[role].label,
                     thing.settings(MeasuredSettings, recipe),
-                    {**thing.scored(recipe), "graders": _graders(thing)},
+                    {**thing.scored(recipe), "graders": _graders(thing, recipe)},
                     inputs,
                     measures=Measures(model.name, thing.name, thing.kind),
                 )
@@ -51,17 +52,27 @@ class Measure(StageKind):
         return Cost(bytes=SCORE_BYTES, start_seconds=5.0)
 
 
-def _graders(thing: Any) -> dict[str, Any]:
+def _graders(thing: Any, recipe: Any) -> dict[str, Any]:
     """Versions of the graders, and the user's own code: another grader grades again and generates nothing."""
     if thing.benchmark is None:
         return {}
-    from evaluation import benchmarks, graders
+    from evaluation import graders
 
     found: dict[str, Any] = {name: graders.load(name).version for name in graders.names()}
-    if "." in thing.path or ":" in thing.path:
-        grader = benchmarks.load(thing.path).grader
-        found |= own_code(grader) if isinstance(grader, str) else {}
-    return found
+    own = own_graders(_named(thing, recipe))
+    return {**found, **({"own": own} if own else {})}
+
+
+def _named(thing: Any, recipe: Any) -> set[str]:
+    """The graders that the problems of a benchmark name, as far as they are known before it is prepared."""
+    from data_prep.sources.feeds import graders as named_graders
+    from evaluation import benchmarks
+
+    entry = next(entry for entry in recipe.eval.benchmarks if entry.name == thing.path)
+    feeds = problem_sources(recipe, entry)
+    if not feeds:
+        return benchmarks.load(thing.path).graders()
+    return named_graders(feeds, f"benchmark/{thing.name}")
 
 
 MEASURE = Measure()

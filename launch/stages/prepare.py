@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from common.errors import ConfigError
 from common.files import read_json
-from common.registry import code_digest
+from common.user_code import code_digest
 from data_prep import sources
 from data_prep.sources import feeds
 from data_prep.sources.feeds import Feed
+from evaluation import graders
 from launch.recipe.data import Data, feeds_of, source_settings
 from launch.recipe.platform import Placement
 from launch.recipe.section import setting
@@ -28,6 +29,7 @@ class PrepareSettings(Settings):
     part: Literal["sft", "rl", "benchmark", "pretrain"] = setting("sft", "which part of the data")
     name: str = setting("", "of the benchmark")
     sources: list[Feed] = setting([], "where its rows come from; none: the published benchmark itself")
+    grader: str = setting("math", "of prompts that name none; empty where a function of the user's scores them")
     data: Data = setting(Data(), "the recipe's data section")  # type: ignore[valid-type]
 
 
@@ -92,12 +94,15 @@ class Prepare(StageKind):
         data = recipe.data
         identity |= {
             field: getattr(data, field)
-            for field in ("seed", "system_prompt", "max_length", "on_long_row", "on_bad_row")
+            for field in ("seed", "system_prompt", "max_length", "on_long_row", "on_bad_row", "format")
         }
+        identity["on_unknown_field"] = data.on_unknown_field
+        grader = "math"
         if part == "sft":
             identity |= {field: getattr(data, field) for field in ("turns", "prompt_mismatch", "supervise_after_end")}
         if part == "rl":
-            identity["allow_shared_prompts"] = data.allow_shared_prompts
+            grader = recipe.rl.reward.name if recipe.rl.reward.name in graders.names() else ""
+            identity |= {"allow_shared_prompts": data.allow_shared_prompts, "grader": grader}
         if recipe.model.path is not None:
             found["model"] = model_of(recipe, "base")
         if recipe.model.chat_template is not None:
@@ -107,6 +112,7 @@ class Prepare(StageKind):
                 "part": part,
                 "name": name,
                 "sources": entries,
+                "grader": grader,
                 "data": data,
                 "model": recipe.model,
                 "platform": recipe.platform,
@@ -154,7 +160,9 @@ class Prepare(StageKind):
 
 
 def _outside(entry: Feed, path: str, key: str, part: str, name: str) -> Outside:
-    """What a source reads from outside; the source `files` reads local files alone."""
+    """What a source reads from outside; `files` and `hub`'s copies are local."""
+    if entry.source == "hub":
+        return Outside(path, f"data.{part}: path", local=True)
     if entry.source != "files":
         return Outside(path, f"data source {entry.source}: {key}")
     field = f"data.files.benchmarks.{name}" if part == "benchmark" else f"data.files.{key}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
@@ -44,6 +45,23 @@ def model_of(recipe: Any, role: str) -> Made | Outside:
         raise ConfigError(f"the objective asks for a {role}; set {field}.path or {field}.pretrain")
     eos = recipe.model.eos if role == "base" else None
     return Outside(model.path, f"{field}.path", model.revision, model=True, eos=eos, revision_field=f"{field}.revision")
+
+
+def local_directory(model: Made | Outside) -> Path | None:
+    """Where a model's configuration and tokenizer are at hand: its directory, or the local hub cache; else None."""
+    if isinstance(model, Made):
+        return None
+    directory = Path(model.path).expanduser()
+    if directory.is_dir():
+        return directory
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def numerics(recipe: Any, *used: str) -> dict[str, Any]:

@@ -9,14 +9,15 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from common.errors import ConfigError
-from launch.recipe.data import Data
+from launch.recipe.data import Data, feeds_of
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages._code import own_code, require
+from launch.stages._code import own_code, own_graders, require
 from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
 from launch.stages.references import numerics, without_loggers
 from launch.stages.sft import Lora
 from launch.stages.sizes import optimizer_bytes, spread, weight_bytes
+from rl_stage.demands import demand_of
 
 FILLED = 0.5  # of the length limits that prompts and responses fill when nothing is known
 
@@ -144,6 +145,7 @@ class RlStage(StageKind):
     describes = "reinforcement learning"
     after = ("prepare", "filter", "sft", "average")
     halves = ("rl.tokens_per_micro_batch",)
+    joins = "verl's queue has one name in a Ray cluster"
 
     def check(self, recipe: Any) -> None:
         rl, devices = recipe.rl, recipe.platform.gpus_per_node
@@ -169,11 +171,24 @@ class RlStage(StageKind):
             )
         if rl.tensor_parallel > 1 and recipe.platform.name == "cpu":
             raise ValueError(f"rl.tensor_parallel={rl.tensor_parallel}: set 1 on platform cpu")
+        self._check_cores(recipe)
         if rl.overlong.enabled and not 0 < rl.overlong.buffer <= longest:
             raise ValueError(f"rl.overlong.buffer={rl.overlong.buffer}: allowed: 1 to rl.max_response_length={longest}")
         late = [step for step in rl.publish_steps if not 0 < step <= rl.steps]
         if late:
             raise ValueError(f"rl.publish_steps={late}: allowed: 1 to rl.steps={rl.steps}")
+
+    def _check_cores(self, recipe: Any) -> None:
+        given, derived = recipe.platform.placement.get(self.name), self.placement(recipe)
+        if given is None or given.cpus is None:
+            return
+        nodes = given.nodes or derived.nodes
+        wanted = demand_of(recipe).of_node(nodes)
+        if nodes > 1 and given.cpus < wanted:
+            raise ValueError(
+                f"platform.placement.rl.cpus={given.cpus:g}: verl reserves {wanted} cores on each of {nodes} nodes; "
+                "leave it out, or raise it to that"
+            )
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
@@ -209,7 +224,11 @@ class RlStage(StageKind):
             )
 
     def placement(self, recipe: Any) -> Placement:
-        return spread(recipe.rl.processes, recipe.platform)
+        """Over several nodes, where verl joins the cluster's Ray, with the cores that it reserves on each."""
+        found = spread(recipe.rl.processes, recipe.platform)
+        if found.nodes == 1:
+            return found
+        return found.model_copy(update={"cpus": demand_of(recipe).of_node(found.nodes)})
 
     def halved(self, settings: Mapping[str, Any], field: str) -> int:
         longest = settings["rl"]["max_prompt_length"] + settings["rl"]["max_response_length"]
@@ -237,16 +256,22 @@ class RlStage(StageKind):
         return "verl accepts the configuration"
 
 
-def reward_code(recipe: Any) -> dict[str, str]:
-    """What identifies the code of a reward of the user's own. Raises ConfigError for one that cannot be loaded."""
+def reward_code(recipe: Any) -> dict[str, Any]:
+    """What identifies the user's own code that judges: the reward's, and that of graders which rows name.
+
+    Raises ConfigError for a reward that cannot be loaded.
+    """
+    from data_prep.sources.feeds import graders
     from rl_stage.rewards import load_reward, names
 
     reward = recipe.rl.reward
+    own = own_graders(graders(feeds_of(recipe.data, "rl"), "rl"))
+    found = {"graders": own} if own else {}
     if reward.name in names():
         load_reward(reward.name, reward.settings)
-        return {}
+        return found
     require(reward.name, "rl.reward.name")
-    return own_code(reward.name)
+    return {**own_code(reward.name), **found}
 
 
 def _starts(recipe: Any) -> list[str]:

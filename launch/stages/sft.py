@@ -12,15 +12,27 @@ from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages._code import own_code
-from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
-from launch.stages.references import FROZEN, is_cached, is_live, model_of, numerics, sources, without_loggers
+from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Published, Settings, StageKind, Step
+from launch.stages.references import (
+    FROZEN,
+    is_cached,
+    is_live,
+    local_directory,
+    model_of,
+    numerics,
+    sources,
+    without_loggers,
+)
 from launch.stages.sizes import optimizer_bytes, placed, spread, weight_bytes
+from sft_objectives.trainer.supported import check_model, check_settings
+from sft_objectives.trainer.vocabularies import check_vocabulary
 
 
 class Lora(Section):
     rank: int = setting(16, "rank of the update", gt=0)
     alpha: int = setting(32, "scale is alpha / rank", gt=0)
     target_modules: str | list[str] = setting("all-linear", "modules that get an update")
+    target_parameters: list[str] = setting([], "parameters that get one too: experts, such as mlp.experts.down_proj")
 
 
 class Regularizer(Section):
@@ -46,6 +58,7 @@ class Sft(Section):
     packed: bool = setting(True, "concatenate chats without padding")
     lora: Lora | None = setting(None, "train a low-rank update")
     regularizer: Regularizer = setting(Regularizer(), "penalty on the parameters")
+    router_aux_loss: float = setting(0.0, "weight of a mixture-of-experts router's auxiliary loss; 0: off", ge=0)
     metrics: SftMetrics = setting(SftMetrics(), "extra measurements")
     validate_every: int = setting(0, "steps between validations; 0: only at the end", ge=0)
     publish_steps: list[int] = setting([], "checkpoints published beside the final one")
@@ -110,10 +123,12 @@ class SftStage(StageKind):
                 f"sft.tokens_per_micro_batch={sft.tokens_per_micro_batch} holds no chat of data.max_length="
                 f"{recipe.data.max_length}; raise it to at least that"
             )
-        if sft.lora and sft.regularizer.name == "l2_to_init":
+        if sft.router_aux_loss and sft.sequence_parallel > 1:
             raise ValueError(
-                "sft.lora excludes sft.regularizer.name=l2_to_init: the trained weights are not the model's; unset one"
+                f"sft.router_aux_loss={sft.router_aux_loss}: a router's loss is of whole chats; set "
+                "sft.sequence_parallel=1"
             )
+        check_settings(sft)
         if recipe.platform.name == "cpu" and recipe.model.dtype != "float32":
             raise ValueError(
                 f"model.dtype={recipe.model.dtype}: platform cpu trains in float32; set model.dtype=float32"
@@ -123,10 +138,12 @@ class SftStage(StageKind):
         recipe = branch.recipe
         self._check_devices(recipe)
         base = model_of(recipe, "base")
+        self._check_model(base, recipe)
         inputs: dict[str, Any] = {"model": base}
         for role in sources(branch):
             if is_live(branch, role):
                 inputs[role] = model_of(recipe, role)
+                self._check_vocabulary(base, inputs[role], role)
             if is_cached(branch, role):
                 inputs[f"{role}_cache"] = Made(f"cache:{role}")
         if recipe.sft.regularizer.name == "l2_to_init":
@@ -155,6 +172,16 @@ class SftStage(StageKind):
             {**inputs, "data": Made("prepare:sft")},
             (published,),
         )
+
+    def _check_model(self, base: Made | Outside, recipe: Any) -> None:
+        directory = local_directory(base)
+        if directory is not None:
+            check_model(directory, recipe.sft)
+
+    def _check_vocabulary(self, base: Made | Outside, other: Made | Outside, role: str) -> None:
+        student, directory = local_directory(base), local_directory(other)
+        if role != "base" and student is not None and directory is not None:
+            check_vocabulary(student, directory, f"the {role}")
 
     def _check_devices(self, recipe: Any) -> None:
         platform, processes = recipe.platform, recipe.sft.processes

@@ -58,13 +58,13 @@ class Anchored(FromReference):
         return self.reading("logits") if self.estimator == "full" else self.reading(*SUPPORT, top_k=self.top_k)
 
     @abstractmethod
-    def label_term(self, log_p_label) -> Tensor:
+    def label_term(self, log_p_label: Tensor) -> Tensor:
         """The (n,) loss on the label."""
 
     def loss(self, step):
-        label, divergence = self.label_term(step.student.log_p_label), self.divergence(step)
+        divergence = self.divergence(step)
         step.log(f"kl_from_{self.source}", divergence)
-        return label + times(self.weight, divergence)
+        return self.label_term(step.student.log_p_label) + times(self.weight, divergence)
 
     def divergence(self, step):
         """(n,) KL(q || p) in nats."""

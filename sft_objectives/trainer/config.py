@@ -13,6 +13,8 @@ from data_prep.truncation import dataset_config
 from ..contract import Objective
 from ..registry import load
 from .ranks import node_count
+from .supported import check_model, check_settings
+from .vocabularies import check_vocabulary
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -47,7 +49,9 @@ def verl_config(settings: Any, inputs: Mapping[str, Path], scratch: Path) -> Dic
     from omegaconf import OmegaConf, open_dict
 
     sft, data, model = settings.sft, settings.data, settings.model
+    check_settings(sft)
     check_models(settings, inputs)
+    check_model(Path(inputs["model"]), sft)
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     with initialize_config_dir(version_base=None, config_dir=str(_verl_directory() / "trainer" / "config")):
@@ -64,12 +68,16 @@ def verl_config(settings: Any, inputs: Mapping[str, Path], scratch: Path) -> Dic
         "model.trust_remote_code": model.trust_remote_code,
         "model.external_lib": "verl_cpu.engine" if cpu else None,
         "model.custom_chat_template": Path(model.chat_template).read_text() if model.chat_template else None,
-        "model.override_config": {"attn_implementation": model.attention},
+        "model.override_config": {
+            "attn_implementation": model.attention,
+            **({"output_router_logits": True} if sft.router_aux_loss else {}),
+        },
         "model.use_remove_padding": sft.packed,
         "model.enable_gradient_checkpointing": sft.gradient_checkpointing,
         "model.lora_rank": sft.lora.rank if sft.lora else 0,
         "model.lora_alpha": sft.lora.alpha if sft.lora else 16,
         "model.target_modules": sft.lora.target_modules if sft.lora else "all-linear",
+        "model.target_parameters": sft.lora.target_parameters or None if sft.lora else None,
         "engine.strategy": "fsdp2",
         "engine.fsdp_size": 1 if cpu else -1,  # a small model is replicated: no gathers
         "engine.ulysses_sequence_parallel_size": sft.sequence_parallel,
@@ -162,6 +170,8 @@ def check_models(settings: Any, inputs: Mapping[str, Path]) -> None:
                 f"reads the whole vocabulary of the {source}, which no cache holds; input {source} is missing; give "
                 "the model, or choose a setting that uses cached ids (estimator=topk, scope=local, variant=paper)"
             )
+        if source != "base" and all((Path(inputs[name]) / "config.json").is_file() for name in ("model", source)):
+            check_vocabulary(Path(inputs["model"]), Path(inputs[source]), f"the {source}")
         if settings.sft.sequence_parallel > 1:
             raise objective.error(
                 f"keeps the {source} in memory, which sft.sequence_parallel={settings.sft.sequence_parallel} does not "

@@ -25,9 +25,11 @@ from common.errors import ConfigError
 from ..contract import BatchConstants, Objective
 from ..fused.engine_hook import choose
 from .live_references import LiveReferences, padded_lengths
+from .low_rank import untrained_experts
+from .metrics import SUM
 from .rows import next_token_rows
 from .side_weights import L2ToInit, Shadow, Weights
-from .token_loss import Pass, TokenLoss
+from .token_loss import MicroBatchLoss, Pass, TokenLoss
 
 if TYPE_CHECKING:
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
         """verl's engine of a language model; the decorator that registers it hides its type."""
 
         def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]: ...
+
+        def prepare_model_outputs(
+            self, output: Any, output_args: Any, micro_batch: TensorDict, logits_processor_func: Any
+        ) -> dict[str, Tensor]: ...
 else:
     Engine = FSDPEngineWithLMHead
 
@@ -47,11 +53,13 @@ class Setup:
     live_models: source -> directory of a frozen model that gives whole distributions.
     l2_to_init: weight of the penalty weight * |theta - theta_0|^2.
     fused: whether the output head computes losses in place of logits: auto, on, off.
+    router_aux_loss: weight of the auxiliary loss of a mixture-of-experts model's router, which evens its experts' load.
     """
 
     live_models: Mapping[str, str] = field(default_factory=dict)
     l2_to_init: float = 0.0
     fused: str = "auto"
+    router_aux_loss: float = 0.0
 
 
 class ObjectiveEngine(Engine):
@@ -66,6 +74,12 @@ class ObjectiveEngine(Engine):
         self.head, line = choose(self.setup.fused, self.module)
         if dist.get_rank() == 0:
             print(line, flush=True)
+            if experts := untrained_experts(self.module):
+                print(
+                    f"sft.lora: no update reaches the experts' {', '.join(experts)}; name them in "
+                    "sft.lora.target_parameters to train them",
+                    flush=True,
+                )
         self.prepare_objective()
 
     def prepare_objective(self) -> None:
@@ -87,6 +101,7 @@ class ObjectiveEngine(Engine):
         tokens = next_token_rows(data)[1].sum(dtype=torch.float64).to(get_device_id())
         dist.all_reduce(tokens, group=self.get_data_parallel_group())
         tokens = tokens.item()
+        self._tokens = max(tokens, 1.0)
         if forward_only:
             validating: Any = loss.validating(max(tokens, 1.0), shared=shared)
             return super().forward_backward_batch(data, validating, forward_only=True)
@@ -114,14 +129,33 @@ class ObjectiveEngine(Engine):
         micro_batch = micro_batch.to(get_device_id())
         live = {} if loss_function.mode == "validate" else self.live.of(micro_batch)
         if self.head is None:
-            return super().forward_step(micro_batch, loss_function.micro_batch(live), forward_only)
+            return self._forward(micro_batch, loss_function.micro_batch(live), loss_function, forward_only)
         loss = loss_function.micro_batch(live)
 
         def values(hidden: Tensor, weight: Tensor, bias: Tensor | None, places: Tensor) -> dict[str, Tensor]:
             return loss.head_values(hidden, weight, bias, places, micro_batch)
 
         with self.head.returning_values(values, padded_lengths(micro_batch, self)) as read_head:
-            return super().forward_step(micro_batch, loss_function.micro_batch(live, read_head), forward_only)
+            return self._forward(micro_batch, loss_function.micro_batch(live, read_head), loss_function, forward_only)
+
+    def _forward(self, micro_batch: TensorDict, loss: MicroBatchLoss, whole: Pass, forward_only: bool):
+        value, meta = super().forward_step(micro_batch, loss, forward_only)  # pyright: ignore[reportArgumentType]
+        router_loss, weight = self._router_loss, self.setup.router_aux_loss
+        if router_loss is not None and weight and whole.mode == "train":
+            # the router's loss is of a micro-batch; of the global batch it is their mean, weighted by their tokens
+            tokens = next_token_rows(micro_batch)[1].sum()
+            value = value + weight * router_loss * (tokens / self._tokens * self.get_data_parallel_size())
+            meta["metrics"][f"{SUM}router_aux_loss"] = (router_loss.detach() * tokens).item()
+        return value, meta
+
+    def prepare_model_outputs(self, output, output_args, micro_batch, logits_processor_func):
+        self._router_loss: Tensor | None = getattr(output, "aux_loss", None)
+        if self.setup.router_aux_loss and self._router_loss is None:
+            raise ConfigError(
+                f"sft.router_aux_loss={self.setup.router_aux_loss}: the model gives no auxiliary loss of a router; "
+                "allowed for it: 0"
+            )
+        return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
 
     @torch.no_grad()
     def optimizer_step(self) -> float:

@@ -71,14 +71,18 @@ def _merged_lora(model: PreTrainedModel, state: Mapping[str, Tensor], model_conf
         r=model_config.lora_rank,
         lora_alpha=model_config.lora_alpha,
         target_modules=model_config.target_modules,
+        target_parameters=list(model_config.target_parameters or []) or None,
         exclude_modules=model_config.exclude_modules,
         bias="none",
     )
     wrapped = get_peft_model(model, lora)
-    wrapped.load_state_dict(dict(state), strict=False, assign=True)
+    _, unexpected = wrapped.load_state_dict(dict(state), strict=False, assign=True)
     model.tie_weights()
-    if any(parameter.is_meta for parameter in wrapped.parameters()):
-        raise RuntimeError("export: the low-rank state does not fit the architecture")
+    unread = [name for name, parameter in wrapped.named_parameters() if parameter.is_meta]
+    if unread or unexpected:
+        raise RuntimeError(
+            f"export: the low-rank state does not fit the model: missing {unread[:3]}, unexpected {unexpected[:3]}"
+        )
     return cast("PreTrainedModel", wrapped.merge_and_unload())
 
 

@@ -84,6 +84,7 @@ def _train(settings: Any, inputs: Mapping[str, Path], scratch: Path, messages: A
             live_models={source: str(inputs[source]) for source in live_sources(objective)},
             l2_to_init=regularizer.weight if regularizer.name == "l2_to_init" else 0.0,
             fused=settings.sft.fused,
+            router_aux_loss=settings.sft.router_aux_loss,
         ),
         directory=scratch,
         publish=settings.sft.publish_steps,

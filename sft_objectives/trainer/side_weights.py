@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,25 @@ from verl.utils.checkpoint.checkpoint_handler import extract_step
 from verl.utils.device import get_device_id
 
 from ..needs import Ema, OldPolicy
+from .low_rank import products
 
 
 class Weights:
     """The trained parameters of a module, as this rank's shards, in the optimizer's order."""
 
-    def __init__(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._module, self._optimizer = module, optimizer
+    def __init__(
+        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, excluded: Set[int] = frozenset()
+    ) -> None:
+        self.module, self._optimizer, self._excluded = module, optimizer, excluded
+
+    def without(self, parameters: Set[int]) -> Weights:
+        """These but for the parameters of these ids."""
+        return Weights(self.module, self._optimizer, self._excluded | parameters)
 
     def parameters(self) -> list[Tensor]:
         """The parameters themselves."""
-        return [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+        found = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+        return [parameter for parameter in found if id(parameter) not in self._excluded]
 
     def shards(self) -> list[Tensor]:
         """Local shards; they share the parameters' storage."""
@@ -48,7 +56,7 @@ class Weights:
 
     @torch.no_grad()
     def _exchange(self, other: list[Tensor]) -> None:
-        for module in self._module.modules():
+        for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # else the next forward uses weights that were gathered before the exchange
         for weight, replacement in zip(self.shards(), other, strict=True):
@@ -97,11 +105,17 @@ class Shadow:
 
 
 class L2ToInit:
-    """The penalty weight * |theta - theta_0|^2, added to the gradient once an optimizer step."""
+    """The penalty weight * |theta - theta_0|^2, added to the gradient once an optimizer step.
+
+    theta are the model's weights: of a low-rank update, whose product is 0 at first, the penalty is on the product.
+    """
 
     def __init__(self, weight: float, weights: Weights, device_mesh: Any) -> None:
-        self._weight, self._weights, self._mesh = weight, weights, device_mesh
-        self._initial = weights.copy()
+        self._weight, self._mesh = weight, device_mesh
+        self._products = products(weights.module)
+        factors = {id(factor) for product in self._products for factor in (product.a, product.b)}
+        self._weights = weights.without(factors)
+        self._initial = self._weights.copy()
         self.value = 0.0
         """The penalty at the last step."""
 
@@ -109,13 +123,17 @@ class L2ToInit:
     def add_gradient(self) -> None:
         """Add the penalty's gradient to the parameters' and keep its value."""
         total = torch.zeros((), dtype=torch.float64, device=get_device_id())
+        whole = total.clone()  # of the products, which every rank computes
+        for product in self._products:
+            whole += product.penalty(self._weight)
         shards = self._weights.shards()
         for parameter, weight, initial in zip(self._weights.parameters(), shards, self._initial, strict=True):
             difference = weight - initial.to(weight.device)
             total += difference.double().square().sum()
             gradient = parameter.grad
-            assert gradient is not None
+            if gradient is None:  # nothing of the batch reaches it, and it stays as it is
+                continue
             local = gradient._local_tensor if isinstance(gradient, DTensor) else gradient
             local.add_(difference, alpha=2.0 * self._weight)
         dist.all_reduce(total, group=self._mesh["fsdp"].get_group() if self._mesh.ndim > 1 else None)
-        self.value = self._weight * total.item()
+        self.value = self._weight * (total + whole).item()

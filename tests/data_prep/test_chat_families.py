@@ -7,6 +7,7 @@ docs/data.md.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from common.chats import Renderer
 from common.errors import ConfigError
 from data_prep.chats import render
+from evaluation.generation.prompts import Prompter
 
 ROOT = Path(__file__).resolve().parents[2]
 VISION = ("idefics3", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl", "lfm2_2_5_vl")
@@ -197,18 +199,65 @@ def test_every_turn_is_what_the_model_would_generate(tokenizers_of_families, nam
 
 
 @needs_trl
-@pytest.mark.parametrize("chat", ["single", "multi", "system"])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_prompt_of_rl_is_the_prompt_of_the_row(tokenizers_of_families, name, chat):
-    """verl tokenises a prompt itself."""
-    continuous = pytest.importorskip("verl.utils.tokenizer.continuous_token")
-    if refusal(name, chat):
-        pytest.skip("the family refuses this chat")
-    tokenizer, messages = tokenizers_of_families[name], CHATS[chat]
-    builder = continuous.ContinuousTokenBuilder(tokenizer, chat_template_kwargs={})
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    for (before, _), index in zip(spans(render(tokenizer, messages)), turns, strict=True):
-        assert before == list(builder.build_initial_tokens(messages[:index]))
+def test_rl_and_evaluation_send_the_prompts_of_the_rows(tokenizers_of_families, tmp_path, name):
+    """What verl's own loop hands to the engine, and what evaluation does, of every turn of every chat."""
+    tokenizer = tokenizers_of_families[name]
+    tokenizer.save_pretrained(tmp_path)
+    prompter = Prompter(tmp_path)
+    for chat, messages in CHATS.items():
+        if refusal(name, chat):
+            continue
+        tools = [TOOL] if chat == "tools" else None
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        for (before, _), index in zip(spans(render(tokenizer, messages, tools=tools)), turns, strict=True):
+            evaluated = list(prompter.prompt(messages[:index], tools=tools).ids)
+            # Marks of the template's own may leave out the beginning of a turn.
+            assert evaluated == (before[: len(evaluated)] if name.endswith("_training") else before)
+            if tools is None:
+                assert evaluated == sent_by_rl(tokenizer, messages[:index])
+
+
+def sent_by_rl(tokenizer, messages) -> list[int]:
+    """The ids that a rollout of one prompt gives the engine."""
+    pytest.importorskip("verl")
+    from omegaconf import OmegaConf
+    from verl.experimental.agent_loop.agent_loop import DictConfigWrap
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+    from verl.workers.rollout.replica import TokenOutput
+
+    from rl_stage.agent_loop import ScoredSingleTurnAgentLoop
+
+    given = []
+
+    class Engine:
+        async def generate(self, *, prompt_ids, **_):
+            given.append(prompt_ids)
+            return TokenOutput(token_ids=[5, 6])
+
+    class Unscored(ScoredSingleTurnAgentLoop):
+        async def _score(self, output, row):
+            assert output.prompt_ids == given[0] and output.response_ids == [5, 6]
+            return {"reward_score": 0.0, "reward_extra_info": {}}
+
+    rollout = {"prompt_length": 1, "response_length": 8, "full_determinism": False}
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}})
+    data = OmegaConf.create({"apply_chat_template_kwargs": {}})
+
+    async def rollout_of_one() -> None:
+        loop: Any = Unscored(
+            trainer_config=DictConfigWrap(config),
+            server_manager=Engine(),
+            tokenizer=tokenizer,
+            processor=None,
+            dataset_cls=RLHFDataset,
+            data_config=DictConfigWrap(data),
+        )
+        # A Parquet file gives every message every field.
+        await loop.run({}, raw_prompt=[{"reasoning_content": None, **message} for message in messages])
+
+    asyncio.run(rollout_of_one())
+    return given[0]
 
 
 @needs_trl

@@ -30,7 +30,8 @@ PARTS = ["benchmark/target", "benchmark/reverse", "benchmark/sort", "benchmark/s
 
 def data_section(**options):
     defaults = {"seed": 0, "system_prompt": None, "max_length": 128, "on_long_row": "error", "on_bad_row": "error"}
-    return SimpleNamespace(**defaults | {"allow_shared_prompts": True} | options)
+    defaults |= {"format": "auto", "on_unknown_field": "count", "allow_shared_prompts": True}
+    return SimpleNamespace(**defaults | options)
 
 
 def build(part, feeds, data, folder, inputs=None, reports=None, pretrain="from nothing"):
@@ -40,7 +41,7 @@ def build(part, feeds, data, folder, inputs=None, reports=None, pretrain="from n
     output.mkdir(parents=True)
     part, _, name = part.partition("/")
     model = SimpleNamespace(pretrain=pretrain, trust_remote_code=False)
-    settings = SimpleNamespace(part=part, name=name, sources=feeds, data=data, model=model)
+    settings = SimpleNamespace(part=part, name=name, sources=feeds, grader="math", data=data, model=model)
     run(settings, inputs or {}, output, folder, lambda *row, **_: reports.append(row) if reports is not None else None)
     return json.loads((output / "summary.json").read_text())
 
@@ -436,7 +437,7 @@ def test_damaged_and_missing_files_are_named(own):
     with pytest.raises(ConfigError, match=r"absent\.jsonl: no such file"):
         own.prepare({"sft_train": own.folder / "absent.jsonl"})
     with pytest.raises(ConfigError, match=r"allowed: \.jsonl, \.parquet"):
-        list(read_rows(broken.rename(own.folder / "rows.csv")))
+        list(read_rows(broken.rename(own.folder / "rows.xlsx")))
 
 
 def changed_model(model, folder, **files):

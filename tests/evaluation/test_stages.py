@@ -382,6 +382,41 @@ def test_a_stage_measures_exactly_one_thing(tmp_path):
         measure.run(settings, {"generations": tmp_path}, tmp_path, tmp_path, lambda *_, **__: None)
 
 
+def test_a_problem_that_is_too_long_to_answer_counts_as_unanswered(
+    tmp_path, model_directory, prepared_data, monkeypatch
+):
+    asked = []
+
+    class Counting(Echo):
+        def run(self, shards, heartbeat):
+            shards = list(shards)
+            asked.extend(request for _, requests in shards for request in requests)
+            yield from super().run(shards, heartbeat)
+
+    monkeypatch.setattr("evaluation.generation.engine.engine_for", lambda *_: Counting())
+    problems = pq.read_table(prepared_data / "digits" / "problems.parquet").to_pylist()
+    problems[3]["prompt"] = [{"role": "user", "content": "1 " * 500}]
+    (tmp_path / "digits").mkdir()
+    pq.write_table(pa.Table.from_pylist(problems), tmp_path / "digits" / "problems.parquet")
+    settings = make_settings()
+    settings.benchmark = settings.eval.benchmarks[0]
+    output, scratch = tmp_path / "generated", tmp_path / "scratch"
+    output.mkdir()
+    inputs = {"model": model_directory(tied=True, seed=0), "problems": tmp_path / "digits"}
+    generate.run(settings, inputs, output, scratch, lambda *_, **__: None)
+    rows = pq.read_table(output / "generations.parquet").to_pylist()
+    long = [row for row in rows if row["id"] == problems[3]["id"]]
+    assert len(rows) == len(problems) * 5
+    assert {(row["response"], row["finish_reason"]) for row in long} == {("", "prompt_too_long")}
+    assert max(len(request.prompt) for request in asked) < settings.eval.max_length
+
+    measured = tmp_path / "measured"
+    measured.mkdir()
+    measure.run(settings, {"generations": output}, measured, scratch, lambda *_, **__: None)
+    counts = read_metrics(measured)["benchmarks"]["digits"]["counts"]
+    assert (counts["problems"], counts["unanswered"], counts["grading"]["no_answer"]) == (len(problems), 1, 5)
+
+
 @pytest.fixture
 def failing(monkeypatch):
     """Factory failing(count): the grading of the first `count` answers times out."""

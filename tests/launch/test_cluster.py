@@ -258,6 +258,31 @@ def test_a_placement_that_the_cluster_can_never_hold_and_a_relative_store_are_re
         assert "an absolute path that every node sees" in (tmp_path / "driver.log").read_text()
 
 
+def intervals(plan, stages):
+    """When each stage's last attempt began and ended, by its record."""
+    records = [Store(plan.root).find(stage) for stage in stages]
+    return [(record.started, record.started + record.seconds) for record in records]
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_runs_of_which_a_cluster_serves_one_at_a_time_are_queued(tmp_path, short):
+    """Two RL stages of two nodes each on four: the second waits its turn, and neither fails; SFT stages do not wait."""
+    wide = {"nodes": 2, "gpus_per_node": 1}
+    for kind, apart in (("rl", True), ("sft", False)):
+        stages = [toy.steps(f"{kind}{seed}", kind, seed=seed, count=30, sleep=0.1, placement=wide) for seed in (1, 2)]
+        plan = toy.plan(tmp_path / kind, *stages, gpus=1, nodes=4)
+        with cluster_of(short / kind, [1, 1, 1, 1]) as (cluster, _):
+            driver = drive(tmp_path, plan, cluster.address)
+            try:
+                assert driver.wait(timeout=250) == 0, (tmp_path / "driver.log").read_text()
+            finally:
+                end(driver)
+        assert [outcomes(plan, stage) for stage in stages] == [["ok"], ["ok"]]
+        first, second = sorted(intervals(plan, stages))
+        assert (second[0] >= first[1]) is apart
+
+
 # --- jobs
 
 TINY = [

@@ -9,8 +9,8 @@ from launch.execution.jobs import halve
 from launch.graph.builder import make_plan, placement_of
 from launch.recipe.compose import RecipeError
 from launch.recipe.platform import GivenPlacement, Placement
-from launch.stages.contract import placed
 from launch.stages.references import without_loggers
+from launch.stages.sizes import placed
 
 GPU = ["platform=gpu", "platform.gpus_per_node=8", "model.dtype=bfloat16"]
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import ConfigError
+from common.user_code import code_digest
+from evaluation.benchmarks import Published, user
 from launch.fingerprint import PathHasher, verify_outside
 from launch.graph import hub
 from launch.graph.builder import make_plan
@@ -222,6 +227,65 @@ def test_code_that_a_user_brings_is_part_of_what_it_makes(recipe, tmp_path, monk
     assert found and {kind for kind, _ in found} == {"measure"} and all(label.endswith(".own") for _, label in found)
     found = {(kind, label) for kind, label in after_editing(tasks / "mine.yaml") if kind != "analyse"}
     assert found and all(label.endswith(".mine") for _, label in found)
+
+
+def test_modules_that_a_users_code_imports_are_part_of_it(tmp_path, monkeypatch):
+    """Its own ones, however deep and wherever they are imported; neither ours nor what is installed."""
+    elsewhere = tmp_path / "elsewhere"
+    files = {
+        "grade_y.py": "import json\nimport torch\nimport common.files\nfrom own_y import rules\n\ndef score(): ...\n",
+        "own_y/__init__.py": "",
+        "own_y/rules.py": "from . import words\n\ndef late():\n    from .deep.numbers import ONE\n    import far_y\n",
+        "own_y/words.py": "import grade_y\n",
+        "own_y/deep/numbers.py": "ONE = 1\n",
+        "own_y/unused.py": "",
+        "elsewhere/far_y.py": "try:\n    import not_there_y\nexcept ImportError:\n    pass\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(elsewhere))
+    for path in ("grade_y.score", "grade_y:score", "grade_y:score:argument"):
+        assert code_digest(path) == code_digest("grade_y.score") is not None
+    for name in files:
+        before = code_digest("grade_y:score")
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "# another text\n")
+        assert (code_digest("grade_y:score") != before) == (name != "own_y/unused.py"), name
+    assert "grade_y" not in sys.modules and "own_y" not in sys.modules  # nothing of it has been run
+    assert code_digest("math") is None and code_digest("evaluation.graders.math:MATH") is None
+    assert code_digest("no_such_module_y.score") is None
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_grader_that_rows_name_is_part_of_the_scores(recipe, tmp_path, monkeypatch, suffix):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    grader = tmp_path / f"row_grader_{suffix}.py"
+    grader.write_text(GRADER)
+    rows = [{"prompt": "1?", "answer": "1", "grader": name} for name in ("numeric:0.1", f"{grader.stem}.GRADER:3")]
+    problems = tmp_path / f"problems.{suffix}"
+    if suffix == "jsonl":
+        problems.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not JSON, but a grader\n[]\n")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), problems)
+    own = [f"data.files.benchmarks.target={problems}"]
+    before = marks(recipe, *own)
+    grader.write_text(GRADER + "\n# another text\n")
+    after = marks(recipe, *own)
+    changed = {mark for mark in before if before[mark] != after[mark] and mark[0] != "analyse"}
+    assert changed and {kind for kind, _ in changed} == {"measure"}
+
+
+def test_a_benchmark_of_ones_own_may_choose_a_grader_for_each_row(tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"n": 1, "by": "mine.A"}\n{"n": 2, "by": "mine.B:2"}\n')
+    whole = {"revision": "1", "columns": {"n": int}, "problem": lambda row: (user(str(row["n"])), "1")}
+    own = Published(name="own", file=str(file), grader=lambda row: row["by"], **whole)
+    assert own.graders() == {"mine.A", "mine.B:2"}
+    assert Published(name="own", file="none.jsonl", grader="mine.A", **whole).graders() == {"mine.A"}
+    assert Published(name="own", file="none.jsonl", grader=lambda row: row["by"], **whole).graders() == set()
+    file.write_text('{"n": "one"}\n')
+    assert own.graders() == set()
 
 
 @pytest.mark.parametrize(

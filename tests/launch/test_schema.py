@@ -70,7 +70,7 @@ def test_sharding_a_cache_bears_no_identity():
     cached(producer="vllm", tensor_parallel=4)
 
 
-LORA = {"rank": 1, "alpha": 1, "target_modules": "all-linear"}
+FLASH = {"path": "m", "attention": "flash_attention_2"}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,11 @@ LORA = {"rank": 1, "alpha": 1, "target_modules": "all-linear"}
         ),
         ({"sft": {"processes": 4, "sequence_parallel": 3}}, r"sft\.processes=4 is not a multiple"),
         ({"sft": {"processes": 2, "sequence_parallel": 2, "packed": False}}, r"needs sft\.packed=true and model\.att"),
-        ({"sft": {"lora": LORA, "regularizer": {"name": "l2_to_init", "weight": 1.0}}}, r"sft\.lora excludes"),
+        (
+            {"sft": {"router_aux_loss": 0.1, "processes": 2, "sequence_parallel": 2}, "model": FLASH},
+            r"sft\.router_aux_loss=0\.1: .*set sft\.sequence_parallel=1",
+        ),
+        ({"sft": {"verl": {"engine": {"strategy": "fsdp"}}}}, r"engine\.strategy='fsdp' is not supported.*fsdp2"),
         (
             {"model": {"path": "m", "dtype": "bfloat16"}, "platform": {"name": "cpu"}},
             r"model\.dtype=bfloat16: .*float32",

@@ -117,3 +117,21 @@ def test_the_recipes_template_is_for_the_recipes_model(stage, recipe_template):
 
 def test_histogram_of_pass_rates():
     assert difficulty.histogram([0.0, 0.25, 1.0, 0.25, None], 4) == {"0/4": 1, "1/4": 2, "4/4": 1}
+
+
+def test_several_sources_are_counted_and_judged_by_their_own_graders(stage, tmp_path):
+    rows = [
+        {
+            "data_source": source,
+            "prompt": [{"role": "user", "content": content}],
+            "reward_model": {"style": "rule", "ground_truth": content},
+            "extra_info": {"index": number, "grader": grader},
+        }
+        for number, (source, content, grader) in enumerate(
+            [("sums", "1", None), ("sums", "0", None), ("words", "3", "exact"), ("words", "2", "choice")]
+        )
+    ]
+    pq.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data" / "rl_train.parquet")
+    output, _ = stage("mixed", filter={"enabled": True, "samples": 4})
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["sources"] == {"sums": {"prompts": 2, "kept": 1}, "words": {"prompts": 2, "kept": 1}}

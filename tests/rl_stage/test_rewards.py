@@ -262,3 +262,78 @@ def test_many_at_once_keep_their_order():
     found = rewards.score_many(reward, [("a", "a"), ("b", "c"), ("c", "c")], seen.append)
     assert [result.correct for result in found] == [True, False, True]
     assert seen == [1, 2, 3]
+
+
+# rows with a grader of their own
+
+
+def mixed(grader, response, answer, name="math", **settings):
+    return asyncio.run(
+        rewards.compute_score(
+            "source",
+            response,
+            answer,
+            {"grader": grader, "index": 0},
+            reward=name,
+            settings=settings,
+            correct=1.0,
+            wrong=-1.0,
+            timeout=30.0,
+        )
+    )
+
+
+def test_a_rows_own_grader_judges_it(own_rewards):
+    assert mixed("choice", "The answer is (B)", "B")["score"] == 1.0
+    assert mixed("choice", "The answer is (C)", "B")["score"] == -1.0
+    assert mixed(None, r"\boxed{2}", "2")["score"] == 1.0  # of a table in which other rows have one
+    assert mixed("numeric:0.1", "The answer is 105", "100")["score"] == 1.0
+    assert mixed("numeric", "The answer is 105", "100", name="numeric", tolerance=0.1)["score"] == -1.0
+    assert mixed("exact", "b", "b", name=f"{own_rewards}.raises") == {
+        "score": 1.0, "acc": 1.0, "no_answer": 0.0, "failed": 0.0,
+    }  # fmt: skip
+    assert mixed(f"{own_rewards}:longer:2", "abc", "")["score"] == 1.0
+
+
+def test_the_filter_scores_rows_by_their_own_graders():
+    reward = SimpleNamespace(name="math", settings={}, correct=1.0, wrong=0.0, timeout=30.0)
+    pairs = [("(B)", "B"), (r"\boxed{2}", "2"), ("two", "two")]
+    found = rewards.score_many(reward, pairs, lambda done: None, ["choice", None, "exact"])
+    assert [result.correct for result in found] == [True, True, True]
+    found = rewards.score_many(reward, pairs, lambda done: None, ["choice", None, "choice"])
+    assert [result.correct for result in found] == [True, True, False]
+
+
+def write_rows(path, *graders):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"extra_info": {"index": n} if grader == "" else {"index": n, "grader": grader}}
+        for n, grader in enumerate(graders)
+    ]
+    pq.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def test_graders_of_rows_are_checked_before_anything_runs(tmp_path):
+    rewards.check_rows(write_rows(tmp_path / "none.parquet", "", ""), {})
+    rewards.check_rows(write_rows(tmp_path / "some.parquet", None, "choice", "numeric:0.1"), {})
+    with pytest.raises(ConfigError, match=r"bad\.parquet: extra_info\.grader: unknown grader 'chioce'; did you mean"):
+        rewards.check_rows(write_rows(tmp_path / "bad.parquet", "chioce"), {})
+    programs = write_rows(tmp_path / "code.parquet", "math", "code")
+    with pytest.raises(
+        ConfigError, match=r"grader code, which runs programs .*rl\.reward\.settings\.run_generated_code"
+    ):
+        rewards.check_rows(programs, {})
+    rewards.check_rows(programs, {"run_generated_code": True})
+
+
+def test_leave_for_programs_goes_with_any_reward(own_rewards):
+    leave = {"run_generated_code": True}
+    assert rewards.load_reward("math", leave)("so 2", "2", **leave)
+    rewards.load_reward(f"{own_rewards}.share_of_digits", {**leave, "weight": 2.0})
+    assert score(f"{own_rewards}.share_of_digits", "a1", weight=1.0, **leave)["score"] == 0.5
+    answer = '{"prefix": "", "entry_point": "double", "test": "assert double(2) == 4"}'
+    assert mixed("code", "def double(x): return 2 * x", answer, **leave)["score"] == 1.0
+    assert mixed("code", "def double(x): return 2 * x", answer)["failed"] == 1.0

@@ -162,3 +162,50 @@ def test_verl_still_has_every_metric_that_the_curve_renames():
         if f'"{name}"' not in sources and not (name.startswith("actor/") and f'"{name[6:]}"' in sources)
     ]
     assert missing == []
+
+
+def of_source(source: str, acc: float) -> dict:
+    return {"reward_extra_info": info(acc), "data_source": source}
+
+
+def step_rows(trainer, monkeypatch, *steps: list[dict]) -> list[dict[str, float]]:
+    """Rows of the curve after steps whose responses have these extra fields."""
+    for number, fields in enumerate(steps, 1):
+        monkeypatch.setattr("rl_stage.trainer.tq.kv_batch_get", lambda fields=fields, **_: {"extra_fields": fields})
+        keys = [str(place) for place in range(len(fields))]
+        batch = SimpleNamespace(keys=keys, tags=[{}] * len(keys), partition_id="train")
+        trainer._compute_metrics(batch, {}, {}, number, 1)
+    return [json.loads(line) for line in trainer.curve.path.read_text().splitlines()]
+
+
+def test_a_step_of_several_sources_is_measured_by_source(trainer, monkeypatch):
+    both = [of_source("gsm8k", 1.0), of_source("gsm8k", 0.0), of_source("letters", 1.0)]
+    first, second, third = step_rows(
+        trainer(), monkeypatch, [of_source("gsm8k", 0.0)], both, [of_source("letters", 0.0)]
+    )
+    assert not any("/" in name for name in first)  # one source so far: the mean is its own
+    assert {name: value for name, value in second.items() if "/" in name} == {
+        "pass_rate/gsm8k": 0.5, "score/gsm8k": 0.5, "pass_rate/letters": 1.0, "score/letters": 1.0,
+    }  # fmt: skip
+    assert second["pass_rate"] == pytest.approx(2 / 3)
+    assert {name: value for name, value in third.items() if "/" in name} == {
+        "pass_rate/letters": 0.0, "score/letters": 0.0,
+    }  # fmt: skip
+
+
+def test_a_validation_score_is_the_mean_over_the_sources():
+    from rl_stage.trainer import validation_scores
+
+    values = {
+        "val-core/openai/gsm8k/acc/mean@1": 0.75,
+        "val-core/letters/acc/mean@1": 0.25,
+        "val-aux/letters/score/mean@1": 9.0,
+        "val-core/letters/acc/best@1/mean": 9.0,
+    }
+    assert validation_scores(values) == {
+        "validation_pass_rate": 0.5,
+        "validation_pass_rate/letters": 0.25,
+        "validation_pass_rate/openai/gsm8k": 0.75,
+    }
+    assert validation_scores({"val-core/files/acc/mean@1": 0.75}) == {"validation_pass_rate": 0.75}
+    assert validation_scores({"val-aux/num_turns/min": 2.0}) == {}

@@ -23,7 +23,8 @@ SIZES = {"pretrain_examples": 400, "sft_examples": 8, "sft_val_examples": 4, "rl
 def data_settings():
     feed = Feed(source="microworld", settings={**SIZES, "target_problems": 4, "skill_problems": 4})
     data = SimpleNamespace(seed=0, system_prompt=None, max_length=128, on_long_row="error", on_bad_row="error")
-    return SimpleNamespace(part="pretrain", name="", sources=[feed], data=data)
+    data.format, data.on_unknown_field = "auto", "error"
+    return SimpleNamespace(part="pretrain", name="", sources=[feed], grader="math", data=data)
 
 
 def settings(**changes):

@@ -52,7 +52,7 @@ def own(tmp_path, monkeypatch):
 
 
 def test_sources_are_found_by_their_names():
-    assert sources.names() == ["files", "microworld"]
+    assert sources.names() == ["files", "hub", "microworld"]
     for name in sources.names():
         source = sources.load(name)
         assert source.name == name
@@ -71,7 +71,8 @@ from data_prep.sources import feeds
 from data_prep.reference.layout import PRODUCER_FIELDS, SAMPLE_TOP_K, predict_bytes
 for name in sources.names():
     sources.load(name)
-print([name for name in ("torch", "transformers", "pyarrow", "verl", "ray", "pandas") if name in sys.modules])
+heavy = ("torch", "transformers", "pyarrow", "datasets", "huggingface_hub", "verl", "ray", "pandas")
+print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "[]\n"
