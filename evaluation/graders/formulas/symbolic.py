@@ -17,6 +17,8 @@ from typing import Any
 BITS = 1 << 18
 DIGITS = 1_000
 LONGEST = 2_000
+# Of more bits before the point nothing is computed: such values are equal where they are written alike.
+SIZE = 1e9
 # Values of the variables where two functions are compared, for the first, second, ... variable by name.
 _POINTS = (
     (Fraction(1009, 311), Fraction(-577, 101), Fraction(2003, 733), Fraction(-89, 97), Fraction(353, 1013)),
@@ -245,12 +247,43 @@ def _same_constants(first: Any, second: Any) -> bool:
 
 
 def _numeric(value: Any, digits: int) -> Any:
+    """A value to so many digits; None where it is none, or one of such a size that no digits of it can be found."""
     import sympy
 
+    if _size(value) > SIZE:
+        return None
     found = value.evalf(digits)
-    return (
-        found if isinstance(found, sympy.Number) or (found.is_number and not found.has(sympy.nan, sympy.zoo)) else None
-    )
+    finite = found.is_number and not found.has(sympy.nan, sympy.zoo)
+    return found if isinstance(found, sympy.Number) or finite else None
+
+
+def _size(expr: Any) -> float:
+    """Bits that the largest part of a constant may have before its point; without computing any of them."""
+    import math
+
+    import sympy
+
+    if isinstance(expr, sympy.Rational):
+        return float(max(int(expr.p).bit_length(), int(expr.q).bit_length()))
+    if not isinstance(expr, sympy.Basic) or not expr.args:
+        return 4.0
+    sizes = [_size(argument) for argument in expr.args]
+    largest = max(sizes)
+    if largest > SIZE:
+        return math.inf
+    if isinstance(expr, sympy.Pow):
+        exponent = expr.args[1]
+        power = abs(exponent.p / exponent.q) if isinstance(exponent, sympy.Rational) and sizes[1] < 64 else None
+        return max(largest, sizes[0] * (_two_to(sizes[1]) if power is None else power))
+    if isinstance(expr, sympy.exp | sympy.sinh | sympy.cosh):
+        return 2 * _two_to(largest)
+    if isinstance(expr, sympy.factorial | sympy.binomial | sympy.gamma):
+        return largest * _two_to(largest)
+    return sum(sizes) if isinstance(expr, sympy.Add | sympy.Mul) else largest
+
+
+def _two_to(bits: float) -> float:
+    return 2.0**bits if bits < 64 else float("inf")
 
 
 def _points(symbols: list[Any]) -> Iterator[dict[Any, Any]]:
