@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from dataclasses import dataclass
 
@@ -73,6 +74,26 @@ def defines(program: str, name: str) -> bool:
             re.MULTILINE,
         )
     )
+
+
+def tested_function(test: str) -> str:
+    """The function that a test text calls: the argument of `check(f)`, else what its first `assert` calls, before any
+    of Python's own names (`assert set(f(1)) == {2}`); empty if there is none."""
+    try:
+        tree = ast.parse(test)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    for statement in reversed(tree.body):
+        call = statement.value if isinstance(statement, ast.Expr) else None
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "check":
+            return next((one.id for one in call.args if isinstance(one, ast.Name)), "")
+    asserted = next((node.test for node in ast.walk(tree) if isinstance(node, ast.Assert)), None)
+    if asserted is None:
+        return ""
+    called = [
+        node.func.id for node in ast.walk(asserted) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    return next((name for name in called if name not in vars(builtins)), called[0] if called else "")
 
 
 def blocks(text: str) -> list[Block]:

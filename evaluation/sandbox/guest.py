@@ -118,8 +118,12 @@ def run(link: socket.socket, program: str, fallback: dict[str, Any]) -> None:
 class Program:
     """A program whose functions are called: its globals after it ran once."""
 
-    def __init__(self, source: str, prefix: str, entry: str, fallback: dict[str, Any]):
+    def __init__(self, source: str, prefix: str, entry: str, fallback: dict[str, Any], *, plain: bool = False):
         self._entry = entry
+        if plain:
+            self._names = namespace("solution", fallback)
+            exec(compile(source, "<program>", "exec"), self._names)
+            return
         names = {**fallback, **definitions(prefix, entry, fallback)}
         failure: Exception | None = None
         self._names = namespace("solution", names)
@@ -202,7 +206,7 @@ def load(link: socket.socket, request: dict[str, Any], fallback: dict[str, Any])
     if request["recursion"]:
         sys.setrecursionlimit(RECURSION_LIMIT)
     try:
-        program = Program(request["program"], request["prefix"], request["entry"], fallback)
+        program = Program(request["program"], request["prefix"], request["entry"], fallback, plain=request["plain"])
     except BaseException as error:
         link.sendall(frame(b"F", describe(error).encode(errors="replace")))
         os._exit(1)

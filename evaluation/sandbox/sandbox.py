@@ -146,20 +146,23 @@ class Sandbox:
         found = json.loads(about[1])
         return Ended(found["limit"], found["status"], output[1], errors[1], _outcome(found["outcome"]))
 
-    def load(self, entry: str, prefix: str = "", *, tested: bool = False, recursion: bool = True) -> Answer:
+    def load(
+        self, entry: str, prefix: str = "", *, tested: bool = False, recursion: bool = True, plain: bool = False
+    ) -> Answer:
         """Run the program once, for calls of its functions; `value`, or why not.
 
         entry: the function that will be called. prefix: what the model was given, whose helpers the program may use.
-        tested: by `test`, else by `call`. recursion: with the depth that LiveCodeBench allows.
+        tested: by `test`, else by `call`. recursion: with the depth that LiveCodeBench allows. plain: as Python runs
+        it: nothing is imported for it, and what fails while it is loaded is not left out; tests alike.
         """
-        request = {"entry": entry, "prefix": prefix, "peer": tested, "recursion": recursion}
+        request = {"entry": entry, "prefix": prefix, "peer": tested, "recursion": recursion, "plain": plain}
         (answer,) = self._ask(b"L", json.dumps(request).encode(), b"LFD")
         return _answer(*answer)
 
     def call(self, calls: Sequence[Sequence[Any]]) -> list[Answer]:
         """The function called with each of these argument lists (JSON), one after another in one copy of the loaded
         program; as many answers, or fewer with the reason last."""
-        *answers, (kind, content) = self._ask(b"C", json.dumps(calls).encode(), b"ED")
+        *answers, (kind, content) = self._ask(b"C", f"{len(calls)} {json.dumps(calls)}".encode(), b"ED")
         found = [_answer(*answer) for answer in answers]
         if kind == b"D":
             found.append(_answer(kind, content))

@@ -436,10 +436,14 @@ def test_requests_that_the_context_does_not_hold_are_counted(task_files, model_d
     engine = Scripted(Prompter(model).tokenizer, {"=": "1"})
     found = run("write", engine, model, task_files, max_length=10)
     # Prompts of four characters; eight tokens are asked for, six are left after the cut to two.
-    assert found["counts"] == {"cut": 9, "clamped": 0}
+    assert found["counts"] == {"cut": 9, "clamped": 0, "ungraded": 0}
     found = run("write", engine, model, task_files, max_length=6, directory=task_files / "small")
-    assert found["counts"] == {"cut": 9, "clamped": 9}
-    assert run("write", engine, model, task_files, directory=task_files / "large")["counts"] == {"cut": 0, "clamped": 0}
+    assert found["counts"] == {"cut": 9, "clamped": 9, "ungraded": 0}
+    assert run("write", engine, model, task_files, directory=task_files / "large")["counts"] == {
+        "cut": 0,
+        "clamped": 0,
+        "ungraded": 0,
+    }
 
 
 # Rows of our own with the columns of openai/openai_humaneval and google-research-datasets/mbpp.

@@ -135,6 +135,17 @@ def test_a_value_that_cannot_be_judged_is_counted():
             "f(3) == {(1, 2): {3}, 'x': b'y', 'z': [1.5, None, 1 + 2j]}",
         ),
         ("import numpy\ndef f(n):\n    return numpy.int64(n), numpy.arange(n)", "f(2) == (2, [0, 1])"),
+        ("def f(n):\n    return range(n)", "list(f(3)) == [0, 1, 2] and f(3) == range(3)"),
+        (
+            "def f(n):\n    return {n: 1}.keys(), {n: 1}.values(), {n: 1}.items()",
+            "list(map(list, f(3))) == [[3], [1], [(3, 1)]]",
+        ),
+        ("from collections import deque\ndef f(n):\n    return deque([n])", "f(3) != [3] and list(f(3)) == [3]"),
+        (
+            "import datetime as d\n"
+            "def f(n):\n    return d.date(2024, 1, n), d.timedelta(n), d.datetime(2024, 1, n), bytearray(n)",
+            "f(3)[0].day == f(3)[1].days == len(f(3)[3]) == 3 and f(3)[2].isoformat() == '2024-01-03T00:00:00'",
+        ),
         ("def f(n):\n    return 10 ** n", "f(5000) == 10 ** 5000 and f(20) != 10 ** 20 + 1"),
         ("f = 3", "f == 3"),
         ("def f(n):\n    return helper(n)", "f(3) == helper(3) == 6"),
