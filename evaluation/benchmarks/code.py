@@ -21,8 +21,13 @@ FENCED = "Answer with a complete Python program in a fenced code block."
 LOOSE = re.compile(r"^( +)assert np\.allclose\(out, exp,", re.MULTILINE)
 
 
+# HumanEval/32's text bounds the polynomial from above alone, and one release of it has the arguments in wrong places.
+POLYNOMIAL = re.compile(r"assert _poly\(.*\) <= ")
+
+
 def _typed(test: str) -> str:
     """EvalPlus' test text with what its own evaluator asks for besides: the same type, and of lists the same length."""
+    test = POLYNOMIAL.sub("assert abs(_poly(*inp, candidate(*inp))) <= ", test)
     return LOOSE.sub(
         r"\1assert type(out) == type(exp)\n\1assert not isinstance(exp, (list, tuple)) or len(out) == len(exp)\n\g<0>",
         test,

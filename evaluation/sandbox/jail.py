@@ -76,7 +76,7 @@ class Keeper(Watcher):
     def load(self, request: dict[str, Any]) -> list[bytes]:
         """Run the program once; its functions are then called by cases or by a test."""
         request["program"] = self._program
-        if request["plain"]:
+        if request["how"] == "plain":
             self._fallback = dict(vars(builtins))
         ours = None
         keep: tuple[int, ...] = ()

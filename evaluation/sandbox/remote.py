@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import builtins
 import datetime
+import importlib
 import inspect
 import itertools
 import json
 import os
 import socket
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,6 +27,8 @@ from evaluation.sandbox.guest import REQUEST_BYTES, Program, definitions, descri
 from evaluation.sandbox.values import Other, Untrusted, decode, encode
 
 MOST_ITEMS = 100_000
+# What a test may mean by a name: never an object of the program's.
+LIBRARIES = {**{name: name for name in sys.stdlib_module_names}, "numpy": "numpy", "np": "numpy"}
 GONE = "the program ended its process"
 # Of Python's own, by exact class: the plain value that crosses, and what a test gets for it.
 COPIES: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -104,12 +108,24 @@ class Caller:
         self.ungradable = ""
         self.gone = False
 
-    def names(self, names: list[str]) -> dict[str, Any]:
-        """What the program defines of `names`."""
+    def names(self, entry: str, names: list[str]) -> dict[str, Any]:
+        """What the program defines of `entry` and `names`; for a library that it has imported, the library itself.
+
+        Raises NameError where it lacks `entry`.
+        """
+        names = [entry, *names]
         there = self.ask("names", names)
         if not isinstance(there, list) or len(there) != len(names):
             raise self._refuse("an answer to a question that was not asked")
-        return {name: self.ask("find", name) for name, yes in zip(names, there, strict=True) if yes is True}
+        if entry and there[0] is not True and not hasattr(builtins, entry):
+            raise NameError(f"name {entry!r} is not defined")
+        return {
+            name: importlib.import_module(LIBRARIES[name])
+            if name in LIBRARIES and name != entry
+            else self.ask("find", name)
+            for name, yes in zip(names, there, strict=True)
+            if yes is True
+        }
 
     def ask(self, *what: Any) -> Any:
         """The program's answer to a question. Raises the exception that it raised, as one of Python's own."""
@@ -219,7 +235,7 @@ def check(link: socket.socket, peer: socket.socket, request: dict[str, Any], fal
         names = namespace("__main__", fallback)
         names.update(definitions(request["prefix"], request["entry"], fallback))
         code = compile(request["test"], "<test>", "exec")
-        names.update(caller.names([request["entry"], *sorted(_names(code) - names.keys() - fallback.keys())]))
+        names.update(caller.names(request["entry"], sorted(_names(code) - names.keys() - fallback.keys())))
         exec(code, names)
         outcome = ["passed", ""]
     except SystemExit as left:

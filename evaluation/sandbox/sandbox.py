@@ -153,10 +153,14 @@ class Sandbox:
 
         entry: the function that will be called. prefix: what the model was given, whose helpers the program may use.
         tested: by `test`, else by `call`. recursion: with the depth that LiveCodeBench allows. plain: as Python runs
-        it: nothing is imported for it, and what fails while it is loaded is not left out; tests alike.
+        it: nothing is imported for it, and what fails while it is loaded is not left out; tests alike. Else one that
+        leaves or does not end, as its example of its use may, is loaded again, its definitions alone.
         """
-        request = {"entry": entry, "prefix": prefix, "peer": tested, "recursion": recursion, "plain": plain}
-        (answer,) = self._ask(b"L", json.dumps(request).encode(), b"LFD")
+        request = {"entry": entry, "prefix": prefix, "peer": tested, "recursion": recursion}
+        for how in ("plain",) if plain else ("whole", "definitions"):
+            (answer,) = self._ask(b"L", json.dumps({**request, "how": how}).encode(), b"LFD")
+            if answer[0] != b"D":
+                break
         return _answer(*answer)
 
     def call(self, calls: Sequence[Sequence[Any]]) -> list[Answer]:

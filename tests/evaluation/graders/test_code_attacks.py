@@ -170,6 +170,24 @@ def test_an_empty_list_is_no_number_to_evalplus_tests(expected, empty, right):
     assert grade_code(f"def f(x):\n    return {right}\n", tests, run_generated_code=True).correct
 
 
+@pytest.mark.parametrize("arguments", ["*inp, candidate(*inp)", "*candidate(*inp), inp"])
+def test_a_root_of_a_polynomial_is_one_from_both_sides(arguments):
+    test = (
+        "def _poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n\n"
+        f"def check(candidate):\n    for inp in [[[1, 2]], [[-3, 1]]]:\n        assert _poly({arguments}) <= 0.0001\n"
+    )
+    _, tests = humaneval_plus.problem({"prompt": "def f(xs):\n", "entry_point": "f", "test": test})
+    assert not grade_code("def f(xs):\n    return -1e9\n", tests, run_generated_code=True).correct
+    assert grade_code("def f(xs):\n    return -xs[0] / xs[1]\n", tests, run_generated_code=True).correct
+
+
+def test_a_library_of_a_test_is_not_what_the_program_makes_of_its_name():
+    tests = json.dumps({"prefix": "", "entry_point": "f", "test": "assert cmath.isclose(f(4), 2)"})
+    for lazy in ("class cmath:\n    isclose = lambda *a: True\n", "import cmath\ncmath.isclose = lambda *a: True\n"):
+        assert not grade_code(f"{lazy}def f(x):\n    return 0\n", tests, run_generated_code=True).correct
+        assert grade_code(f"{lazy}def f(x):\n    return x / 2\n", tests, run_generated_code=True).correct
+
+
 def test_no_exception_of_a_program_ends_the_loop_of_a_test():
     test = "assert all(map(add, [1, 5], [2, 6])) and not any(map(add, [0], [0]))"
     tests = json.dumps({"prefix": "", "entry_point": "add", "test": test})
@@ -219,6 +237,9 @@ def test_a_function_that_is_missing_is_not_found_among_the_imports():
     for name, cases in (("gcd", [[[4, 6], 2]]), ("add", [[[1, 2], 3]])):
         tests = json.dumps({"function": name, "cases": cases})
         assert not grade_code("x = 1", tests, run_generated_code=True).correct
+    tests = json.dumps({"prefix": "", "entry_point": "add", "test": "assert add(1, 2) == 3"})
+    for missing in ("x = 1", "class Solution:\n    def add(self, a, b):\n        return 0\n"):
+        assert not grade_code(missing, tests, run_generated_code=True).correct
 
 
 def test_a_test_that_catches_everything_is_not_passed_by_a_strange_object():
