@@ -17,6 +17,7 @@ from evaluation.generation.kept import KeptEngine
 from evaluation.generation.sampling import sample_seed
 from evaluation.harness_code import check_runner, code_prompts, loading, running
 from evaluation.measure import MOST_UNGRADED
+from evaluation.sandbox import check_sandbox
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class LoadedTasks:
 def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_code: bool = False) -> LoadedTasks:
     """Load the tasks and groups with their data, so that what is missing is known before anything is generated.
 
-    Raises ConfigError for an unknown task, one whose data is out of reach, one that runs code without leave, and where
-    lm-evaluation-harness, or a package that a task needs, is not installed.
+    Raises ConfigError for an unknown task, one whose data is out of reach, one that runs code without leave or where
+    there is no sandbox, and where lm-evaluation-harness, or a package that a task needs, is not installed.
     """
     try:
         import lm_eval.evaluator  # noqa: F401
@@ -64,13 +65,14 @@ def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_co
         if coded and not run_generated_code:
             raise ConfigError(
                 f"eval.tasks: {coded[0]!r} runs programs that the model writes; set eval.run_generated_code=true to "
-                f"allow it, in the sandbox (docs/evaluation.md)"
+                f"allow it, in the sandbox (docs/sandbox.md)"
             )
+        if coded:
+            check_sandbox()
+            programs.add(task.name)
         for name in coded:
             check_runner(name, loaded[name])
             prompts.update(code_prompts(loaded[name]))
-        if coded:
-            programs.add(task.name)
         if any("ifeval" in name for name in loaded):
             _check_sentences(task.name)
     return LoadedTasks(manager, frozenset(programs), prompts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import symtable
 import textwrap
 from dataclasses import dataclass
 
@@ -90,38 +91,35 @@ def _with_helpers(programs: list[str], place: int) -> str:
     """A program, and before it those of the earlier ones that define what it lacks. One that does not parse has none,
     and neither has one that defines again what is defined after it: a draft."""
     program = programs[place]
-    if place == 0 or not parses(program):
+    names = _names_of(program)
+    if place == 0 or names is None:
         return program
-    made, used = _names_of(program)
+    made, used = names
     for earlier in reversed(programs[:place]):
-        if not parses(earlier):
-            continue
-        its_made, its_used = _names_of(earlier)
-        if its_made & (used - made) and not its_made & made:
+        its = _names_of(earlier)
+        if its is not None and its[0] & (used - made) and not its[0] & made:
             program = f"{earlier.rstrip()}\n\n{program}"
-            made, used = made | its_made, used | its_used
+            made, used = made | its[0], used | its[1]
     return program
 
 
-def _names_of(program: str) -> tuple[set[str], set[str]]:
-    """The names that a program defines at its top, and those that it uses anywhere, but for Python's own."""
-    made: set[str] = set()
+def _names_of(program: str) -> tuple[set[str], set[str]] | None:
+    """The names that a program defines at its top, and the global ones that it uses anywhere, but for Python's own;
+    None where it does not compile."""
+    if not parses(program):
+        return None
+    try:
+        waiting = [symtable.symtable(program, "<program>", "exec")]
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+    made = {symbol.get_name() for symbol in waiting[0].get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    made |= {child.get_name() for child in waiting[0].get_children()}
     used: set[str] = set()
-    tree = ast.parse(program)
-    for statement in tree.body:
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            made.add(statement.name)
-        elif isinstance(statement, ast.Import | ast.ImportFrom):
-            made |= {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
-        else:
-            made |= {
-                node.id
-                for node in ast.walk(statement)
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            used.add(node.id)
+    while waiting:
+        table = waiting.pop()
+        waiting += table.get_children()
+        top = table.get_type() == "module"
+        used |= {one.get_name() for one in table.get_symbols() if one.is_referenced() and (top or one.is_global())}
     return made, used - vars(builtins).keys()
 
 

@@ -236,6 +236,8 @@ def test_a_block_ends_where_its_fence_does():
     assert extract_code("I cannot.") == "I cannot."
     draft = "```python\na = 1\nb = a\n```\n```python\nc = 1\n```\n```python\na = 2\nprint(a + b)\n```"
     assert extract_code(draft) == "a = 2\nprint(a + b)\n"
+    local = "```python\nn = 1\nprint(n)\n```\n```python\ndef f(m):\n    n = m\n    return n\nprint(f(2))\n```"
+    assert extract_code(local) == "def f(m):\n    n = m\n    return n\nprint(f(2))\n"
 
 
 def test_text_that_parsers_choke_on_is_a_program_like_any_other():
