@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from common.errors import ConfigError
 from evaluation.compare import HEADLINES
 from evaluation.generation import EngineOptions, Prompter, close_engine, engine_for
 from evaluation.harness import load_tasks, run_task
@@ -436,10 +437,14 @@ def test_requests_that_the_context_does_not_hold_are_counted(task_files, model_d
     engine = Scripted(Prompter(model).tokenizer, {"=": "1"})
     found = run("write", engine, model, task_files, max_length=10)
     # Prompts of four characters; eight tokens are asked for, six are left after the cut to two.
-    assert found["counts"] == {"cut": 9, "clamped": 0}
+    assert found["counts"] == {"cut": 9, "clamped": 0, "ungraded": 0}
     found = run("write", engine, model, task_files, max_length=6, directory=task_files / "small")
-    assert found["counts"] == {"cut": 9, "clamped": 9}
-    assert run("write", engine, model, task_files, directory=task_files / "large")["counts"] == {"cut": 0, "clamped": 0}
+    assert found["counts"] == {"cut": 9, "clamped": 9, "ungraded": 0}
+    assert run("write", engine, model, task_files, directory=task_files / "large")["counts"] == {
+        "cut": 0,
+        "clamped": 0,
+        "ungraded": 0,
+    }
 
 
 # Rows of our own with the columns of openai/openai_humaneval and google-research-datasets/mbpp.
@@ -497,8 +502,11 @@ def no_hub(monkeypatch):
     ],
 )
 def test_programs_are_asked_for_as_the_harness_asks_and_run_in_the_sandbox(
-    tmp_path, model_directory, file, rows, script, metric, shots
+    tmp_path, model_directory, monkeypatch, file, rows, script, metric, shots
 ):
+    def refuse():
+        raise ConfigError("no sandbox here")
+
     model = model_directory(tied=True, seed=0)
     name = publish(tmp_path, file.split("/")[0], file, {"test": rows})
     task = SimpleNamespace(name=name, num_fewshot=None, limit=None, chat=False)
@@ -506,7 +514,11 @@ def test_programs_are_asked_for_as_the_harness_asks_and_run_in_the_sandbox(
         ValueError, match=rf"'{name}' runs programs that the model writes; set eval\.run_generated_code"
     ):
         load_tasks([task], task_files=str(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="no sandbox here"):
+        patch.setattr("evaluation.harness.check_sandbox", refuse)
+        load_tasks([task], task_files=str(tmp_path), run_generated_code=True)
     loaded = load_tasks([task], task_files=str(tmp_path), run_generated_code=True)
+    assert set(loaded.prompts.values()) == ({row["prompt"] for row in rows} if not shots else set())
     engine, beats = Scripted(Prompter(model).tokenizer, script), []
     found = run_task(
         task,
