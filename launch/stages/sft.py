@@ -13,6 +13,18 @@ from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages._code import own_code
 from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Published, Settings, StageKind, Step
+from launch.stages.memory import (
+    FLOAT,
+    REST,
+    WIDTH,
+    Memory,
+    Shape,
+    activations,
+    gathered,
+    head_in_chunks,
+    trained,
+    whole_logits,
+)
 from launch.stages.references import (
     FROZEN,
     is_cached,
@@ -23,7 +35,9 @@ from launch.stages.references import (
     sources,
     without_loggers,
 )
-from launch.stages.sizes import optimizer_bytes, placed, spread, weight_bytes
+from launch.stages.sizes import more_processes, optimizer_bytes, placed, spread, weight_bytes
+from sft_objectives import load
+from sft_objectives.needs import Ema
 from sft_objectives.trainer.supported import check_model, check_settings
 from sft_objectives.trainer.vocabularies import check_vocabulary
 
@@ -220,6 +234,40 @@ class SftStage(StageKind):
             sft["keep_checkpoints"] * optimizer_bytes(size),
             start_seconds=40.0,
         )
+
+    def memory(self, settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Memory:
+        sft, width, shape = settings["sft"], WIDTH[settings["model"]["dtype"]], shapes["model"]
+        ranks = 1 if settings["platform"]["name"] == "cpu" else sft["processes"]
+        chats = sft["batch_size"] * sft["sequence_parallel"] / sft["processes"]
+        longest = settings["data"]["max_length"]
+        budget = sft["tokens_per_micro_batch"] if sft["dynamic_batch"] else sft["micro_batch_size"] * longest
+        tokens = min(budget, chats * longest) / sft["sequence_parallel"]
+        needs = load(**settings["objective"]).needs
+        parts = trained(shape, ranks, sft["lora"])
+        parts["gathered layers"] = gathered(shape, ranks, width)
+        parts["activations"] = activations(shape, tokens, width, sft["gradient_checkpointing"])
+        if sft["fused"] == "off":
+            parts["logits"] = whole_logits(shape, tokens, width)
+        else:
+            parts["head"] = head_in_chunks(shape, tokens, bool(needs.live))
+        frozen = [shapes[role] for role in needs.live if role in shapes and not (sft["lora"] and role == "base")]
+        parts["frozen models"] = sum(width * one.parameters / ranks + gathered(one, ranks, width) for one in frozen)
+        copies = (sft["regularizer"]["name"] == "l2_to_init" and not sft["lora"]) + isinstance(needs.state, Ema)
+        parts["copies of the weights"] = FLOAT * shape.parameters / ranks * copies
+        return Memory({**parts, "rest": REST[settings["platform"]["name"]]}, "training")
+
+    def smaller(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+        sft, platform = settings["sft"], settings["platform"]
+        if sft["fused"] == "off":
+            yield "sft.fused", "auto"
+        if not sft["gradient_checkpointing"]:
+            yield "sft.gradient_checkpointing", True
+        budget, longest = sft["tokens_per_micro_batch"], settings["data"]["max_length"]
+        if sft["dynamic_batch"]:
+            while budget > longest:
+                budget = max(longest, budget // 2)
+                yield "sft.tokens_per_micro_batch", budget
+        yield from more_processes("sft.processes", sft["processes"], platform)
 
     def dry_run(self, settings: Any, inputs: Mapping[str, Path], scratch: Path) -> str:
         from sft_objectives.trainer.config import verl_config
