@@ -111,7 +111,7 @@ def trained(shape: Shape, ranks: int, lora: Mapping[str, Any] | None) -> dict[st
 
 def lora_parameters(shape: Shape, rank: int) -> float:
     """Parameters of a low-rank update of every linear layer but the head."""
-    wide = (shape.layer - 2 * shape.hidden * (shape.query + shape.key_value)) / (3 * shape.hidden)
+    wide = (shape.layer - 2 * shape.hidden * (shape.query + shape.key_value + 1)) / (3 * shape.hidden)
     attention = 2 * (shape.hidden + shape.query) + 2 * (shape.hidden + shape.key_value)
     return rank * shape.layers * (attention + 3 * (shape.hidden + wide))
 

@@ -103,7 +103,6 @@ def test_the_parts_of_a_known_case_are_the_textbooks(tmp_path):
     assert kept == pytest.approx(16 * 1.54e9, rel=0.01)
     eight = memory_of("sft", [*written(tmp_path, QWEN_1P5B), "sft.processes=8", "sft.batch_size=64"])
     assert eight.parts["optimizer"] == pytest.approx(memory.parts["optimizer"] / 8)
-    assert eight.parts["activations"] == pytest.approx(memory.parts["activations"], rel=0.5)
 
 
 CHATS = ["data.max_length=4096", "sft.batch_size=64"]
@@ -117,13 +116,13 @@ CHATS = ["data.max_length=4096", "sft.batch_size=64"]
         (QWEN_1P5B, ["sft.tokens_per_micro_batch=131072", "sft.gradient_checkpointing=true", "sft.fused=off"],
          r"\(logits .*; set sft\.fused=auto$"),
         (QWEN_1P5B,
-         ["sft.tokens_per_micro_batch=32768", "sft.gradient_checkpointing=true", "platform.device_memory=40"],
+         ["sft.tokens_per_micro_batch=32768", "sft.gradient_checkpointing=true", "platform.device_memory=36"],
          r"; set sft\.tokens_per_micro_batch=\d+$"),
         (QWEN_7B, ["sft.gradient_checkpointing=true"], r"\(optimizer 56\.7.*; set sft\.processes=(2|4)$"),
         (QWEN_7B, ["platform.gpus_per_node=1"], r"no setting makes it fit; name a larger device, more of them"),
         (QWEN_7B, ["platform.gpus_per_node=1", "sft.lora={rank: 16}", "sft.gradient_checkpointing=true"], None),
         (QWEN_7B, ["sft.processes=8", "sft.gradient_checkpointing=true"], None),
-        (EXPERTS_30B, ["sft.processes=8", "sft.gradient_checkpointing=true"], r"no setting makes"),
+        (EXPERTS_30B, ["sft.processes=4", "sft.gradient_checkpointing=true"], r"; set sft\.processes=8$"),
     ],
 )  # fmt: skip
 def test_what_cannot_fit_is_refused_with_the_setting_that_makes_it_fit(tmp_path, config, overrides, message):
@@ -145,6 +144,7 @@ def test_what_cannot_fit_is_refused_with_the_setting_that_makes_it_fit(tmp_path,
 def test_rl_counts_vllm_beside_the_trainer_that_it_interrupts(tmp_path):
     given = [text for text in written(tmp_path, QWEN_1P5B) if text != "rl.enabled=false"]
     given += ["rl.max_response_length=2048", "rl.prompts=32", "rl.mini_batch=32", "rl.tokens_per_micro_batch=4096"]
+    given += ["rl.gradient_checkpointing=true", "rl.samples=8"]
     given += ["eval.enabled=false"]
     fits = memory_of("rl", [*given, "rl.gpu_memory=0.5"])
     assert fits.phase == "sampling" and fits.parts["vLLM (rl.gpu_memory)"] == pytest.approx(40e9)
