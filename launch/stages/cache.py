@@ -138,7 +138,7 @@ class CacheStage(StageKind):
         ranks, tokens = cache["processes"], max(cache["tokens_per_batch"], settings["data"]["max_length"])
         own = {"weights": width * shape.parameters}
         if ranks > 1:  # in the host's memory between passes on a GPU
-            own = {"weights": FLOAT * shape.parameters / ranks, "gathered layers": gathered(shape, ranks, width)}
+            own = {"weights": FLOAT * shape.parameters / ranks, "gathered layers": gathered(shape, width)}
             own["head"] = width * shape.vocabulary * shape.hidden
         parts = {
             **own,

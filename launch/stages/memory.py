@@ -116,9 +116,26 @@ def lora_parameters(shape: Shape, rank: int) -> float:
     return rank * shape.layers * (attention + 3 * (shape.hidden + wide))
 
 
-def gathered(shape: Shape, ranks: int, width: int) -> float:
-    """Weights that a rank holds whole for a moment: two layers, and the embeddings, which are the root's."""
-    return 0.0 if ranks == 1 and width == FLOAT else width * (2 * shape.layer + shape.embeddings)
+def gathered(shape: Shape, width: int) -> float:
+    """Weights that a rank holds whole for a moment, copied even where it is the only one: two layers, and the
+    embeddings, which are the root's."""
+    return width * (2 * shape.layer + shape.embeddings)
+
+
+def training_step(kept: Mapping[str, float], passing: Mapping[str, float], micro_batches: float, rest: float) -> Memory:
+    """The larger of the two moments of a step: the end of a forward pass, and the optimizer's update.
+
+    kept: as `trained` gives it, and other models. passing: what a micro-batch needs until its backward pass ends. The
+    first micro-batch finds no gradients: with one alone they come as its activations go.
+    """
+    gradients = kept["gradients"]
+    if micro_batches <= 1:
+        gradients = max(0.0, gradients - passing["activations"])
+    update = kept["gradients"]  # the root of the second moment exists beside it
+    return most(
+        Memory({**kept, "gradients": gradients, **passing, "rest": rest}, "training"),
+        Memory({**kept, "update": update, "rest": rest}, "an update"),
+    )
 
 
 def kept_of_a_block(shape: Shape, width: int) -> float:

@@ -25,6 +25,7 @@ from launch.stages.memory import (
     gathered,
     most,
     trained,
+    training_step,
     whole_logits,
 )
 from launch.stages.references import numerics, without_loggers
@@ -271,16 +272,15 @@ class RlStage(StageKind):
         tokens = min(max(rl["tokens_per_micro_batch"], longest), responses * longest)
         kept = trained(shape, ranks, rl["lora"])
         reference = FLOAT * shape.parameters / ranks if rl["kl_weight"] and not rl["lora"] else 0.0
-        training = {
-            **kept,
-            "reference": reference,
-            "gathered layers": gathered(shape, ranks, width),
+        passing = {
+            "gathered layers": gathered(shape, width),
             "activations": activations(shape, tokens, width, rl["gradient_checkpointing"]),
             "logits": whole_logits(shape, tokens, width),
-            "rest": REST[platform["name"]],
         }
+        batches = responses * longest / tokens
+        training = training_step({**kept, "reference": reference}, passing, batches, REST[platform["name"]])
         if on_cpu:  # vLLM is another process there
-            return Memory(training, "training")
+            return training
         rollouts = {
             "weights": kept["weights"],
             "optimizer": kept["optimizer"],
@@ -288,7 +288,7 @@ class RlStage(StageKind):
             "vLLM (rl.gpu_memory)": rl["gpu_memory"] * platform["device_memory"] * GB,
             "rest": REST[platform["name"]],
         }
-        return most(Memory(training, "training"), Memory(rollouts, "sampling"))
+        return most(training, Memory(rollouts, "sampling"))
 
     def smaller(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         rl = settings["rl"]

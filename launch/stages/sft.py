@@ -23,6 +23,7 @@ from launch.stages.memory import (
     gathered,
     head_in_chunks,
     trained,
+    training_step,
     whole_logits,
 )
 from launch.stages.references import (
@@ -37,7 +38,6 @@ from launch.stages.references import (
 )
 from launch.stages.sizes import more_processes, optimizer_bytes, placed, spread, weight_bytes
 from sft_objectives import load
-from sft_objectives.needs import Ema
 from sft_objectives.trainer.supported import check_model, check_settings
 from sft_objectives.trainer.vocabularies import check_vocabulary
 
@@ -237,24 +237,29 @@ class SftStage(StageKind):
 
     def memory(self, settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Memory:
         sft, width, shape = settings["sft"], WIDTH[settings["model"]["dtype"]], shapes["model"]
-        ranks = 1 if settings["platform"]["name"] == "cpu" else sft["processes"]
-        chats = sft["batch_size"] * sft["sequence_parallel"] / sft["processes"]
+        name = settings["platform"]["name"]
+        ranks = 1 if name == "cpu" else sft["processes"]
         longest = settings["data"]["max_length"]
+        given = sft["batch_size"] * sft["sequence_parallel"] / sft["processes"] * longest
         budget = sft["tokens_per_micro_batch"] if sft["dynamic_batch"] else sft["micro_batch_size"] * longest
-        tokens = min(budget, chats * longest) / sft["sequence_parallel"]
-        needs = load(**settings["objective"]).needs
-        parts = trained(shape, ranks, sft["lora"])
-        parts["gathered layers"] = gathered(shape, ranks, width)
-        parts["activations"] = activations(shape, tokens, width, sft["gradient_checkpointing"])
-        if sft["fused"] == "off":
-            parts["logits"] = whole_logits(shape, tokens, width)
-        else:
-            parts["head"] = head_in_chunks(shape, tokens, bool(needs.live))
-        frozen = [shapes[role] for role in needs.live if role in shapes and not (sft["lora"] and role == "base")]
-        parts["frozen models"] = sum(width * one.parameters / ranks + gathered(one, ranks, width) for one in frozen)
-        copies = (sft["regularizer"]["name"] == "l2_to_init" and not sft["lora"]) + isinstance(needs.state, Ema)
-        parts["copies of the weights"] = FLOAT * shape.parameters / ranks * copies
-        return Memory({**parts, "rest": REST[settings["platform"]["name"]]}, "training")
+        tokens = min(budget, given) / sft["sequence_parallel"]
+        needs, lora = load(**settings["objective"]).needs, sft["lora"]
+        frozen = [shapes[role] for role in needs.live if role in shapes and not (lora and role == "base")]
+        copies = (sft["regularizer"]["name"] == "l2_to_init" and not lora) + (needs.state is not None)
+        kept = {
+            **trained(shape, ranks, lora),
+            "frozen models": sum(width * one.parameters / ranks for one in frozen),
+            "copies of the weights": FLOAT * shape.parameters / ranks * copies,
+        }
+        whole = sft["fused"] == "off"
+        passing = {
+            "gathered layers": sum(gathered(one, width) for one in (shape, *frozen)),
+            "activations": activations(shape, tokens, width, sft["gradient_checkpointing"]),
+            "logits" if whole else "head": (
+                whole_logits(shape, tokens, width) if whole else head_in_chunks(shape, tokens, bool(needs.live))
+            ),
+        }
+        return training_step(kept, passing, given / budget, REST[name])
 
     def smaller(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         sft, platform = settings["sft"], settings["platform"]
