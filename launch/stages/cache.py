@@ -11,12 +11,14 @@ from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step
-from launch.stages.memory import FLOAT, GB, REST, WIDTH, Memory, Shape, forward_pass, gathered, logits_of_a_pass
+from launch.stages.memory import FLOAT, GB, REST, WIDTH, Memory, Shape, forward_pass, gathered, logits_of_rows
 from launch.stages.references import is_cached, is_live, model_of, numerics, sources
 from launch.stages.sizes import more_processes, spread
 
-# Bytes of logits that one product of a forward pass makes (data_prep.reference.producers.forward.LOGITS_BYTES).
+# Bytes of logits that one product of a forward pass makes, and that one pass of the statistics reads: LOGITS_BYTES and
+# STATISTICS_BYTES of data_prep.reference.producers.forward.
 PASS_LOGITS = {"cpu": 1 << 25, "gpu": 1 << 29}
+PASS_STATISTICS = {"cpu": 1 << 22, "gpu": 1 << 29}
 
 
 class Cache(Section):
@@ -140,10 +142,11 @@ class CacheStage(StageKind):
         if ranks > 1:  # in the host's memory between passes on a GPU
             own = {"weights": FLOAT * shape.parameters / ranks, "gathered layers": gathered(shape, width)}
             own["head"] = width * shape.vocabulary * shape.hidden
+        logits = min(logits_of_rows(shape, tokens), PASS_LOGITS[name])
         parts = {
             **own,
             "activations": forward_pass(shape, tokens, width),
-            "logits": logits_of_a_pass(shape, PASS_LOGITS[name] / FLOAT / shape.vocabulary),
+            "logits": logits + 2 * min(logits, PASS_STATISTICS[name]),
             "rest": REST[name],
         }
         return Memory(parts, "forward passes")

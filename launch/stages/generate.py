@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Settings, StageKind, Step
-from launch.stages.memory import GB, GIB, REST, WIDTH, Memory, Shape, forward_pass, logits_of_a_pass
+from launch.stages.memory import GB, GIB, REST, WIDTH, Memory, Shape, forward_pass, logits_of_rows
 from launch.stages.prepare import benchmark_name
 from launch.stages.references import model_of, numerics
 from launch.stages.sizes import spread
@@ -162,7 +162,8 @@ class Generate(StageKind):
             parts = {
                 "weights": sum(width * one.parameters for one in both),
                 "activations": forward_pass(shape, longest, width) + width * longest * shape.hidden,
-                "logits": len(both) * logits_of_a_pass(shape, min(longest, HELD_OUT_ROWS)),
+                # log p, its exponential and their product; with a base log q and the difference too
+                "logits": (1 + 2 * len(both)) * logits_of_rows(shape, min(longest, HELD_OUT_ROWS)),
             }
             return Memory({**parts, "rest": REST[name]}, "forward passes")
         if name == "cpu":

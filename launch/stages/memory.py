@@ -170,9 +170,9 @@ def head_in_chunks(shape: Shape, tokens: float, live: bool) -> float:
     return logits + 2 * FLOAT * tokens * shape.hidden + FLOAT * shape.vocabulary * shape.hidden
 
 
-def logits_of_a_pass(shape: Shape, rows: float) -> float:
-    """Bytes of float32 logits of some rows, and of what is computed from them."""
-    return 3 * FLOAT * rows * shape.vocabulary
+def logits_of_rows(shape: Shape, rows: float) -> float:
+    """Bytes of float32 logits of some rows."""
+    return FLOAT * rows * shape.vocabulary
 
 
 def whole_logits(shape: Shape, tokens: float, width: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from launch.stages.memory import GIB, Memory, lora_parameters, shape_of, trained
 from launch.store import Store
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 QWEN_1P5B = {
     "hidden_size": 1536, "num_hidden_layers": 28, "vocab_size": 151_936, "num_attention_heads": 12,
     "num_key_value_heads": 2, "intermediate_size": 8960, "tie_word_embeddings": True,
@@ -266,3 +268,80 @@ def test_predictions_are_within_a_quarter_of_measured_peaks(tmp_path):
             case, f"measured {peaks[case] / 2**20:.1f} MiB", {k: round(v / 2**20, 1) for k, v in memory.parts.items()}
         )
     assert all(0.75 <= ratio <= 1.25 for ratio in ratios.values()), ratios
+
+
+PASSES = """
+import gc, json, sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from peak_of_training import forget_peak, resident
+import torch
+from transformers.models.qwen2 import modeling_qwen2
+from data_prep.reference.producers.forward import ForwardProducer
+from evaluation.held_out import forward
+
+torch.set_num_threads(1)
+directory, length = Path(sys.argv[2]), int(sys.argv[3])
+chats = [np.arange(length) % 250 for _ in range(4)]
+
+def cache():
+    settings = SimpleNamespace(tokens_per_batch=2 * length, dtype="float32")
+    producer = ForwardProducer(directory, settings, SimpleNamespace(attention="sdpa", trust_remote_code=False), None)
+    forget_peak()
+    list(producer.rows(chats, [np.arange(length - 1)] * 4, 16, lambda _: None))
+
+def held_out():
+    encoded = [(list(map(int, chat)), 1) for chat in chats]
+    forward(directory, directory, encoded, dtype="float32", device="cpu", progress=lambda _: None)
+
+found = {}
+for measured in (cache, held_out):
+    gc.collect()
+    forget_peak()
+    before = resident("VmRSS")
+    measured()
+    found[measured.__name__] = resident("VmHWM") - before
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_so_are_those_of_passes_without_gradients(tmp_path):
+    from launch import stages
+
+    length = 512
+    write_world(tmp_path)
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", PASSES, str(HERE), str(tmp_path / "model"), str(length)]
+    ran = subprocess.run(
+        command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=1100
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    peaks = json.loads(ran.stdout.splitlines()[-1])
+    shape = shape_of(json.loads((tmp_path / "model" / "config.json").read_text()))
+    given = settings_of_a_case({}).model_dump(mode="json")
+    given["data"]["max_length"] = given["eval"]["max_length"] = length
+    given["cache"].update(tokens_per_batch=2 * length, dtype="float32")
+    memories = {
+        "cache": stages.load("cache").memory(given, {"model": shape}),
+        "held_out": stages.load("generate").memory({**given, "held_out": True}, {"model": shape, "base": shape}),
+    }
+    ratios = {name: round(memory.total / peaks[name], 3) for name, memory in memories.items()}
+    print(ratios, peaks, {name: memory.text() for name, memory in memories.items()})
+    assert all(0.75 <= ratio <= 1.25 for ratio in ratios.values()), ratios
+
+
+def test_the_bytes_of_a_pass_are_those_of_the_code_that_makes_it():
+    from data_prep.reference.producers.forward import LOGITS_BYTES, STATISTICS_BYTES
+    from evaluation.held_out import POSITIONS_PER_CHUNK
+    from launch.stages.cache import PASS_LOGITS, PASS_STATISTICS
+    from launch.stages.generate import HELD_OUT_ROWS
+
+    named = {"cpu": "cpu", "gpu": "cuda"}
+    assert {name: LOGITS_BYTES[device] for name, device in named.items()} == PASS_LOGITS
+    assert {name: STATISTICS_BYTES[device] for name, device in named.items()} == PASS_STATISTICS
+    assert POSITIONS_PER_CHUNK == HELD_OUT_ROWS
