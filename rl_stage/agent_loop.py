@@ -52,7 +52,7 @@ class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
         self, messages: list[dict], tools: list[dict] | None = None, **_: Any
     ) -> list[int]:
         """The ids that the engine is given; verl has refused images before, `check_prompts` what is too long."""
-        _, ids = await asyncio.to_thread(_renderer(self).prompt, messages, tools)
+        _prompt, ids = await asyncio.to_thread(_renderer(self).prompt, messages, tools)
         return ids
 
     async def _score(self, output: AgentLoopOutput, row: dict[str, Any]) -> dict[str, Any]:
@@ -84,10 +84,11 @@ def _renderer(loop: ScoredSingleTurnAgentLoop) -> Renderer:
     """The renderer of this process; a loop object lives for one response only."""
     key = id(loop.tokenizer)
     if key not in _renderers:
-        arguments = loop.apply_chat_template_kwargs
+        arguments: Any = loop.apply_chat_template_kwargs
         if OmegaConf.is_config(arguments):
             arguments = OmegaConf.to_container(arguments, resolve=True)
-        _renderers[key] = Renderer(loop.tokenizer, template_arguments=arguments)
+        tokenizer: Any = loop.tokenizer  # verl calls every tokenizer an AutoTokenizer
+        _renderers[key] = Renderer(tokenizer, template_arguments=arguments)
     return _renderers[key]
 
 
