@@ -1,7 +1,9 @@
 """verl's single-turn agent loop with our prompts, which also scores its response in the process that generated it.
 
 verl would tokenise prompts in a way of its own, by the model's type. The one renderer makes them here, so that they are
-the prompts of the training rows, token for token. verl would send every response to reward workers of their own. Scoring here with verl's own reward manager gives the
+the prompts of the training rows, token for token.
+
+verl would send every response to reward workers of their own. Scoring here with verl's own reward manager gives the
 same numbers without those processes (each costs seconds of imports and 0.7 GB) and without a Ray call a response. Our
 reward functions only hand a string to the grading pool, so the event loop never waits for them.
 """
@@ -50,7 +52,7 @@ class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
         self, messages: list[dict], tools: list[dict] | None = None, **_: Any
     ) -> list[int]:
         """The ids that the engine is given; verl has refused images before, `check_prompts` what is too long."""
-        _, ids = await asyncio.to_thread(_renderer(self).prompt, messages, tools)
+        _prompt, ids = await asyncio.to_thread(_renderer(self).prompt, messages, tools)
         return ids
 
     async def _score(self, output: AgentLoopOutput, row: dict[str, Any]) -> dict[str, Any]:
@@ -82,10 +84,11 @@ def _renderer(loop: ScoredSingleTurnAgentLoop) -> Renderer:
     """The renderer of this process; a loop object lives for one response only."""
     key = id(loop.tokenizer)
     if key not in _renderers:
-        arguments = loop.apply_chat_template_kwargs
+        arguments: Any = loop.apply_chat_template_kwargs
         if OmegaConf.is_config(arguments):
             arguments = OmegaConf.to_container(arguments, resolve=True)
-        _renderers[key] = Renderer(loop.tokenizer, template_arguments=arguments)
+        tokenizer: Any = loop.tokenizer  # verl calls every tokenizer an AutoTokenizer
+        _renderers[key] = Renderer(tokenizer, template_arguments=arguments)
     return _renderers[key]
 
 

@@ -14,7 +14,7 @@ from evaluation.graders.contract import Grade, Grader
 
 __all__ = ["Grade", "Grader", "load", "names", "parse"]
 
-_registry = Registry("evaluation.graders", Grader, "grader", apart=("contract", "extraction"))
+_registry = Registry("evaluation.graders", Grader, "grader", apart=("contract", "extraction", "formulas"))
 names, load = _registry.names, _registry.load
 
 

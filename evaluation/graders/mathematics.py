@@ -1,151 +1,152 @@
-"""Mathematical equality, by text where that decides and by math-verify where it does not."""
+"""Mathematical equality: text where that decides, exact values where it does not."""
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Sequence
-from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 from common.errors import ConfigError
 from evaluation.graders.contract import Grade, Grader
-from evaluation.graders.extraction import BOX, extract_boxed
+from evaluation.graders.extraction import BOX, after_thoughts, boxes, extract_boxed, extract_tagged
+from evaluation.graders.formulas.clean import clean
+from evaluation.graders.formulas.compare import equal
+from evaluation.graders.formulas.locate import announced_words, locate, readable
+from evaluation.graders.formulas.structure import Group, Value, Words, read
 
 # math-verify's patterns are quadratic in the worst case; an unboxed final answer stands at the end.
 TAIL_CHARACTERS = 5_000
-FINAL_ANSWER = re.compile(r"(?i:final answer is)[\s:]*\$?[^$\n]{1,200}\$?")
-PERCENT = re.compile(r"(-?[0-9.,]+)\s*(?:\\?%|(?:\\text\s*\{\s*)?(?:percent(?:age)?|pct)\s*\}?)")
-INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
-DECIMAL = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
-DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]{1,2}")
-FRACTION = re.compile(r"(-?)\\frac\{([0-9]{1,18})\}\{([0-9]{1,18})\}")
-SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])|\\[!,;:]")
-IDLE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
+ANNOUNCED = re.compile(r"(?i:\b(?:final |correct |the )?answer(?: is\b(?! not\b)|:))")
+# Between the boxes of a reference, which somebody wrote as one answer: "\boxed{1} papers and \boxed{2} bins".
+REFERENCE_GAP = re.compile(r"(?:\s*[A-Za-z]+){0,2}\s*(?:,|\b(?:and|or)\b)\s*|[^.\w]{0,69}")
 
 
 def _grade_boxed(response: str, answer: str, _: str) -> Grade:
-    boxed = [_bare(content) for content in extract_boxed(response)]
+    """The last box, or the tags behind it."""
+    return _grade_marked(after_thoughts(response), answer) or Grade(False, "no_answer")
+
+
+def _grade_marked(response: str, answer: str) -> Grade | None:
+    boxed = extract_boxed(response)
+    tagged = extract_tagged(response)
+    if tagged is not None and (not boxed or response.lower().rindex("<answer>") > boxes(response)[-1][0]):
+        boxed = extract_boxed(tagged) or [tagged]
     if not boxed:
+        return None
+    if not any(content.strip() for content in boxed):
         return Grade(False, "no_answer")
-    if len(boxed) == 1:
-        verdict = _compare_text(boxed[0], answer)
-        if verdict is not None:
-            return Grade(verdict, "ok")
-        percent = PERCENT.fullmatch(boxed[0])
-        if percent is not None:
-            # math-verify takes 10% for 10 and for 0.1, but only outside of LaTeX.
-            return _compare_math(f"{percent[1]}%", answer)
-    return _compare_math(_delimited(boxed), answer)
-
-
-def _delimited(boxed: list[str]) -> str:
-    """The contents of an answer's boxes as math-verify reads them."""
-    # A bare % is a comment in TeX, and models write it all the same.
-    contents = [re.sub(r"(?<!\\)%", r"\\%", content) for content in boxed]
-    return " and ".join(f"$\\boxed{{{content}}}$" for content in contents)
+    return _verdict(tuple(boxed), answer)
 
 
 def _grade_math(response: str, answer: str, _: str) -> Grade:
-    if extract_boxed(response):
+    response = after_thoughts(response)
+    found = boxes(response)
+    if found:
         # Some models box a step and announce the result after it.
-        announced = FINAL_ANSWER.search(response, [match.start() for match in BOX.finditer(response)][-1])
-        if announced is not None:
-            verdict = _compare_math(announced[0], answer)
-            if verdict.status != "no_answer":
-                return verdict
-        return _grade_boxed(response, answer, "")
-    return _compare_math(response[-TAIL_CHARACTERS:], answer)
-
-
-def _bare(latex: str) -> str:
-    """Without currency signs, which math-verify would take for delimiters, and a backslash at the end."""
-    return latex.replace("\\$", "").strip().removesuffix("\\").strip()
-
-
-def _compare_text(found: str, answer: str) -> bool | None:
-    """The verdict where text alone decides it, hundreds of times faster than a LaTeX parser; else None."""
-    found, answer = _plain(found), _plain(answer)
-    if found == answer:
-        return True
-    if INTEGER.fullmatch(found) and INTEGER.fullmatch(answer):
-        return int(found) == int(answer)
-    values = [_rational(text) for text in (found, answer)]
-    # Unequal ones are not decided here: how far a decimal may be off is math-verify's rule.
-    return True if values[0] is not None and values[0] == values[1] else None
-
-
-def _plain(latex: str) -> str:
-    """Without spaces that part nothing, sizes of brackets and of fractions."""
-    latex = SIZING.sub("", latex.strip().strip("$")).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return IDLE_SPACE.sub("", latex)
-
-
-def _rational(text: str) -> Fraction | None:
-    match = FRACTION.fullmatch(text)
-    if match is not None:
-        sign, numerator, denominator = match.groups()
-        return None if int(denominator) == 0 else Fraction(int(sign + numerator), int(denominator))
-    return Fraction(text) if DECIMAL.fullmatch(text) else None
+        announced = list(ANNOUNCED.finditer(response, found[-1][1]))
+        if announced:
+            value = locate(response[announced[-1].start() :][:TAIL_CHARACTERS])
+            if value is not None:
+                return _judge(value, answer)
+    marked = _grade_marked(response, answer)
+    if marked is not None:
+        return marked
+    return _located(response[-TAIL_CHARACTERS:], answer)
 
 
 @lru_cache(maxsize=1024)
-def _compare_math(prediction: str, answer: str) -> Grade:
-    """The verdict of math-verify. Kept: most of the responses to one problem end in the same few answers."""
-    import math_verify
-
-    # math-verify bounds itself with SIGALRM, which raises outside the main thread and is swallowed as "wrong"; the
-    # pool bounds it instead. It warns about that once per process.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    gold = _parse_reference(answer)
-    try:
-        found = math_verify.parse(prediction, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
-    except Exception:
-        return Grade(False, "error")
-    if not found:
-        return Grade(False, "no_answer")
-    raised = False
-    for expected in _comparable(gold):
-        for candidate in _comparable(found):
-            try:
-                if math_verify.verify(expected, candidate, timeout_seconds=None, raise_on_error=True):
-                    return Grade(True, "ok")
-            except Exception:
-                raised = True
-    return Grade(False, "error" if raised else "ok")
-
-
-def _comparable(values: Sequence) -> list:
-    """Without a division by zero, which "12:00" is to a LaTeX parser and which nothing compares with."""
-    import sympy
-
-    return [value for value in values if value is not sympy.zoo and value is not sympy.nan]
+def _located(response: str, answer: str) -> Grade:
+    expected = references(answer)
+    response = BOX.sub(" ", response)  # one that does not close
+    # A name or a word is announced, or the whole response.
+    if isinstance(expected[0], Words) and any(
+        equal(expected[0], read(words)) for words in announced_words(response) if words.strip()
+    ):
+        return Grade(True, "ok")
+    value = locate(response)
+    return Grade(False, "no_answer") if value is None else _judge(value, answer)
 
 
 @lru_cache(maxsize=4096)
-def _parse_reference(answer: str) -> tuple:
-    import math_verify
-    from sympy import Float
+def _verdict(boxed: tuple[str, ...], answer: str) -> Grade:
+    """The verdict on the contents of an answer's boxes. Kept: most responses to one problem end in the same few."""
+    try:
+        values = [read(content) for content in boxed]
+    except Exception:  # whatever a parser does with what a model wrote is no verdict
+        return Grade(False, "error")
+    joined = values[0] if len(values) == 1 else Group(", ".join(value.text for value in values), "", "", tuple(values))
+    return _judge(joined, answer)
 
-    answer = _bare(answer)
-    percent = PERCENT.fullmatch(answer.strip("$ "))
-    if percent is not None:
-        return tuple(math_verify.parse(f"{percent[1]}%", parsing_timeout=None))  # type: ignore[arg-type]
-    boxed = extract_boxed(answer)
-    delimited = any(mark in answer for mark in ("$", "\\boxed", "\\(", "\\["))
-    for text in (answer,) if delimited else (f"${answer}$", answer):
-        found = math_verify.parse(text, parsing_timeout=None)  # type: ignore[arg-type]
-        if any(not isinstance(item, str) for item in found):
-            # math-verify takes all boxes together; the last run of them may be what is meant.
-            last = math_verify.parse(_delimited(boxed), parsing_timeout=None) if boxed else []  # type: ignore[arg-type]
-            decimal = [Float(answer.replace(",", "."))] if DECIMAL_COMMA.fullmatch(answer) else []
-            return (*found, *last, *decimal)
-    text = answer.strip().strip("$").strip()
-    if not text:
+
+def _judge(value: Value, answer: str) -> Grade:
+    raised = False
+    for expected in references(answer):
+        try:
+            if equal(expected, value):
+                return Grade(True, "ok")
+        except Exception:  # sympy raises what it likes; the comparison failed and says nothing
+            raised = True
+    return Grade(False, "error" if raised else "ok")
+
+
+@lru_cache(maxsize=4096)
+def references(answer: str) -> tuple[Value, ...]:
+    """What a reference answer may mean. Raises ConfigError for an empty one."""
+    if not clean(answer):
         raise ConfigError("answer: the reference answer is empty; drop the problem or give its answer")
-    return (text,)
+    answer = answer.replace("\\\\boxed", "\\boxed")
+    if boxes(answer):
+        return tuple(dict.fromkeys(_row(run) for run in (extract_boxed(answer), _reference_run(answer))))
+    answer = BOX.sub("", answer)  # a box that does not close
+    value = read(answer)
+    if not readable(value) and "$" in answer:
+        inner = locate(answer)
+        if inner is not None:
+            return (value, inner)
+    return (value,)
 
 
-# `boxed`: no box, no answer. `math`: an unboxed final answer counts too.
-boxed = Grader("boxed", _grade_boxed)
-math = Grader("math", _grade_math)
+def _reference_run(answer: str) -> list[str]:
+    run: list[tuple[int, int, str]] = []
+    for span in reversed(boxes(answer)):
+        if run and not REFERENCE_GAP.fullmatch(answer, span[1], run[-1][0]):
+            break
+        run.append(span)
+    return [content for _, _, content in reversed(run)]
+
+
+def _row(run: list[str]) -> Value:
+    values = tuple(read(content) for content in run)
+    return values[0] if len(values) == 1 else Group(", ".join(value.text for value in values), "", "", values)
+
+
+def _grade_reference(response: str, answer: str, _: str) -> Grade:
+    """math-verify's own verdict on the boxed answer: `verify(parse(reference), parse(boxes))`, its defaults."""
+    import logging
+
+    import math_verify
+    from math_verify import LatexExtractionConfig
+
+    # It bounds itself with SIGALRM, which raises outside the main thread; the pool bounds it. It warns about that.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    if not clean(answer):
+        raise ConfigError("answer: the reference answer is empty; drop the problem or give its answer")
+    if not boxes(response):
+        return Grade(False, "no_answer")
+    # `parse` takes None for no time limit and any sequence of kinds; its annotations do not say so.
+    formulas: Any = [LatexExtractionConfig()]
+    untimed: Any = None
+    delimited = any(mark in answer for mark in ("$", "\\boxed", "\\(", "\\["))
+    try:
+        expected = math_verify.parse(answer if delimited else f"${answer}$", formulas, parsing_timeout=untimed)
+        found = math_verify.parse(response[boxes(response)[0][0] :], formulas, parsing_timeout=untimed)
+        return Grade(bool(math_verify.verify(expected, found, timeout_seconds=None, raise_on_error=True)), "ok")
+    except Exception:
+        return Grade(False, "error")
+
+
+# `boxed`: no box and no <answer>, no answer. `math`: an unboxed final answer counts too. `boxed_reference`: math-verify
+# alone, for results of papers that used it.
+boxed = Grader("boxed", _grade_boxed, version=2)
+math = Grader("math", _grade_math, version=2)
+boxed_reference = Grader("boxed_reference", _grade_reference)

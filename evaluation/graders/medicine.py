@@ -12,4 +12,4 @@ def _grade_medcalc(response: str, answer: str, _: str) -> Grade:
     return (within if answer.lstrip().startswith("[") else date).grade(response, answer)
 
 
-medcalc = Grader("medcalc", _grade_medcalc)
+medcalc = Grader("medcalc", _grade_medcalc, version=2)

@@ -18,7 +18,7 @@ def own_code(path: str) -> dict[str, str]:
 
 
 def own_graders(named: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The code of each grader of the user's own among those that rows name (`name`, `path` or either with `:argument`)."""
+    """The code of each grader of the user's own among those that rows name, with or without `:argument`."""
     from evaluation import graders
 
     paths = {":".join(name.split(":")[:2]) for name in named if name.partition(":")[0] not in graders.names()}

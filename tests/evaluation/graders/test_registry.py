@@ -31,7 +31,7 @@ def own_grader(tmp_path, monkeypatch):
 
 
 def test_every_grader_is_there_by_its_name():
-    ours = "boxed choice code date exact format has_boxed_answer math medcalc numeric range"
+    ours = "boxed boxed_reference choice code date exact format has_boxed_answer math medcalc numeric range"
     assert graders.names() == ours.split()
     for name in graders.names():
         assert graders.load(name).name == name

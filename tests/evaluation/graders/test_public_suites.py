@@ -1,10 +1,11 @@
-"""Our graders against the verdicts of public test suites: `grader_pairs.jsonl`, facts taken from the suites it names.
+"""Our graders against the verdicts of public test suites: `pairs/public_suites.jsonl`, facts of the suites it names.
 
-A row is {source, grader, response, answer, expected} and, where we disagree, {cause}. Of the suites' pairs those are
+A row is {source, grader, response, answer, expected} and, where we disagree, {cause}; where the suite itself is wrong,
+`expected` is the right verdict and {corrected} says what it was. Of the suites' pairs those are
 left out that need options other than math-verify's defaults or a language other than English, or whose reference has
 more than 300 characters; of a response longer than 500 characters the end is kept; a bare prediction is put in a box.
 
-    PYTHONPATH=. python tests/rl_stage/test_grader_pairs.py > docs/graders.md
+    PYTHONPATH=. python tests/evaluation/graders/test_public_suites.py > docs/graders.md
 """
 
 import json
@@ -13,10 +14,14 @@ from collections import Counter
 
 import pytest
 
-PAIRS = pathlib.Path(__file__).with_name("grader_pairs.jsonl")
-DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "graders.md"
+PAIRS = pathlib.Path(__file__).parent / "pairs" / "public_suites.jsonl"
+DOCUMENT = pathlib.Path(__file__).parents[3] / "docs" / "graders.md"
 # Comparing two symbolic sums takes seconds on a free machine.
 TIMEOUT_SECONDS = 120.0
+
+
+# What the graders do beside math-verify, and what they were tried on.
+DIFFERENCES = pathlib.Path(__file__).with_name("differences.md")
 
 
 def read_pairs() -> list[dict]:
@@ -38,8 +43,8 @@ def document(pairs: list[dict]) -> str:
     lines = [
         "# Graders against public test suites",
         "",
-        "Written by `PYTHONPATH=. python tests/rl_stage/test_grader_pairs.py > docs/graders.md`; a test holds it to",
-        "the verdicts.",
+        "Written by `PYTHONPATH=. python tests/evaluation/graders/test_public_suites.py > docs/graders.md`;",
+        "a test holds it to the verdicts.",
         "",
         f"{len(pairs)} pairs of a response and a reference answer; {agreed} get the verdict that their suite expects "
         f"({agreed / len(pairs):.1%}). None crashes or hangs a grader.",
@@ -54,6 +59,13 @@ def document(pairs: list[dict]) -> str:
         response, answer = (cell(pair[name]) for name in ("response", "answer"))
         verdict = "right" if pair["expected"] else "wrong"
         lines.append(f"| {pair['source'].split()[-1]} | {response} | {answer} | {verdict} | {pair['cause']} |")
+    lines += ["", "Verdicts of a suite that are mistakes, counted as corrected:", ""]
+    lines += [
+        f"- {pair['source']}: {cell(pair['response'])} against {cell(pair['answer'])}: {pair['corrected']}."
+        for pair in pairs
+        if "corrected" in pair
+    ]
+    lines += ["", DIFFERENCES.read_text().rstrip()]
     return "\n".join(lines) + "\n"
 
 
@@ -77,6 +89,13 @@ def test_graders_agree_but_where_the_documents_say():
     for pair, grade in zip(pairs, found, strict=True):
         assert (grade.correct != pair["expected"]) == ("cause" in pair), (pair, grade)
     assert sum(grade.correct == pair["expected"] for pair, grade in zip(pairs, found, strict=True)) >= 0.98 * len(pairs)
+
+
+def test_a_corrected_verdict_says_why():
+    corrected = [pair for pair in read_pairs() if "corrected" in pair]
+    assert [pair["expected"] for pair in corrected] == [False] and all(
+        len(pair["corrected"]) > 10 for pair in corrected
+    )
 
 
 def test_the_document_lists_every_disagreement():
