@@ -88,7 +88,11 @@ def cluster(stages: Iterable[Stage], platform: Any, temporary: str) -> Iterator[
 
 @contextlib.contextmanager
 def _ending_who_is_asked() -> Iterator[None]:
-    """Ends those of Ray's daemons below this process that get a SIGTERM, which they block (`shielded`)."""
+    """Ends those of Ray's daemons below this process that get a SIGTERM, which they block (`shielded`).
+
+    Once this process has left them: it would not survive the end of the raylet that it is connected to, and a SIGTERM
+    to everything may have reached them before.
+    """
     import psutil
 
     children = [child.pid for child in psutil.Process().children()]
@@ -96,7 +100,7 @@ def _ending_who_is_asked() -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(0.02):
-            for pid in children:
+            for pid in children if not _is_connected() else ():
                 if _asked_to_end(pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -108,6 +112,13 @@ def _ending_who_is_asked() -> Iterator[None]:
     finally:
         ended.set()
         watcher.join()
+
+
+def _is_connected() -> bool:
+    """Whether this process has a part in Ray, which `ray.shutdown` ends before the daemons."""
+    from ray._private.worker import global_worker
+
+    return hasattr(global_worker, "core_worker")
 
 
 def _asked_to_end(pid: int) -> bool:

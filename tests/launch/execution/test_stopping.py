@@ -14,12 +14,21 @@ import pytest
 import toy
 
 from common.processes import attempt_processes
+from launch.execution import cluster
 from launch.execution.stopping import last_resort, signals
 from launch.store import Store
 
+# Leaving Ray takes a loaded machine seconds, in which nothing that it needs may end.
 DRIVER = """
-import pickle, sys
+import pickle, sys, time
+import ray._private.worker as worker
 from launch.execution.run import run
+
+def slowly(*arguments, leave=worker.disconnect):
+    time.sleep(1.5)
+    leave(*arguments)
+
+worker.disconnect = slowly
 sys.exit(run(pickle.load(open(sys.argv[1], "rb"))))
 """
 
@@ -105,6 +114,30 @@ def test_a_driver_whose_cluster_is_gone_leaves_without_it(tmp_path):
     text = (tmp_path / "driver.log").read_text()
     assert code == 3 and time.monotonic() - begun < 12.0, text
     assert store.owner(stage) is None and store.list_drivers() == [] and not attempt_processes(run)
+
+
+BLOCKS = "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}); print(1, flush=True)"
+
+
+def test_a_daemon_that_was_asked_to_end_lives_until_the_driver_has_left_it(monkeypatch):
+    connected = threading.Event()
+    connected.set()
+    monkeypatch.setattr(cluster, "_is_connected", connected.is_set)
+    command = [sys.executable, "-c", f"{BLOCKS}; time.sleep(60)"]
+    asked, other = (subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2))
+    try:
+        for daemon in (asked, other):
+            assert daemon.stdout is not None and daemon.stdout.readline()
+        asked.terminate()
+        with cluster._ending_who_is_asked():
+            time.sleep(0.3)
+            assert asked.poll() is None
+            connected.clear()
+            assert asked.wait(30) == -signal.SIGKILL and other.poll() is None
+    finally:
+        for daemon in (asked, other):
+            daemon.kill()
+            daemon.wait()
 
 
 def test_the_last_resort_acts_only_when_the_context_does_not_end_in_time():
