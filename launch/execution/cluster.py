@@ -63,7 +63,7 @@ def cluster(stages: Iterable[Stage], platform: Any, temporary: str) -> Iterator[
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         # A worker that loses this driver would kill the guard, which is there to end all that is below it.
         os.environ.update(PRIVATE_RAY, RAY_kill_child_processes_on_worker_exit="false")
     import ray
