@@ -90,8 +90,8 @@ def cluster(stages: Iterable[Stage], platform: Any, temporary: str) -> Iterator[
 def _ending_who_is_asked() -> Iterator[None]:
     """Ends those of Ray's daemons below this process that get a SIGTERM, which they block (`shielded`).
 
-    Once this process has left them: it would not survive the end of the raylet that it is connected to, and a SIGTERM
-    to everything may have reached them before.
+    Once this process has left them: Ray ends a process that loses its raylet, without a word, where its parent is gone
+    too, and the shell that started this one may have got the same signal.
     """
     import psutil
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 import toy
 
@@ -29,16 +30,18 @@ def slowly(*arguments, leave=worker.disconnect):
     leave(*arguments)
 
 worker.disconnect = slowly
-sys.exit(run(pickle.load(open(sys.argv[1], "rb"))))
+code = run(pickle.load(open(sys.argv[1], "rb")))
+open(f"{sys.argv[1]}.code", "w").write(str(code))
+sys.exit(code)
 """
 
 
-def started(tmp_path, stage, **limits):
-    """A driver in a process group of its own, once its stage has made a step."""
+def started(tmp_path, stage, *, below=(), **limits):
+    """A driver in a process group of its own, once its stage has made a step; below: a command that starts it."""
     plan = toy.plan(tmp_path / "store", stage, **limits)
     (tmp_path / "plan.pickle").write_bytes(pickle.dumps(plan))
     log = (tmp_path / "driver.log").open("wb")
-    command = [sys.executable, "-c", DRIVER, str(tmp_path / "plan.pickle")]
+    command = [*below, sys.executable, "-c", DRIVER, str(tmp_path / "plan.pickle")]
     driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     store, deadline = Store(plan.root), time.monotonic() + 120
     while not (store.scratch(stage) / "state.json").exists():
@@ -48,8 +51,6 @@ def started(tmp_path, stage, **limits):
 
 
 def all_below(pid):
-    import psutil
-
     return [pid, *(process.pid for process in psutil.Process(pid).children(recursive=True))]
 
 
@@ -58,19 +59,23 @@ def all_below(pid):
 def test_sigterm_to_everything_at_once_ends_within_the_grace_with_code_3_and_no_lease(tmp_path, everyone):
     grace = 20.0
     stage = toy.steps(count=2000, sleep=0.05)
-    driver, store = started(tmp_path, stage, grace=grace)
-    (run,) = [one.run for one in store.list_drivers()]
+    # a process whose parent has ended with the same signal is ended by Ray at once, if its raylet is gone
+    shell = () if everyone else ("sh", "-c", '"$@" & wait', "sh")
+    driver, store = started(tmp_path, stage, below=shell, grace=grace)
+    ((run, pid),) = [(one.run, one.pid) for one in store.list_drivers()]
     below = all_below(driver.pid)
     assert len(below) > 4  # Ray's daemons and workers, the guard, the child
     begun = time.monotonic()
     if everyone:  # as systemd and Slurm do
-        for pid in below:
-            os.kill(pid, signal.SIGTERM)
+        for one in below:
+            os.kill(one, signal.SIGTERM)
     else:  # as `timeout` does
         os.killpg(driver.pid, signal.SIGTERM)
-    code = driver.wait(timeout=60)
-    text = (tmp_path / "driver.log").read_text()
-    assert code == 3 and time.monotonic() - begun < grace, text
+    driver.wait(timeout=60)
+    while psutil.pid_exists(pid) and time.monotonic() - begun < 60:
+        time.sleep(0.05)
+    text, code = (tmp_path / "driver.log").read_text(), tmp_path / "plan.pickle.code"
+    assert code.is_file() and code.read_text() == "3" and time.monotonic() - begun < grace, text
     assert "1 stopped (SIGTERM; the same command continues)" in text and "Traceback" not in text
     assert store.owner(stage) is None and store.list_drivers() == [] and not attempt_processes(run)
     assert [row["outcome"] for row in store.costs()] == ["stopped"]
@@ -102,8 +107,6 @@ def test_a_driver_whose_cluster_is_gone_leaves_without_it(tmp_path):
     stage = toy.steps(count=2000, sleep=0.05)
     driver, store = started(tmp_path, stage, grace=12.0)
     (run,) = [one.run for one in store.list_drivers()]
-    import psutil
-
     daemons = [p for p in psutil.Process(driver.pid).children() if p.name() in ("gcs_server", "raylet")]
     assert len(daemons) == 2
     begun = time.monotonic()
