@@ -150,10 +150,10 @@ def take_turn(wait: float = 2.0) -> Any:
     """
     import ray
 
-    turn = ray.remote(num_cpus=0)(_Turn)
+    turn: Any = ray.remote(num_cpus=0)(_Turn)
     said = float("-inf")
     while True:
-        holder = None
+        holder: Any = None
         with contextlib.suppress(ValueError):  # Ray gives a name to one actor only
             holder = turn.options(name=TURN, namespace=TURN).remote()
         if holder is not None:
