@@ -48,7 +48,13 @@ class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
         return output
 
     async def ct_build_initial_tokens(
-        self, messages: list[dict], tools: list[dict] | None = None, **_: Any
+        self,
+        messages: list[dict],
+        tools: Any = None,
+        images: Any = None,
+        videos: Any = None,
+        audios: Any = None,
+        mm_inputs_out: Any = None,
     ) -> list[int]:
         """The ids that the engine is given; verl has refused images before, `check_prompts` what is too long."""
         _, ids = await asyncio.to_thread(_renderer(self).prompt, messages, tools)
@@ -83,7 +89,7 @@ def _renderer(loop: ScoredSingleTurnAgentLoop) -> Renderer:
     """The renderer of this process; a loop object lives for one response only."""
     key = id(loop.tokenizer)
     if key not in _renderers:
-        arguments = loop.apply_chat_template_kwargs
+        arguments: Any = loop.apply_chat_template_kwargs
         if OmegaConf.is_config(arguments):
             arguments = OmegaConf.to_container(arguments, resolve=True)
         _renderers[key] = Renderer(loop.tokenizer, template_arguments=arguments)
