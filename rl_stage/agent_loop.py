@@ -92,7 +92,8 @@ def _renderer(loop: ScoredSingleTurnAgentLoop) -> Renderer:
         arguments: Any = loop.apply_chat_template_kwargs
         if OmegaConf.is_config(arguments):
             arguments = OmegaConf.to_container(arguments, resolve=True)
-        _renderers[key] = Renderer(loop.tokenizer, template_arguments=arguments)
+        tokenizer: Any = loop.tokenizer  # verl annotates the factory
+        _renderers[key] = Renderer(tokenizer, template_arguments=arguments)
     return _renderers[key]
 
 
