@@ -64,7 +64,7 @@ class TokenText:
 def encode(tokenizer: Any, texts: list[str]) -> list[TokenText]:
     if not texts:
         return []
-    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast))
+    batch = tokenizer(texts, add_special_tokens=False, verbose=False, return_offsets_mapping=bool(tokenizer.is_fast))
     offsets = batch["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
     return [TokenText(tokenizer, *entry) for entry in zip(texts, batch["input_ids"], offsets, strict=True)]
 

@@ -269,7 +269,7 @@ class Renderer:
         return answer
 
     def _batch(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
     def _assembled(self, plan: _Plan, text: TokenText, fits: Iterator[bool]) -> list[Rendered] | ConfigError:
         """The rows of a chat; `fits` has an entry for each of its turns. An error where a turn has no end."""

@@ -250,10 +250,11 @@ class _Split:
             if not rows:
                 feed = self.feeds[0]
                 place = feed.inputs.get(name, feed.inputs.get(self.train, feed.label))
-                dropped = dict(reader.dropped[self.train])
+                dropped = dict(reader.dropped.get(name, {}))
+                lost = f"no rows left for {name}; dropped {dropped}" if dropped else f"no rows for {name}"
                 held_out = f"; the only problem is held out for {self.val}: give more, or a file of {self.val}"
                 why = held_out if counts[self.val] and not any(self.gives_val.values()) else ""
-                raise ConfigError(f"{place}: no rows left for {name}; dropped {dropped}{why}")
+                raise ConfigError(f"{place}: {lost}{why}")
         return {"counts": counts, **reader.counted(), "sources": {k: dict(v) for k, v in self.counts.items()}}
 
 

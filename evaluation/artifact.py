@@ -141,11 +141,12 @@ class BenchmarkCounts(_Strict):
 
 class TaskCounts(_Strict):
     """Problems over all parts of a group. cut: requests whose beginning the context did not hold; clamped: those whose
-    answers it held shorter than the task asks for."""
+    answers it held shorter than the task asks for; ungraded: programs that could not be judged, and count as wrong."""
 
     problems: int
     cut: int = 0
     clamped: int = 0
+    ungraded: int = 0
 
 
 class _Measured(_Strict):

@@ -16,22 +16,26 @@ from common.files import text_digest
 from evaluation.generation.contract import Completion, Engine
 from evaluation.generation.kept import KeptEngine
 from evaluation.generation.sampling import sample_seed
-from evaluation.harness_code import check_runner, loading, running
+from evaluation.harness_code import check_runner, code_prompts, loading, running
+from evaluation.measure import MOST_UNGRADED
+from evaluation.sandbox import check_sandbox
 
 
 @dataclass(frozen=True)
 class LoadedTasks:
-    """Harness tasks whose data is there; `manager` is the harness' own, `programs` names those that run code."""
+    """Harness tasks whose data is there; `manager` is the harness' own, `programs` names those that run code, `prompts`
+    are what these give to complete, by their tests."""
 
     manager: Any
     programs: frozenset[str]
+    prompts: Mapping[str, str]
 
 
 def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_code: bool = False) -> LoadedTasks:
     """Load the tasks and groups with their data, so that what is missing is known before anything is generated.
 
-    Raises ConfigError for an unknown task, one whose data is out of reach, one that runs code without leave, and where
-    lm-evaluation-harness, or a package that a task needs, is not installed.
+    Raises ConfigError for an unknown task, one whose data is out of reach, one that runs code without leave or where
+    there is no sandbox, and where lm-evaluation-harness, or a package that a task needs, is not installed.
     """
     try:
         import lm_eval.evaluator  # noqa: F401
@@ -40,6 +44,7 @@ def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_co
         raise ConfigError(_not_installed(error)) from None
 
     manager, programs = _manager(TaskManager, task_files, _files(task_files)), set()
+    prompts: dict[str, str] = {}
     for task in tasks:
         if task.name not in manager.all_tasks:
             raise ConfigError(
@@ -61,15 +66,17 @@ def load_tasks(tasks: Sequence[Any], *, task_files: str | None, run_generated_co
         if coded and not run_generated_code:
             raise ConfigError(
                 f"eval.tasks: {coded[0]!r} runs programs that the model writes; set eval.run_generated_code=true to "
-                f"allow it, in the sandbox (docs/evaluation.md)"
+                f"allow it, in the sandbox (docs/sandbox.md)"
             )
+        if coded:
+            check_sandbox()
+            programs.add(task.name)
         for name in coded:
             check_runner(name, loaded[name])
-        if coded:
-            programs.add(task.name)
+            prompts.update(code_prompts(loaded[name]))
         if any("ifeval" in name for name in loaded):
             _check_sentences(task.name)
-    return LoadedTasks(manager, frozenset(programs))
+    return LoadedTasks(manager, frozenset(programs), prompts)
 
 
 @lru_cache(maxsize=1)
@@ -96,22 +103,29 @@ def run_task(
     template_arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run one task or group; returns {"versions": {task: version}, "counts": {"cut", "clamped"} of requests that the
-    context did not hold, "rows": one a problem and filter, as in `artifact.TASK_ROWS`, in the harness' order}.
+    context did not hold and {"ungraded"} of programs that could not be judged, "rows": one a problem and filter, as in
+    `artifact.TASK_ROWS`, in the harness' order}.
 
     loaded: of `load_tasks`, with this task. What the engine answers is kept in `directory`, where a run that starts
     over finds it. template_arguments: variables of the chat template. Scores that are no mean over problems (a corpus'
-    perplexity) are left out. Raises ConfigError for a text longer than `max_length` that is scored as a whole.
+    perplexity) are left out. Raises ConfigError for a text longer than `max_length` that is scored as a whole, and
+    RuntimeError where more than `MOST_UNGRADED` of the programs could not be judged.
     """
     from lm_eval.evaluator import simple_evaluate
 
     renderer = Renderer(tokenizer, template_arguments=template_arguments) if task.chat else None
     model = _language_model(KeptEngine(engine, directory), tokenizer, max_length, heartbeat, seed, renderer)
     # The harness loads the tasks again, from the same modules.
-    with loading(), running(task.name in loaded.programs, heartbeat):
+    with loading(), running(task.name in loaded.programs, heartbeat, loaded.prompts) as verdicts:
         found: Any = _evaluated(simple_evaluate, model, task, loaded, seed)
+    if verdicts["ungraded"] > MOST_UNGRADED * verdicts.total():
+        raise RuntimeError(
+            f"eval.tasks: {task.name!r}: {verdicts['ungraded']} of {verdicts.total()} programs could not be judged, "
+            f"more than {MOST_UNGRADED:.0%}: that is no score; the answers are kept"
+        )
     return {
         "versions": {name: str(version) for name, version in sorted(found["versions"].items())},
-        "counts": dict(model.counts),
+        "counts": {**model.counts, "ungraded": verdicts["ungraded"]},
         "rows": _rows(found["samples"]),
     }
 

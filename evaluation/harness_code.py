@@ -2,18 +2,21 @@
 
 The harness' code tasks (humaneval, mbpp and what includes them) load the metric `code_eval` from the hub when their
 functions are imported, try it at once, and run every program in a bare process. Here they get a metric of the same name
-and the same verdicts: a program is a candidate and after it a test, right where it runs to its end.
+and the same verdicts on programs that mean well: one is right where it loads and the test then runs to its end, with
+nothing imported for it. The test runs in a process of its own and calls the program (docs/sandbox.md).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from common.errors import ConfigError
-from evaluation.sandbox import Limits, run_code
+from evaluation.sandbox import Limits, Sandbox
+from evaluation.sandbox.extraction import tested_function
 from evaluation.statistics import pass_at_k
 
 NAME = "code_eval"
@@ -22,10 +25,15 @@ WORKERS = 2
 
 
 class CodeEval:
-    """`code_eval` of the package evaluate, of which the harness calls `compute`."""
+    """`code_eval` of the package evaluate, of which the harness calls `compute`.
 
-    def __init__(self, run_generated_code: bool, beat: Callable[[], None]) -> None:
-        self.run_generated_code, self.beat = run_generated_code, beat
+    prompts: by test, what the model was given to complete, whose helpers the test uses. verdicts: how many programs
+    `passed`, `failed` and were `ungraded`, which count as wrong.
+    """
+
+    def __init__(self, run_generated_code: bool, beat: Callable[[], None], prompts: Mapping[str, str]) -> None:
+        self.run_generated_code, self.beat, self.prompts = run_generated_code, beat, prompts
+        self.verdicts: Counter[str] = Counter()
 
     def compute(
         self,
@@ -46,7 +54,9 @@ class CodeEval:
         passed: dict[int, list[bool]] = {}
         with ThreadPoolExecutor(WORKERS) as pool:
             for number, (test, candidates) in enumerate(zip(references, predictions, strict=True)):
-                passed[number] = list(pool.map(lambda program, test=test: self._passes(program, test), candidates))
+                verdicts = list(pool.map(lambda program, test=test: self._verdict(program, test), candidates))
+                self.verdicts.update(verdicts)
+                passed[number] = [verdict == "passed" for verdict in verdicts]
                 self.beat()
         shares = {
             f"pass@{one}": sum(pass_at_k(len(row), sum(row), one) for row in passed.values()) / len(passed)
@@ -55,10 +65,15 @@ class CodeEval:
         }
         return shares, passed
 
-    def _passes(self, candidate: str, test: str) -> bool:
-        # The test comes as text in a call, so that an unfinished string of the candidate cannot swallow it.
-        whole = f"{candidate}\nexec({test!r}, globals())\n"
-        return run_code(whole, run_generated_code=True, limits=LIMITS).status == "passed"
+    def _verdict(self, candidate: str, test: str) -> str:
+        prompt = self.prompts.get(test, "")
+        # Nothing of a model's runs beside a test: helpers are the data set's.
+        prefix = prompt if candidate.startswith(prompt) else ""
+        entry = tested_function(test)
+        with Sandbox(candidate, LIMITS, run_generated_code=True, mentions=test) as sandbox:
+            if sandbox.load(entry, tested=True, recursion=False, plain=True).kind != "value":
+                return "failed"
+            return sandbox.test(test, entry, prefix).verdict
 
 
 _current: CodeEval | None = None
@@ -94,14 +109,24 @@ def loading() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(run_generated_code: bool, beat: Callable[[], None]) -> Iterator[None]:
-    """While it lasts, what was loaded by `loading` runs programs, in the sandbox. beat() is called for each problem."""
+def running(run_generated_code: bool, beat: Callable[[], None], prompts: Mapping[str, str]) -> Iterator[Counter[str]]:
+    """While it lasts, what was loaded by `loading` runs programs, in the sandbox; their verdicts are counted. beat() is
+    called for each problem; prompts: of `code_prompts`."""
     global _current
-    before, _current = _current, CodeEval(run_generated_code, beat)
+    before, _current = _current, CodeEval(run_generated_code, beat, prompts)
     try:
-        yield
+        yield _current.verdicts
     finally:
         _current = before
+
+
+def code_prompts(task: Any) -> dict[str, str]:
+    """By test, the code that a harness task gives the model to complete; nothing where it gives none."""
+    return {
+        str(task.doc_to_target(doc)): doc["prompt"]
+        for doc in task.eval_docs
+        if isinstance(doc.get("prompt"), str) and "entry_point" in doc
+    }
 
 
 def check_runner(name: str, task: Any) -> None:

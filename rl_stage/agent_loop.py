@@ -1,7 +1,9 @@
 """verl's single-turn agent loop with our prompts, which also scores its response in the process that generated it.
 
 verl would tokenise prompts in a way of its own, by the model's type. The one renderer makes them here, so that they are
-the prompts of the training rows, token for token. verl would send every response to reward workers of their own. Scoring here with verl's own reward manager gives the
+the prompts of the training rows, token for token.
+
+verl would send every response to reward workers of their own. Scoring here with verl's own reward manager gives the
 same numbers without those processes (each costs seconds of imports and 0.7 GB) and without a Ray call a response. Our
 reward functions only hand a string to the grading pool, so the event loop never waits for them.
 """

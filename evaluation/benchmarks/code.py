@@ -6,27 +6,46 @@ import base64
 import io
 import json
 import pickle
+import re
 import zlib
 from typing import Any
 
 from evaluation.benchmarks._files import Row
 from evaluation.benchmarks.contract import Messages, Published, user
+from evaluation.sandbox.extraction import tested_function
 
 FENCED = "Answer with a complete Python program in a fenced code block."
 
 
+# EvalPlus' texts of its tests let an empty list be any number and a number be an empty list, as numpy broadcasts them.
+LOOSE = re.compile(r"^( +)assert np\.allclose\(out, exp,", re.MULTILINE)
+
+
+# HumanEval/32's text bounds the polynomial from above alone, and one release of it has the arguments in wrong places.
+POLYNOMIAL = re.compile(r"assert _poly\(.*\) <= ")
+
+
+def _typed(test: str) -> str:
+    """EvalPlus' test text with what its own evaluator asks for besides: the same type, and of lists the same length."""
+    test = POLYNOMIAL.sub("assert abs(_poly(*inp, candidate(*inp))) <= ", test)
+    return LOOSE.sub(
+        r"\1assert type(out) == type(exp)\n\1assert not isinstance(exp, (list, tuple)) or len(out) == len(exp)\n\g<0>",
+        test,
+    )
+
+
 def _humaneval(row: Row) -> tuple[Messages, str]:
-    test = f"{row['test']}\ncheck({row['entry_point']})"
+    test = f"{_typed(row['test'])}\ncheck({row['entry_point']})"
     answer = {"prefix": row["prompt"], "entry_point": row["entry_point"], "test": test}
     return user(f"Complete this function. {FENCED}\n```python\n{row['prompt']}```"), json.dumps(answer)
 
 
 def _mbpp(row: Row) -> tuple[Messages, str]:
-    name = row["test_list"][0].split("assert", 1)[1].replace("(", " ").split()
-    entry = next((word for word in name if word.isidentifier() and word not in ("not", "set", "sorted", "abs")), "")
+    entry = tested_function(row["test_list"][0])
     imports = row.get("test_imports") or ([row["test_setup_code"]] if row.get("test_setup_code") else [])
     # MBPP+ has its whole test program in a column of its own.
-    test = row.get("test") or "\n".join([*imports, *row["test_list"], *row.get("challenge_test_list", [])])
+    test = _typed(row["test"]) if row.get("test") else ""
+    test = test or "\n".join([*imports, *row["test_list"], *row.get("challenge_test_list", [])])
     text = row.get("prompt") or row["text"]
     prompt = f"{text}\nYour code must pass this test: {row['test_list'][0]}\n{FENCED}"
     return user(prompt), json.dumps({"prefix": "", "entry_point": entry, "test": test})
@@ -95,6 +114,7 @@ humaneval_plus = Published(
     _humaneval,
     "code",
     "task_id",
+    version=2,
 )
 mbpp = Published(
     "mbpp",
@@ -104,6 +124,7 @@ mbpp = Published(
     _mbpp,
     "code",
     "task_id",
+    version=2,
 )
 mbpp_plus = Published(
     "mbpp_plus",
@@ -113,6 +134,7 @@ mbpp_plus = Published(
     _mbpp,
     "code",
     "task_id",
+    version=2,
 )
 livecodebench_v5 = Published(
     "livecodebench_v5",

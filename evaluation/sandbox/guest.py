@@ -118,13 +118,18 @@ def run(link: socket.socket, program: str, fallback: dict[str, Any]) -> None:
 class Program:
     """A program whose functions are called: its globals after it ran once."""
 
-    def __init__(self, source: str, prefix: str, entry: str, fallback: dict[str, Any]):
+    def __init__(self, source: str, prefix: str, entry: str, fallback: dict[str, Any], *, how: str):
         self._entry = entry
+        if how == "plain":
+            self._names = namespace("solution", fallback)
+            exec(compile(source, "<program>", "exec"), self._names)
+            return
         names = {**fallback, **definitions(prefix, entry, fallback)}
         failure: Exception | None = None
         self._names = namespace("solution", names)
         try:
-            exec(compile(source, "<program>", "exec"), self._names)
+            if how == "whole":
+                exec(compile(source, "<program>", "exec"), self._names)
         except SystemExit:
             pass
         except MemoryError:
@@ -132,7 +137,7 @@ class Program:
         except Exception as error:
             failure = error
             self._names = namespace("solution", names)
-        if failure is not None or not self._has_entry():
+        if how == "definitions" or failure is not None or not self._has_entry():
             # EvalPlus' sanitiser keeps imports and definitions alone: a usage block cannot make them wrong.
             self._define(source)
             if failure is not None and not self._has_entry():
@@ -202,7 +207,7 @@ def load(link: socket.socket, request: dict[str, Any], fallback: dict[str, Any])
     if request["recursion"]:
         sys.setrecursionlimit(RECURSION_LIMIT)
     try:
-        program = Program(request["program"], request["prefix"], request["entry"], fallback)
+        program = Program(request["program"], request["prefix"], request["entry"], fallback, how=request["how"])
     except BaseException as error:
         link.sendall(frame(b"F", describe(error).encode(errors="replace")))
         os._exit(1)

@@ -5,7 +5,7 @@ Run by `sandbox.Sandbox` in a fresh interpreter, which has never held a right an
     I  the program and its limits                      R ready, or N and why the rules cannot be enforced
     S  standard input                                  S how it ended, O output, E error output
     L  load the program, its functions will be called  L, F and the exception, or D
-    C  lists of arguments, for one copy of it          V, X or U for each call, then E; or D
+    C  their number, lists of arguments, for one copy          V, X or U for each call, then E; or D
     T  the text of a test that calls it                P and the verdict, or D
 
 D is how a process ended, or which limit it broke. The end of the parent's stream ends the keeper and all it forked.
@@ -13,8 +13,10 @@ D is how a process ended, or which limit it broke. The end of the parent's strea
 
 from __future__ import annotations
 
+import builtins
 import gc
 import json
+import math
 import os
 import signal
 import socket
@@ -74,6 +76,8 @@ class Keeper(Watcher):
     def load(self, request: dict[str, Any]) -> list[bytes]:
         """Run the program once; its functions are then called by cases or by a test."""
         request["program"] = self._program
+        if request["how"] == "plain":
+            self._fallback = dict(vars(builtins))
         ours = None
         keep: tuple[int, ...] = ()
         if request["peer"]:
@@ -91,21 +95,25 @@ class Keeper(Watcher):
         if ours is not None:
             theirs.close()
             self._peer = ours
-        replies = self._until(process, last=b"LF")
+        replies = self._until(process, last=b"LF", cpu_seconds=seconds + 1)
         if replies[-1][:1] == b"L":
             self._loaded = process
             self._entries = frozenset(os.listdir(os.path.join(self._folder, WORK)))
         return replies
 
     def call(self, content: bytes) -> list[bytes]:
-        """The calls of one case, in one copy of the loaded program."""
+        """The calls of one case, in one copy of the loaded program. content: how many they are, and they."""
         process = self._loaded
         if process is None:
             return [self._end(None, None)]
+        if usage.family(process.pid) != [process.pid]:  # a copy of its own has outlived a case
+            return [self._end(process, None)]
+        number, _, content = content.partition(b" ")
         process.forks = 1
         process.outgoing += frame(b"C", content)
         self.select_link(process)
-        replies = self._until(process, last=b"E", before=b"VXU")
+        seconds = int(number) * self._limits["cpu_seconds"] + 1
+        replies = self._until(process, last=b"E", before=b"VXU", cpu_seconds=seconds)
         process.forks = 0
         return replies if self._tidy() else [self._end(process, "disk")]
 
@@ -125,9 +133,11 @@ class Keeper(Watcher):
         self._peer.close()
         return self._until(process, last=b"P")
 
-    def _until(self, process: Process, *, last: bytes, before: bytes = b"") -> list[bytes]:
+    def _until(
+        self, process: Process, *, last: bytes, before: bytes = b"", cpu_seconds: float = math.inf
+    ) -> list[bytes]:
         """Messages of a process of the kinds `before` up to one of the kinds `last`; D instead of that if it ended,
-        broke a limit or sent anything else."""
+        broke a limit or sent anything else. cpu_seconds: as in `wait`."""
         found: list[tuple[bytes, bytes]] = []
 
         def received() -> bool:
@@ -144,7 +154,7 @@ class Keeper(Watcher):
             each.errors.clear()
         limit = None
         try:
-            limit = self.wait(received)
+            limit = self.wait(received, cpu_seconds)
         except Garbage:
             limit = "output"
             found.clear()

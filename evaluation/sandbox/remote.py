@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import datetime
+import importlib
 import inspect
 import itertools
 import json
 import os
 import socket
+import sys
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +27,26 @@ from evaluation.sandbox.guest import REQUEST_BYTES, Program, definitions, descri
 from evaluation.sandbox.values import Other, Untrusted, decode, encode
 
 MOST_ITEMS = 100_000
+# What a test may mean by a name: never an object of the program's.
+LIBRARIES = {**{name: name for name in sys.stdlib_module_names}, "numpy": "numpy", "np": "numpy"}
+GONE = "the program ended its process"
+# Of Python's own, by exact class: the plain value that crosses, and what a test gets for it.
+COPIES: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    range: (lambda value: (value.start, value.stop, value.step), lambda parts: range(*parts)),
+    bytearray: (bytes, lambda data: bytearray(memoryview(data))),
+    deque: (lambda value: (list(value), value.maxlen), lambda parts: deque(*parts)),
+    type({}.keys()): (list, lambda keys: dict.fromkeys(keys).keys()),
+    type({}.values()): (list, lambda values: dict(enumerate(values)).values()),
+    type({}.items()): (list, lambda pairs: dict(pairs).items()),
+    datetime.date: (lambda day: (day.year, day.month, day.day), lambda parts: datetime.date(*parts)),
+    datetime.timedelta: (
+        lambda span: (span.days, span.seconds, span.microseconds),
+        lambda parts: datetime.timedelta(*parts),
+    ),
+    datetime.datetime: (lambda moment: moment.isoformat(), datetime.datetime.fromisoformat),
+    datetime.time: (lambda moment: moment.isoformat(), datetime.time.fromisoformat),
+}
+NAMED = {kind.__name__: made for kind, (_, made) in COPIES.items()}
 
 
 class Ungradable(BaseException):
@@ -34,8 +58,10 @@ def serve(peer: socket.socket, program: Program, seconds: int) -> None:
     kept: list[Any] = []
 
     def keep(value: Any) -> Any:
-        kept.append(value)
         kind = type(value)
+        if kind in COPIES:
+            return {"k": [kind.__name__, json.loads(encode(COPIES[kind][0](value), keep))]}
+        kept.append(value)
         own = kind.__module__ != "builtins" or callable(value)
         return {"r" if own else "o": len(kept) - 1 if own else str(kind.__name__)[:80]}
 
@@ -74,19 +100,32 @@ def serve(peer: socket.socket, program: Program, seconds: int) -> None:
 
 
 class Caller:
-    """The test's side. ungradable: why a value could not be looked into, once it was."""
+    """The test's side. ungradable: why a value could not be looked into, once it was; gone: the program has ended."""
 
     def __init__(self, peer: socket.socket, value_bytes: int):
         self._peer = peer
         self._limit = value_bytes
         self.ungradable = ""
+        self.gone = False
 
-    def names(self, names: list[str]) -> dict[str, Any]:
-        """What the program defines of `names`."""
+    def names(self, entry: str, names: list[str]) -> dict[str, Any]:
+        """What the program defines of `entry` and `names`; for a library that it has imported, the library itself.
+
+        Raises NameError where it lacks `entry`.
+        """
+        names = [entry, *names]
         there = self.ask("names", names)
         if not isinstance(there, list) or len(there) != len(names):
-            raise RuntimeError("the program ended its process")
-        return {name: self.ask("find", name) for name, yes in zip(names, there, strict=True) if yes is True}
+            raise self._refuse("an answer to a question that was not asked")
+        if entry and there[0] is not True and not hasattr(builtins, entry):
+            raise NameError(f"name {entry!r} is not defined")
+        return {
+            name: importlib.import_module(LIBRARIES[name])
+            if name in LIBRARIES and name != entry
+            else self.ask("find", name)
+            for name, yes in zip(names, there, strict=True)
+            if yes is True
+        }
 
     def ask(self, *what: Any) -> Any:
         """The program's answer to a question. Raises the exception that it raised, as one of Python's own."""
@@ -94,7 +133,8 @@ class Caller:
             self._peer.sendall(frame(b"A", encode(list(what), self._number)))
             kind, content = receive(self._peer, self._limit)
         except (OSError, EOFError):
-            raise RuntimeError("the program ended its process") from None
+            self.gone = True
+            raise RuntimeError(GONE) from None
         except Garbage as error:
             raise self._refuse(str(error)) from None
         try:
@@ -105,7 +145,9 @@ class Caller:
             return value
         name, text = value if isinstance(value, list) and len(value) == 2 else ("", "")
         found = getattr(builtins, name, None) if isinstance(name, str) else None
-        if isinstance(found, type) and issubclass(found, Exception):
+        # One that ends a loop would let a test end before it has looked at everything.
+        ends = ("StopIteration", "StopAsyncIteration")
+        if isinstance(found, type) and issubclass(found, Exception) and name not in ends:
             try:
                 error: Exception = found(text)
             except TypeError:  # one that takes several arguments
@@ -124,6 +166,8 @@ class Caller:
     def _unknown(self, tag: str, content: Any, part: Callable[[Any], Any]) -> Any:
         if tag == "r" and type(content) is int:
             return Remote(self, content)
+        if tag == "k" and isinstance(content, list) and content[0] in NAMED:
+            return NAMED[content[0]](part(content[1]))
         if tag == "g" and isinstance(content, list):
             return iter(part(content))
         if tag == "a":
@@ -191,7 +235,7 @@ def check(link: socket.socket, peer: socket.socket, request: dict[str, Any], fal
         names = namespace("__main__", fallback)
         names.update(definitions(request["prefix"], request["entry"], fallback))
         code = compile(request["test"], "<test>", "exec")
-        names.update(caller.names([request["entry"], *sorted(_names(code) - names.keys() - fallback.keys())]))
+        names.update(caller.names(request["entry"], sorted(_names(code) - names.keys() - fallback.keys())))
         exec(code, names)
         outcome = ["passed", ""]
     except SystemExit as left:
@@ -200,8 +244,11 @@ def check(link: socket.socket, peer: socket.socket, request: dict[str, Any], fal
         outcome = ["ungraded", str(error)]
     except BaseException as error:
         outcome = ["failed", describe(error)]
-    if caller.ungradable:  # even where the test has caught it
+    # Even where the test has caught it.
+    if caller.ungradable:
         outcome = ["ungraded", caller.ungradable]
+    elif caller.gone:
+        outcome = ["failed", GONE]
     link.sendall(frame(b"P", json.dumps(outcome).encode()))
     os._exit(0)
 

@@ -16,6 +16,7 @@ import fcntl
 import os
 import platform
 import resource
+import socket
 import struct
 import sys
 from functools import lru_cache
@@ -46,7 +47,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59), "poll": (7, None), "ppoll": (271, 73),
     "select": (23, None), "pselect6": (270, 72), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
     "epoll_wait": (232, None), "epoll_pwait": (281, 22), "eventfd2": (290, 19), "recvfrom": (45, 207),
-    "sendmsg": (46, 211), "recvmsg": (47, 212), "shutdown": (48, 210), "getsockname": (51, 204),
+    "shutdown": (48, 210), "getsockname": (51, 204),
     "getsockopt": (55, 209), "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "mprotect": (10, 226),
     "madvise": (28, 233), "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136), "rt_sigsuspend": (130, 133),
@@ -81,6 +82,11 @@ THREAD_FLAGS = (0x3D0F00, 0x7D0F00)  # of the two C libraries
 FORK_FLAGS = 0x1200011
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 NEW_LISTENER = 1 << 3
+# Of the kernel's packet filter: instructions, places in what it looks at, results.
+LOAD, EQUAL, GREATER, FINISH = 0x20, 0x15, 0x25, 0x06
+NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
+ALLOW, ASK, KILL = 0x7FFF0000, 0x7FC00000, 0x80000000
+REFUSE, UNKNOWN = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 NOTIFICATION, ANSWER, RECEIVE, SEND, GO_ON = 80, 24, 0xC0502100, 0xC0182101, 1
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -169,40 +175,61 @@ def restrict_files(rules: int) -> None:
 def call_filter(*, forks: bool) -> bytes:
     """The seccomp program, as instructions of the kernel's packet filter. forks: a copy of the process may be asked
     for; a thread always may. Raises OSError on an architecture that has no table."""
+    column, program = _beginning()
+    program += [(LOAD, 0, 0, NUMBER), (GREATER, 0, 1, LAST_KNOWN_CALL), (FINISH, 0, 0, UNKNOWN)]
+    # clone3 hides its flags in memory; C libraries go back to clone.
+    program += [(EQUAL, 0, 1, CLONE3[column]), (FINISH, 0, 0, UNKNOWN)]
+    for numbers in ALLOWED.values():
+        if (this := numbers[column]) is not None:
+            program += [(EQUAL, 0, 1, this), (FINISH, 0, 0, ALLOW)]
+    asked = {"clone": (CLONE, ((0, (*THREAD_FLAGS, FORK_FLAGS) if forks else THREAD_FLAGS),))}
+    for numbers, conditions in {**ALLOWED_WITH, **asked}.values():
+        steps = []
+        for word, values in conditions:
+            steps += [(LOAD, 0, 0, ARGUMENTS + 4 * word)]
+            steps += [(EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)]
+            steps += [(FINISH, 0, 0, REFUSE)]
+        program += [(EQUAL, 0, len(steps) + 1, numbers[column]), *steps, (FINISH, 0, 0, ALLOW)]
+    return _packed([*program, (FINISH, 0, 0, REFUSE)])
+
+
+@lru_cache
+def _question() -> bytes:
+    """Every clone is asked for. Beside `call_filter`, whose refusal counts for more than the keeper's answer."""
+    column, program = _beginning()
+    program += [(LOAD, 0, 0, NUMBER), (EQUAL, 0, 1, CLONE[column]), (FINISH, 0, 0, ASK), (FINISH, 0, 0, ALLOW)]
+    return _packed(program)
+
+
+def _beginning() -> tuple[int, list[tuple[int, int, int, int]]]:
     if platform.machine() not in ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"the sandbox knows {', '.join(ARCHITECTURES)}, this is {platform.machine()}")
     audit, column = ARCHITECTURES[platform.machine()]
-    load, equal, greater, finish = 0x20, 0x15, 0x25, 0x06
-    number, architecture, arguments = 0, 4, 16
-    allow, ask, kill = 0x7FFF0000, 0x7FC00000, 0x80000000
-    refuse, unknown = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
-    program = [(load, 0, 0, architecture), (equal, 1, 0, audit), (finish, 0, 0, kill)]
-    program += [(load, 0, 0, number), (greater, 0, 1, LAST_KNOWN_CALL), (finish, 0, 0, unknown)]
-    # clone3 hides its flags in memory; C libraries go back to clone.
-    program += [(equal, 0, 1, CLONE3[column]), (finish, 0, 0, unknown)]
-    for numbers in ALLOWED.values():
-        if (this := numbers[column]) is not None:
-            program += [(equal, 0, 1, this), (finish, 0, 0, allow)]
-    asked = {"clone": (CLONE, ((0, (*THREAD_FLAGS, FORK_FLAGS) if forks else THREAD_FLAGS),))}
-    for result, calls in ((allow, ALLOWED_WITH), (ask, asked)):
-        for numbers, conditions in calls.values():
-            steps = []
-            for word, values in conditions:
-                steps += [(load, 0, 0, arguments + 4 * word)]
-                steps += [(equal, len(values) - index, 0, value) for index, value in enumerate(values)]
-                steps += [(finish, 0, 0, refuse)]
-            program += [(equal, 0, len(steps) + 1, numbers[column]), *steps, (finish, 0, 0, result)]
-    program += [(finish, 0, 0, refuse)]
+    return column, [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, audit), (FINISH, 0, 0, KILL)]
+
+
+def _packed(program: list[tuple[int, int, int, int]]) -> bytes:
     return b"".join(struct.pack("=HBBI", *step) for step in program)
 
 
-def restrict_calls(*, forks: bool) -> int:
-    """Install the filter for good; the descriptor on which the keeper is asked for processes and threads."""
-    program = call_filter(forks=forks)
+def restrict_calls(link: socket.socket, *, forks: bool) -> None:
+    """Install the filter for good, and send the keeper the descriptor on which it is asked for processes and threads.
+
+    Two filters, as the process may send no descriptor once it is restricted: a file that is on its way, held open by
+    nobody, would be counted by nobody.
+    """
+    listener = _install(_question(), NEW_LISTENER)
+    socket.send_fds(link, [b"K"], [listener])
+    os.close(listener)
+    _install(call_filter(forks=forks), 0)
+    link.sendall(b"R")
+
+
+def _install(program: bytes, flags: int) -> int:
     code = ctypes.create_string_buffer(program)
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
     call = SECCOMP[ARCHITECTURES[platform.machine()][1]]
-    return check(libc.syscall(call, 1, NEW_LISTENER, header), "seccomp")
+    return check(libc.syscall(call, 1, flags, header), "seccomp")
 
 
 def asked(listener: int) -> tuple[int, int, int]:

@@ -146,20 +146,27 @@ class Sandbox:
         found = json.loads(about[1])
         return Ended(found["limit"], found["status"], output[1], errors[1], _outcome(found["outcome"]))
 
-    def load(self, entry: str, prefix: str = "", *, tested: bool = False, recursion: bool = True) -> Answer:
+    def load(
+        self, entry: str, prefix: str = "", *, tested: bool = False, recursion: bool = True, plain: bool = False
+    ) -> Answer:
         """Run the program once, for calls of its functions; `value`, or why not.
 
         entry: the function that will be called. prefix: what the model was given, whose helpers the program may use.
-        tested: by `test`, else by `call`. recursion: with the depth that LiveCodeBench allows.
+        tested: by `test`, else by `call`. recursion: with the depth that LiveCodeBench allows. plain: as Python runs
+        it: nothing is imported for it, and what fails while it is loaded is not left out; tests alike. Else one that
+        leaves or does not end, as its example of its use may, is loaded again, its definitions alone.
         """
         request = {"entry": entry, "prefix": prefix, "peer": tested, "recursion": recursion}
-        (answer,) = self._ask(b"L", json.dumps(request).encode(), b"LFD")
+        for how in ("plain",) if plain else ("whole", "definitions"):
+            (answer,) = self._ask(b"L", json.dumps({**request, "how": how}).encode(), b"LFD")
+            if answer[0] != b"D":
+                break
         return _answer(*answer)
 
     def call(self, calls: Sequence[Sequence[Any]]) -> list[Answer]:
         """The function called with each of these argument lists (JSON), one after another in one copy of the loaded
         program; as many answers, or fewer with the reason last."""
-        *answers, (kind, content) = self._ask(b"C", json.dumps(calls).encode(), b"ED")
+        *answers, (kind, content) = self._ask(b"C", f"{len(calls)} {json.dumps(calls)}".encode(), b"ED")
         found = [_answer(*answer) for answer in answers]
         if kind == b"D":
             found.append(_answer(kind, content))

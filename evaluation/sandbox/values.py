@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import types
-from collections import abc
-from collections.abc import Callable
+from collections import Counter, abc
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -17,7 +17,10 @@ from typing import Any
 
 # JSON as such holds these exactly; larger ones go in base 16, whose conversion takes linear time.
 PLAIN_INTEGER = 1 << 63
-
+# What whoever decodes has to bear: fractions are reduced in quadratic time, and so is a table of equal hashes made;
+# decimal numbers may stand for integers of many digits.
+FRACTION_BITS = 1 << 16
+EQUAL_HASHES = 1000
 
 Unknown = Callable[[str, Any, Callable[[Any], Any]], Any]
 
@@ -111,19 +114,35 @@ def _plain(value: Any, other: Unknown | None) -> Any:
     if tag == "i":
         return int(content, 16)
     if tag == "d":
-        return {_plain(key, other): _plain(item, other) for key, item in content}
+        keys = _spread([_plain(key, other) for key, _ in content])
+        return dict(zip(keys, (_plain(item, other) for _, item in content), strict=True))
     if tag == "b":
         return bytes.fromhex(content)
     if tag == "c":
         return complex(*(float(part) for part in content))
     if tag == "D":
-        return Decimal(content)
+        number = Decimal(content)
+        if number.is_finite() and max(abs(number.adjusted()), len(content)) > FRACTION_BITS:
+            raise Untrusted("a decimal number of an unbearable size")
+        return number
     if tag == "q":
-        return Fraction(*(_plain(part, other) for part in content))
+        above, below = (_plain(part, other) for part in content)
+        if type(above) is not int or type(below) is not int or max(map(int.bit_length, (above, below))) > FRACTION_BITS:
+            raise Untrusted("a fraction of other than two integers of a bearable size")
+        return Fraction(above, below)
     if tag == "o":
         return Other(str(content)[:80])
-    if tag in ("t", "s", "f"):
-        return {"t": tuple, "s": set, "f": frozenset}[tag](_plain(item, other) for item in content)
+    if tag == "t":
+        return tuple(_plain(item, other) for item in content)
+    if tag in ("s", "f"):
+        return {"s": set, "f": frozenset}[tag](_spread([_plain(item, other) for item in content]))
     if other is None:
         raise Untrusted(f"the tag {tag!r:.20}")
     return other(tag, content, lambda part: _plain(part, other))
+
+
+def _spread(items: list[Any]) -> Iterable[Hashable]:
+    """`items`, to be hashed. Raises TypeError, and Untrusted where too many have the same hash."""
+    if len(items) > EQUAL_HASHES and max(Counter(map(hash, items)).values()) > EQUAL_HASHES:
+        raise Untrusted("items that were made to have the same hash")
+    return items

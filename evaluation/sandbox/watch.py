@@ -5,9 +5,11 @@ The keeper's loop (`jail`). Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import gc
+import math
 import os
 import selectors
 import signal
@@ -49,6 +51,7 @@ class Watcher:
         self._selector = selectors.DefaultSelector()
         self._processes: list[Process] = []
         self._idle = 0.0
+        self._allowed = math.inf
         self._inspected = time.monotonic()
         folders = [os.path.join(folder, name) for name in (WORK, TESTS, INPUT)]
         for each in folders:
@@ -94,9 +97,7 @@ class Watcher:
                 os.closerange(3 + len(kept), rights.OPEN_FILES)
                 link = socket.socket(fileno=kept[0])
                 rights.limit_processor(cpu_seconds or self._limits["cpu_seconds"], hard)
-                listener = rights.restrict_calls(forks=forks)
-                socket.send_fds(link, [b"K"], [listener])
-                os.close(listener)
+                rights.restrict_calls(link, forks=forks)
                 gc.unfreeze()
                 body(link, kept[1:])
             except BaseException as error:
@@ -107,7 +108,7 @@ class Watcher:
         os.close(output_end)
         os.close(errors_end)
         word, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
-        if word != b"K":
+        if word != b"K" or ours.recv(1) != b"R":
             reason = os.read(errors, 1000).decode(errors="replace")
             raise OSError(errno.EPERM, reason or "the jailed process ended before it had given up its rights")
         process = Process(pid, ours, (output, errors), descriptors[0])
@@ -204,9 +205,13 @@ class Watcher:
         process.used = used.ru_utime + used.ru_stime
         process.status = os.waitstatus_to_exitcode(status)
 
-    def wait(self, done: Callable[[], bool]) -> str | None:
-        """Watch until `done`; the limit that was broken before."""
+    def wait(self, done: Callable[[], bool], cpu_seconds: float = math.inf) -> str | None:
+        """Watch until `done`; the limit that was broken before. cpu_seconds: of all that was forked, from now on, for
+        a program that does not hear the signal of its own limit."""
         self._idle = 0.0
+        self._allowed = math.inf
+        if cpu_seconds < math.inf:
+            self._allowed = cpu_seconds + sum(map(usage.processor_seconds, self._families()))
         try:
             while not done():
                 for key, _ in self._selector.select(TICK_SECONDS):
@@ -220,9 +225,14 @@ class Watcher:
             return str(stopped)
         return None
 
+    def _families(self) -> list[int]:
+        return [pid for process in self._processes if process.status is None for pid in usage.family(process.pid)]
+
     def _inspect(self, seconds: float) -> None:
         """Count the time in which nothing runs, and the files. A machine that is busy elsewhere counts for nothing."""
-        families = [pid for process in self._processes if process.status is None for pid in usage.family(process.pid)]
+        families = self._families()
+        if sum(map(usage.processor_seconds, families)) > self._allowed:
+            raise Stopped("timeout")
         if not any(usage.busy(pid) for pid in families):
             self._idle += seconds
         if self._idle > self._limits["seconds"]:
@@ -252,6 +262,9 @@ class Watcher:
                 os.close(stream)
         self._processes.clear()
         while True:  # theirs too: orphans become the keeper's
+            for pid in usage.family(os.getpid())[1:]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             try:
                 os.waitpid(-1, 0)
             except ChildProcessError:

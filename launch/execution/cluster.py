@@ -149,14 +149,18 @@ def join() -> None:
 ANSWER = 10.0  # seconds that a connection, and then its first answer, may take
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # the greeting and empty settings
 _SETTINGS = 4  # type of the frame that a server answers with
+_CLUSTER_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # of the cluster's own port, and of its port for clients
+_CLIENT_CALL = "/ray.rpc.RayletDriver/ClusterInfo"
+_OTHER = "another program answers"
 
 
 def _unanswered(address: str) -> str | None:
-    """Why what is at `host:port` is no Ray cluster; None if a gRPC server, which Ray's is, answers there.
+    """Why what is at `host:port` is no Ray cluster; None if Ray's gRPC server answers there, if only to refuse.
 
     Ray itself would try for minutes, and then name the address it made of the one given.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    target = address.removeprefix("ray://")
+    host, _, port = target.rpartition(":")
     if not host or not port.isdecimal():
         return "not an address of the form host:port"
     try:
@@ -166,9 +170,27 @@ def _unanswered(address: str) -> str | None:
             connection.settimeout(ANSWER)
             connection.sendall(_HTTP2)
             frame = connection.recv(9)
-            return None if len(frame) >= 4 and frame[3] == _SETTINGS else "another program answers"
+            if len(frame) < 4 or frame[3] != _SETTINGS:
+                return _OTHER
     except (OSError, OverflowError) as error:
         return getattr(error, "strerror", None) or str(error)
+    return _unserved(target, _CLIENT_CALL if address.startswith("ray://") else _CLUSTER_CALL)
+
+
+def _unserved(target: str, call: str) -> str | None:
+    """Why a gRPC server has no answer to one of Ray's calls; None if it has, or asks for a token."""
+    import grpc
+
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(call)(b"", timeout=ANSWER)
+        except grpc.RpcError as error:
+            code = error.code()  # type: ignore[attr-defined]
+            if code is grpc.StatusCode.UNIMPLEMENTED:
+                return _OTHER
+            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return f"no answer to Ray's requests within {ANSWER:g} s"
+    return None
 
 
 def check_fits(stages: Iterable[Stage]) -> None:

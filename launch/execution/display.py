@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
@@ -101,8 +102,17 @@ class Display:
         if shown.state in ("done", "failed", "blocked", "held"):
             detail = f": {shown.message}" if shown.message else ""
             if shown.state == "done":
-                detail = f" {seconds_text(shown.seconds)}, peak {bytes_text(shown.peak_memory_bytes)}"
+                peak = bytes_text(shown.peak_memory_bytes)
+                detail = f" {seconds_text(shown.seconds)}, peak {peak}, {self._made(stage)}"
             self.say(f"{name} {shown.state}{detail}")
+
+    def _made(self, stage: Stage) -> Path:
+        """Where what a stage has made is: of a model its last checkpoint."""
+        directory = self._places.directory(stage)
+        listing = read(directory / "checkpoints.json")
+        if isinstance(listing, dict) and "final" in listing:
+            return directory / "checkpoints" / f"step_{listing['final']}"
+        return directory
 
     def _advance(self, fingerprint: str, stage: Stage, now: float) -> None:
         progress = read(self._places.logs(stage) / "progress.json")
@@ -118,6 +128,8 @@ class Display:
                 metrics=metrics,
             )
             return
+        if not progress["done"] and not metrics:
+            return  # it has only begun, which is said already
         line = f"{stage.name} {count} {metrics}".rstrip()
         if line != self._lines.get(fingerprint) and now - self._said[fingerprint] >= PLAIN_INTERVAL:
             self._said[fingerprint], self._lines[fingerprint] = now, line

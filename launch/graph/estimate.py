@@ -16,10 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from common.errors import ConfigError
 from common.files import read_json
 from launch import stages
 from launch.graph.plan import Input, Plan, Stage
 from launch.stages.contract import Cost, StageKind, Tokens
+from launch.stages.memory import GB, GIB, Memory, Shape, shape_of, typical_shape
+from launch.stages.references import FROZEN
 from launch.store import Store
 
 # Operations a second that one device reaches, (training, sampling): guesses until the store holds a record of the kind.
@@ -33,7 +36,7 @@ class Estimate:
 
     flops: floating-point operations; seconds: wall time; device_hours: seconds x devices; bytes: of the artifact;
     scratch_bytes: resumable checkpoints that exist while it runs; source: "record" (it is done), "attempt" (an earlier
-    attempt of the same stage), "records" (speed of this kind in this store) or "guess".
+    attempt of the same stage), "records" (speed of this kind in this store) or "guess". memory: of one device.
     """
 
     flops: float
@@ -43,6 +46,7 @@ class Estimate:
     scratch_bytes: float
     source: str
     exact_bytes: bool = False
+    memory: Memory | None = None
 
 
 @cache
@@ -64,15 +68,56 @@ def _configuration(directory: str) -> dict[str, Any]:
 
 
 def parameters(config: Mapping[str, Any]) -> float:
-    """Parameters of a decoder with gated feed-forward layers (Llama, Qwen2) from the fields of its config.json."""
-    hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
-    heads = config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    key_value = head * (config.get("num_key_value_heads") or heads)
-    attention = 2 * hidden * head * heads + 2 * hidden * key_value
-    feed_forward = 3 * hidden * config["intermediate_size"]
-    embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return float(layers * (attention + feed_forward + 2 * hidden) + embeddings)
+    """Parameters of a decoder with gated feed-forward layers (Llama, Qwen) from the fields of its config.json."""
+    return shape_of(config).parameters
+
+
+def _is_decoder(config: Mapping[str, Any]) -> bool:
+    return "hidden_size" in (config.get("text_config") or config)
+
+
+def check_device(kind: StageKind, stage: Stage, memory: Memory, shapes: Mapping[str, Shape]) -> None:
+    """Raise ConfigError where a GPU has less memory than a stage takes, with the setting that makes it fit.
+
+    Of a model of which only the name is known the shape is a guess: it is refused for its weights alone.
+    """
+    platform = stage.settings["platform"]
+    has = platform["device_memory"] * GB
+    weighed = memory.total if shapes["model"].known else memory.parts.get("weights", 0.0)
+    if platform["name"] == "cpu" or weighed <= has:
+        return
+    settings, changes = stage.settings, {}
+    remedy = "no setting makes it fit; name a larger device, more of them, or a smaller model"
+    for field, value in kind.smaller(stage.settings):
+        section, _, name = field.partition(".")
+        settings = {**settings, section: {**settings[section], name: value}}
+        changes[field] = value
+        found = kind.memory(settings, shapes)
+        if found is not None and found.total <= has:
+            needed = _needed(kind, stage.settings, changes, shapes, has)
+            remedy = "set " + " ".join(f"{key}={str(value).lower()}" for key, value in needed.items())
+            break
+    raise ConfigError(
+        f"{stage.kind} {stage.label}: {memory.phase} takes {memory.text()} of each device, "
+        f"platform.device_memory={platform['device_memory']:g} is {has / GIB:.1f} GiB; {remedy}"
+    )
+
+
+def _needed(
+    kind: StageKind, settings: Mapping[str, Any], changes: Mapping[str, Any], shapes: Mapping[str, Shape], has: float
+) -> dict[str, Any]:
+    """Those of the changes without which it does not fit."""
+    kept = dict(changes)
+    for field in changes:
+        fewer = {key: value for key, value in kept.items() if key != field}
+        trial: dict[str, Any] = dict(settings)
+        for key, value in fewer.items():
+            section, _, name = key.partition(".")
+            trial[section] = {**trial[section], name: value}
+        found = kind.memory(trial, shapes)
+        if found is not None and found.total <= has:
+            kept = fewer
+    return kept
 
 
 def _named_size(path: str) -> float:
@@ -124,7 +169,7 @@ class Estimator:
         if given.stage is None:
             assert given.path is not None
             config = _configuration(given.path)
-            return parameters(config) if "hidden_size" in config else _named_size(given.path)
+            return parameters(config) if _is_decoder(config) else _named_size(given.path)
         if given.stage not in self._sizes:
             source = self.plan.stages[given.stage]
             size = self.kinds[source.kind].parameters(source.settings)
@@ -133,6 +178,30 @@ class Estimator:
                 size = self.model_size(inner)
             self._sizes[given.stage] = size
         return self._sizes[given.stage]
+
+    def shape(self, given: Input) -> Shape:
+        """Shape of the model that an input is or leads to; a typical one of its size where only a name is known."""
+        if given.stage is None:
+            assert given.path is not None
+            config = _configuration(given.path)
+            return shape_of(config) if _is_decoder(config) else typical_shape(_named_size(given.path))
+        source = self.plan.stages[given.stage]
+        shape = self.kinds[source.kind].shape(source.settings)
+        if shape is not None:
+            return shape
+        return self.shape(next(source.inputs[name] for name in ("model", "base", "sft") if name in source.inputs))
+
+    def memory(self, stage: Stage) -> Memory | None:
+        """What one device holds at most while the stage runs. Raises ConfigError where it has not as much."""
+        kind = self.kinds.get(stage.kind)
+        if kind is None or stage.function != kind.function or type(kind).memory is StageKind.memory:
+            return None
+        models = ("model", *FROZEN)
+        shapes = {name: self.shape(stage.inputs[name]) for name in models if name in stage.inputs}
+        memory = kind.memory(stage.settings, shapes)
+        if memory is not None and self.records[stage.fingerprint] is None:
+            check_device(kind, stage, memory, shapes)
+        return memory
 
     def contents(self, given: Input) -> Any:
         """Tokens or rows of the data that an input is or leads to."""
@@ -190,7 +259,8 @@ class Estimator:
         devices = stage.placement["nodes"] * stage.placement["gpus_per_node"]
         if record is not None:
             seconds = record.seconds
-            return Estimate(flops, seconds, devices * seconds / 3600, float(record.bytes), 0.0, "record", True)
+            hours = devices * seconds / 3600
+            return Estimate(flops, seconds, hours, float(record.bytes), 0.0, "record", True, self.memory(stage))
         platform = stage.settings["platform"]["name"]
         speed = self._learnt().get((stage.kind, platform))
         if stage.fingerprint in self._attempts:
@@ -201,7 +271,8 @@ class Estimator:
             guessed = SPEED[platform][work.sampling]
             seconds, source = work.start_seconds + flops / guessed / max(1.0, devices), "guess"
         hours = devices * seconds / 3600
-        return Estimate(flops, seconds, hours, work.bytes, work.scratch_bytes, source, work.exact)
+        memory = self.memory(stage)
+        return Estimate(flops, seconds, hours, work.bytes, work.scratch_bytes, source, work.exact, memory)
 
 
 def disk_forecast(estimates: Mapping[str, Estimate], together: int) -> float:

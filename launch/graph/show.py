@@ -17,6 +17,7 @@ from launch.graph.estimate import Estimate, disk_forecast, estimate_plan
 from launch.graph.plan import Input, Plan, Stage
 from launch.graph.select import select
 from launch.stages.contract import StageKind
+from launch.stages.memory import GIB
 from launch.store import Store
 from launch.text import bytes_text, seconds_text
 
@@ -28,6 +29,7 @@ def _source(plan: Plan, given: Input) -> str:
 
 
 def _row(plan: Plan, stage: Stage, estimate: Estimate, kind: StageKind | None) -> dict[str, Any]:
+    memory = estimate.memory
     return {
         "stage": stage.kind,
         "label": stage.label,
@@ -38,7 +40,8 @@ def _row(plan: Plan, stage: Stage, estimate: Estimate, kind: StageKind | None) -
         "placement": stage.placement,
         "turns": kind.joins if kind is not None and kind.takes_turns(stage.placement) else None,
         "branches": list(stage.branches),
-        "estimate": asdict(estimate),
+        "estimate": {**asdict(estimate), "memory": None if memory is None else memory.parts},
+        "device_bytes": None if memory is None else memory.total,
     }
 
 
@@ -135,7 +138,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     table.add_column("artifact", no_wrap=True)
     table.add_column("state")
     table.add_column("inputs", overflow="fold")
-    for column in ("devices", "time", "size", "branches"):
+    for column in ("devices", "GiB each", "time", "size", "branches"):
         table.add_column(column, justify="right")
     for row in rows:
         devices, cost = row["placement"]["nodes"] * row["placement"]["gpus_per_node"], row["estimate"]
@@ -145,6 +148,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
             row["state"],
             escape(", ".join(f"{name}: {_short(source, short)}" for name, source in row["inputs"].items())),
             f"{devices:g}",
+            "" if row["device_bytes"] is None else f"~{row['device_bytes'] / GIB:.2g}",
             ("" if done else "~") + seconds_text(cost["seconds"]),
             ("" if cost["exact_bytes"] else "~") + bytes_text(cost["bytes"]),
             str(len(row["branches"])),

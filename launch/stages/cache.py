@@ -11,8 +11,14 @@ from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step
+from launch.stages.memory import FLOAT, GB, REST, WIDTH, Memory, Shape, forward_pass, gathered, logits_of_rows
 from launch.stages.references import is_cached, is_live, model_of, numerics, sources
-from launch.stages.sizes import spread
+from launch.stages.sizes import more_processes, spread
+
+# Bytes of logits that one product of a forward pass makes, and that one pass of the statistics reads: LOGITS_BYTES and
+# STATISTICS_BYTES of data_prep.reference.producers.forward.
+PASS_LOGITS = {"cpu": 1 << 25, "gpu": 1 << 29}
+PASS_STATISTICS = {"cpu": 1 << 22, "gpu": 1 << 29}
 
 
 class Cache(Section):
@@ -125,6 +131,34 @@ class CacheStage(StageKind):
         summary = {"tokens": {"sft_train": {name: max(1, round(value)) for name, value in whole.items()}}}
         size_on_disk = float(predict_bytes(summary, counts.settings["cache"]))
         return Cost(2 * size * tokens.tokens, size_on_disk, exact=tokens.counted, start_seconds=15.0)
+
+    def memory(self, settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Memory:
+        cache, platform, shape = settings["cache"], settings["platform"], shapes["model"]
+        name, width = platform["name"], WIDTH[cache["dtype"]]
+        if cache["producer"] == "vllm" and name == "gpu":
+            return Memory({"vLLM (cache.gpu_memory)": cache["gpu_memory"] * platform["device_memory"] * GB}, "sampling")
+        ranks, tokens = cache["processes"], max(cache["tokens_per_batch"], settings["data"]["max_length"])
+        own = {"weights": width * shape.parameters}
+        if ranks > 1:  # in the host's memory between passes on a GPU
+            own = {"weights": FLOAT * shape.parameters / ranks, "gathered layers": gathered(shape, width)}
+            own["head"] = width * shape.vocabulary * shape.hidden
+        logits = min(logits_of_rows(shape, tokens), PASS_LOGITS[name])
+        parts = {
+            **own,
+            "activations": forward_pass(shape, tokens, width),
+            "logits": logits + 2 * min(logits, PASS_STATISTICS[name]),
+            "rest": REST[name],
+        }
+        return Memory(parts, "forward passes")
+
+    def smaller(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+        cache, longest = settings["cache"], settings["data"]["max_length"]
+        budget = cache["tokens_per_batch"]
+        while budget > longest:
+            budget = max(longest, budget // 2)
+            yield "cache.tokens_per_batch", budget
+        if cache["producer"] == "forward":
+            yield from more_processes("cache.processes", cache["processes"], settings["platform"])
 
     def mend(self, artifact: Path, scratch: Path) -> str:
         from data_prep.reference.writer import mend

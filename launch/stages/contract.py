@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from launch.recipe.model import Model
 from launch.recipe.platform import Placement, Platform
 from launch.recipe.section import Section
+from launch.stages.memory import Memory, Shape
 
 
 class Settings(Section):
@@ -215,12 +216,24 @@ class StageKind:
         """What one stage takes, from what is known of its inputs."""
         return Cost()
 
+    def memory(self, settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Memory | None:
+        """What one device holds at most; None for a kind that takes none. shapes: of the inputs that are models."""
+        return None
+
+    def smaller(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+        """Runtime fields ("sft.processes") and values with which a stage takes less of a device, mildest first."""
+        return ()
+
     def engine(self, settings: Mapping[str, Any]) -> Any:
         """What has to be equal for two stages to share a child, where `shares_engine`; JSON values."""
         return settings
 
     def parameters(self, settings: Mapping[str, Any]) -> float | None:
         """Parameters of the model that it makes; None: those of the model that it reads."""
+        return None
+
+    def shape(self, settings: Mapping[str, Any]) -> Shape | None:
+        """Shape of the model that it makes; None: that of the model that it reads."""
         return None
 
     def contents(self, settings: Mapping[str, Any], inputs: Mapping[str, str], directory: Path | None) -> Any:

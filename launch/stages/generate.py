@@ -11,6 +11,7 @@ from common.errors import ConfigError
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Settings, StageKind, Step
+from launch.stages.memory import GB, GIB, REST, WIDTH, Memory, Shape, forward_pass, logits_of_rows
 from launch.stages.prepare import benchmark_name
 from launch.stages.references import model_of, numerics
 from launch.stages.sizes import spread
@@ -19,7 +20,7 @@ FILLED = 0.5  # of max_tokens that a response fills when nothing is known
 RESPONSE_BYTES = 2.5  # of a sampled token in a Parquet file
 TASK_PROBLEMS, TASK_TOKENS = 1000.0, 256.0  # of a harness task, when nothing is known
 HELD_OUT = "held_out"
-GB = 1e9
+HELD_OUT_ROWS = 1024  # positions whose logits exist at a time (evaluation.held_out.POSITIONS_PER_CHUNK)
 # Device memory beside the weights: activations, CUDA graphs, and a cache that holds some requests at once; chunks of
 # logits of the forward passes.
 ENGINE_REST, PASSES_REST = 4 * GB, 4 * GB
@@ -150,6 +151,27 @@ class Generate(StageKind):
         common = {name: value for name, value in settings.items() if name not in ("benchmark", "task", "held_out")}
         # Forward passes and vLLM would fight over a device: theirs is a process without an engine.
         return {**common, "passes": settings["held_out"] and settings["platform"]["name"] != "cpu"}
+
+    def memory(self, settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Memory:
+        evaluation, platform, shape = settings["eval"], settings["platform"], shapes["model"]
+        width, name = WIDTH[evaluation["dtype"]], platform["name"]
+        longest = evaluation["max_length"]
+        weights = width * shape.parameters
+        if settings["held_out"]:
+            both = [shape, *([shapes["base"]] if "base" in shapes else [])]
+            parts = {
+                "weights": sum(width * one.parameters for one in both),
+                "activations": forward_pass(shape, longest, width) + width * longest * shape.hidden,
+                # log p, its exponential and their product; with a base log q and the difference too
+                "logits": (1 + 2 * len(both)) * logits_of_rows(shape, min(longest, HELD_OUT_ROWS)),
+            }
+            return Memory({**parts, "rest": REST[name]}, "forward passes")
+        if name == "cpu":
+            cache = float(platform["env"].get("VLLM_CPU_KVCACHE_SPACE", "4")) * GIB
+            return Memory({"weights": weights, "KV cache": cache}, "sampling")
+        parts = {"weights": weights / evaluation["tensor_parallel"], "rest": REST[name]}
+        cache = evaluation["gpu_memory"] * platform["device_memory"] * GB - sum(parts.values())
+        return Memory({**parts, "KV cache": max(0.0, cache)}, "sampling")
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         settings, size = counts.settings, counts.parameters()

@@ -9,6 +9,7 @@ from common.errors import ConfigError
 from launch.recipe.model import Pretrain as PretrainSection
 from launch.recipe.section import identity, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step
+from launch.stages.memory import Shape, shape_of
 from launch.stages.references import sources
 
 VOCABULARY, TOKENS = 128, 32  # of the micro-world: ids, and tokens of a text
@@ -67,6 +68,19 @@ class Pretrain(StageKind):
         size = self.parameters(counts.settings)
         seen = pretrain["steps"] * pretrain["batch_size"] * TOKENS
         return Cost(6 * size * seen, 4 * size + 100_000, start_seconds=15.0)
+
+    def shape(self, settings: Mapping[str, Any]) -> Shape:
+        pretrain = settings["pretrain"]
+        hidden = pretrain["hidden"]
+        config = {
+            "hidden_size": hidden,
+            "intermediate_size": hidden * 8 // 3 // 32 * 32,
+            "num_hidden_layers": pretrain["layers"],
+            "num_attention_heads": pretrain["heads"],
+            "vocab_size": VOCABULARY,
+            "tie_word_embeddings": pretrain["tied"],
+        }
+        return shape_of(config)
 
     def parameters(self, settings: Mapping[str, Any]) -> float:
         pretrain = settings["pretrain"]

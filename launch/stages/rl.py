@@ -14,9 +14,23 @@ from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages._code import own_code, own_graders, require
 from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
+from launch.stages.memory import (
+    FLOAT,
+    GB,
+    REST,
+    WIDTH,
+    Memory,
+    Shape,
+    activations,
+    gathered,
+    most,
+    trained,
+    training_step,
+    whole_logits,
+)
 from launch.stages.references import numerics, without_loggers
 from launch.stages.sft import Lora
-from launch.stages.sizes import optimizer_bytes, spread, weight_bytes
+from launch.stages.sizes import more_processes, optimizer_bytes, spread, weight_bytes
 from rl_stage.demands import demand_of
 
 FILLED = 0.5  # of the length limits that prompts and responses fill when nothing is known
@@ -248,6 +262,46 @@ class RlStage(StageKind):
             start_seconds=90.0,
             sampling=True,
         )
+
+    def memory(self, settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Memory:
+        """verl and vLLM share a device: one trains while the other sleeps, the trainer's weights and moments stay."""
+        rl, platform, shape = settings["rl"], settings["platform"], shapes["model"]
+        width, on_cpu = WIDTH[settings["model"]["dtype"]], platform["name"] == "cpu"
+        ranks, longest = rl["processes"], rl["max_prompt_length"] + rl["max_response_length"]
+        responses = rl["mini_batch"] * rl["samples"] / rl["processes"]
+        tokens = min(max(rl["tokens_per_micro_batch"], longest), responses * longest)
+        kept = trained(shape, ranks, rl["lora"])
+        reference = FLOAT * shape.parameters / ranks if rl["kl_weight"] and not rl["lora"] else 0.0
+        passing = {
+            "gathered layers": gathered(shape, width),
+            "activations": activations(shape, tokens, width, rl["gradient_checkpointing"]),
+            "logits": whole_logits(shape, tokens, width),
+        }
+        batches = responses * longest / tokens
+        training = training_step({**kept, "reference": reference}, passing, batches, REST[platform["name"]])
+        if on_cpu:  # vLLM is another process there
+            return training
+        rollouts = {
+            "weights": kept["weights"],
+            "optimizer": kept["optimizer"],
+            "reference": reference,
+            "vLLM (rl.gpu_memory)": rl["gpu_memory"] * platform["device_memory"] * GB,
+            "rest": REST[platform["name"]],
+        }
+        return most(training, Memory(rollouts, "sampling"))
+
+    def smaller(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+        rl = settings["rl"]
+        if not rl["gradient_checkpointing"]:
+            yield "rl.gradient_checkpointing", True
+        budget, longest = rl["tokens_per_micro_batch"], rl["max_prompt_length"] + rl["max_response_length"]
+        while budget > longest:
+            budget = max(longest, budget // 2)
+            yield "rl.tokens_per_micro_batch", budget
+        for share in (0.4, 0.3, 0.2):
+            if share < rl["gpu_memory"]:
+                yield "rl.gpu_memory", share
+        yield from more_processes("rl.processes", rl["processes"], settings["platform"])
 
     def dry_run(self, settings: Any, inputs: Mapping[str, Path], scratch: Path) -> str:
         from rl_stage.config import verl_config

@@ -13,6 +13,19 @@ from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages._code import own_code
 from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Published, Settings, StageKind, Step
+from launch.stages.memory import (
+    FLOAT,
+    REST,
+    WIDTH,
+    Memory,
+    Shape,
+    activations,
+    gathered,
+    head_in_chunks,
+    trained,
+    training_step,
+    whole_logits,
+)
 from launch.stages.references import (
     FROZEN,
     is_cached,
@@ -23,7 +36,8 @@ from launch.stages.references import (
     sources,
     without_loggers,
 )
-from launch.stages.sizes import optimizer_bytes, placed, spread, weight_bytes
+from launch.stages.sizes import more_processes, optimizer_bytes, placed, spread, weight_bytes
+from sft_objectives import load
 from sft_objectives.trainer.supported import check_model, check_settings
 from sft_objectives.trainer.vocabularies import check_vocabulary
 
@@ -220,6 +234,45 @@ class SftStage(StageKind):
             sft["keep_checkpoints"] * optimizer_bytes(size),
             start_seconds=40.0,
         )
+
+    def memory(self, settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Memory:
+        sft, width, shape = settings["sft"], WIDTH[settings["model"]["dtype"]], shapes["model"]
+        name = settings["platform"]["name"]
+        ranks = 1 if name == "cpu" else sft["processes"]
+        longest = settings["data"]["max_length"]
+        given = sft["batch_size"] * sft["sequence_parallel"] / sft["processes"] * longest
+        budget = sft["tokens_per_micro_batch"] if sft["dynamic_batch"] else sft["micro_batch_size"] * longest
+        tokens = min(budget, given) / sft["sequence_parallel"]
+        needs, lora = load(**settings["objective"]).needs, sft["lora"]
+        frozen = [shapes[role] for role in needs.live if role in shapes and not (lora and role == "base")]
+        copies = (sft["regularizer"]["name"] == "l2_to_init" and not lora) + (needs.state is not None)
+        kept = {
+            **trained(shape, ranks, lora),
+            "frozen models": sum(width * one.parameters / ranks for one in frozen),
+            "copies of the weights": FLOAT * shape.parameters / ranks * copies,
+        }
+        whole = sft["fused"] == "off"
+        passing = {
+            "gathered layers": sum(gathered(one, width) for one in (shape, *frozen)),
+            "activations": activations(shape, tokens, width, sft["gradient_checkpointing"]),
+            "logits" if whole else "head": (
+                whole_logits(shape, tokens, width) if whole else head_in_chunks(shape, tokens, bool(needs.live))
+            ),
+        }
+        return training_step(kept, passing, given / budget, REST[name])
+
+    def smaller(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+        sft, platform = settings["sft"], settings["platform"]
+        if sft["fused"] == "off":
+            yield "sft.fused", "auto"
+        if not sft["gradient_checkpointing"]:
+            yield "sft.gradient_checkpointing", True
+        budget, longest = sft["tokens_per_micro_batch"], settings["data"]["max_length"]
+        if sft["dynamic_batch"]:
+            while budget > longest:
+                budget = max(longest, budget // 2)
+                yield "sft.tokens_per_micro_batch", budget
+        yield from more_processes("sft.processes", sft["processes"], platform)
 
     def dry_run(self, settings: Any, inputs: Mapping[str, Path], scratch: Path) -> str:
         from sft_objectives.trainer.config import verl_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from common.errors import ConfigError
@@ -12,6 +13,14 @@ def spread(devices: float, platform: Any, *, cpus: float = 1.0) -> Placement:
     """`devices` over as few nodes as hold them."""
     nodes = max(1, -(-int(devices) // platform.gpus_per_node))
     return Placement(nodes=nodes, gpus_per_node=devices / nodes, cpus=cpus)
+
+
+def more_processes(field: str, given: int, platform: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """`field` with twice as many processes, and so on, as far as the cluster has devices (platform gpu)."""
+    devices = platform["nodes"] * platform["gpus_per_node"] if platform["name"] == "gpu" else 0
+    while 2 * given <= devices:
+        given *= 2
+        yield field, given
 
 
 def placed(derived: Placement, given: GivenPlacement | None, kind: str, platform: str) -> Placement:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 CHATS = [
@@ -25,6 +28,13 @@ CHATS = [
     for a in range(8)
 ]
 MULTI_TURN = 24  # index of the first chat with two answers
+ROW_LIMIT = 512  # data.max_length of `prepare`
+CALLING = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def quiet(done: int, total: int, **metrics: float) -> None:
@@ -129,3 +139,59 @@ def world(tmp_path_factory) -> World:
     write_chats(root / "data", CHATS)
     tokenizer.save_pretrained(root / "data" / "tokenizer")
     return World(save_model(root / "model", 0, tokenizer), root / "data", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def calling_model(tmp_path_factory) -> Path:
+    """A directory with the micro-world's tokenizer under a template that writes tools and calls; it has no weights."""
+    from transformers import GenerationConfig, Qwen2Config
+
+    from data_prep.micro_world.tokenizer import world_tokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = world_tokenizer()
+    tokenizer.chat_template = CALLING
+    tokenizer.save_pretrained(folder)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    Qwen2Config(vocab_size=len(tokenizer), **ids).save_pretrained(folder)
+    GenerationConfig(**ids).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def prepare(tmp_path, calling_model):
+    """Prepares one part from the bytes of a file; returns its summary and its rows by id."""
+    from data_prep.prepare import run
+    from data_prep.sources.feeds import Feed
+
+    def prepare(part, content, name="rows.jsonl", grader="math", inputs=None, **options):
+        data = {
+            "seed": 0,
+            "system_prompt": None,
+            "max_length": ROW_LIMIT,
+            "on_long_row": "error",
+            "on_bad_row": "error",
+        }
+        data |= {"format": "auto", "on_unknown_field": "count", "allow_shared_prompts": True} | options
+        file = tmp_path / name
+        file.write_bytes(content)
+        kind, _, benchmark = part.partition("/")
+        key = "problems" if benchmark else f"{kind}_train"
+        section = {"benchmarks": {benchmark: str(file)}} if benchmark else {key: str(file)}
+        output = tmp_path / (benchmark or kind)
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
+        settings = SimpleNamespace(
+            part=kind,
+            name=benchmark,
+            sources=[Feed(source="files", settings=section)],
+            grader=grader,
+            data=SimpleNamespace(**data),
+            model=SimpleNamespace(pretrain=None, trust_remote_code=False),
+        )
+        run(settings, {"model": calling_model, key: file, **(inputs or {})}, output, tmp_path, lambda *_, **__: None)
+        summary = json.loads((output / "summary.json").read_text())
+        found = [row for path in output.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+        return summary, {row["id"] if "id" in row else row["extra_info"]["id"]: row for row in found}
+
+    return prepare

@@ -5,25 +5,13 @@ Every file holds good rows beside the odd ones, so that what is accepted, droppe
 
 import codecs
 import json
-import shutil
-from types import SimpleNamespace
 
-import pyarrow.parquet as pq
 import pytest
 
 from common.errors import ConfigError
 from common.problems import turns
-from data_prep.micro_world.tokenizer import world_tokenizer
-from data_prep.prepare import run
-from data_prep.sources.feeds import Feed
 
-LIMIT = 512
-CALLING = (
-    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+LIMIT = 512  # data.max_length of `prepare`
 
 
 def said(*texts, **last):
@@ -34,51 +22,6 @@ def said(*texts, **last):
 
 GOOD = [{"id": f"ok{n}", **said(f"what is {n}+{n}?", f"it is {2 * n}")} for n in range(3, 9)]
 PROMPTS = [{"prompt": f"what is {n}*{n}?", "answer": str(n * n)} for n in range(20, 40)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    from transformers import GenerationConfig, Qwen2Config
-
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = world_tokenizer()
-    tokenizer.chat_template = CALLING
-    tokenizer.save_pretrained(folder)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    Qwen2Config(vocab_size=len(tokenizer), **ids).save_pretrained(folder)
-    GenerationConfig(**ids).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def prepare(tmp_path, model):
-    """Prepares one part from the bytes of a file; returns its summary and its rows by id."""
-
-    def prepare(part, content, name="rows.jsonl", grader="math", inputs=None, **options):
-        data = {"seed": 0, "system_prompt": None, "max_length": LIMIT, "on_long_row": "error", "on_bad_row": "error"}
-        data |= {"format": "auto", "on_unknown_field": "count", "allow_shared_prompts": True} | options
-        file = tmp_path / name
-        file.write_bytes(content)
-        kind, _, benchmark = part.partition("/")
-        key = "problems" if benchmark else f"{kind}_train"
-        section = {"benchmarks": {benchmark: str(file)}} if benchmark else {key: str(file)}
-        output = tmp_path / (benchmark or kind)
-        shutil.rmtree(output, ignore_errors=True)
-        output.mkdir()
-        settings = SimpleNamespace(
-            part=kind,
-            name=benchmark,
-            sources=[Feed(source="files", settings=section)],
-            grader=grader,
-            data=SimpleNamespace(**data),
-            model=SimpleNamespace(pretrain=None, trust_remote_code=False),
-        )
-        run(settings, {"model": model, key: file, **(inputs or {})}, output, tmp_path, lambda *_, **__: None)
-        summary = json.loads((output / "summary.json").read_text())
-        found = [row for path in output.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-        return summary, {row["id"] if "id" in row else row["extra_info"]["id"]: row for row in found}
-
-    return prepare
 
 
 def lines(*rows):
@@ -111,7 +54,7 @@ REFUSED_FILES = {
     "utf-16": ("\ufeff".encode("utf-16-le") + lines(*GOOD).decode().encode("utf-16-le"), "is UTF-16; save it as UTF-8"),
     "utf-16 without a mark": (lines(*GOOD).decode().encode("utf-16-be"), "is UTF-16 or UTF-32; save it as UTF-8"),
     "utf-32": (lines(*GOOD).decode().encode("utf-32"), "is UTF-32; save it as UTF-8"),
-    "empty": (b"", "no rows left for sft_train"),
+    "empty": (b"", "no rows for sft_train"),
     "one row": (lines(GOOD[0]), "the only problem is held out for sft_val: give more, or a file of sft_val"),
     "trailing commas": (lines(*GOOD).replace(b"}\n", b"},\n"), "line 1: not JSON .* the line ends with a comma"),
 }
@@ -533,7 +476,7 @@ def test_runs_of_words_shared_with_a_benchmark_are_reported(prepare, tmp_path):
     assert prepare("sft", lines(*GOOD), inputs={"benchmark_mine": tmp_path / "mine"})[0]["benchmark_overlap"] == {}
 
 
-def test_a_chat_that_the_template_refuses_is_a_bad_row(prepare, model, tmp_path):
+def test_a_chat_that_the_template_refuses_is_a_bad_row(prepare, tmp_path):
     template = tmp_path / "strict.jinja"
     template.write_text(
         "{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"

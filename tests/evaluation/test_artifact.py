@@ -264,7 +264,7 @@ def test_a_whole_evaluation_prints_no_metric_without_an_interval(
     assert bare_numbers(found) == []
     counts = found["benchmarks"]["digits"]["counts"]
     assert counts["problems"] == 12 and sum(counts["grading"].values()) == counts["responses"] == 12 * 5
-    assert found["tasks"]["local_pick"]["counts"] == {"problems": 4, "cut": 0, "clamped": 0}
+    assert found["tasks"]["local_pick"]["counts"] == {"problems": 4, "cut": 0, "clamped": 0, "ungraded": 0}
     assert found["held_out"]["counts"]["chats"] == 8 and "kl_from_base" in found["held_out"]["metrics"]
 
     monkeypatch.setattr(

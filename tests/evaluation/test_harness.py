@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from common.chats import Renderer
+from common.errors import ConfigError
 from evaluation.compare import HEADLINES
 from evaluation.generation import EngineOptions, Prompter, close_engine, engine_for
 from evaluation.harness import load_tasks, run_task
@@ -174,6 +176,63 @@ class Scripted:
 
     def complete(self, completions, heartbeat):
         return [self._of(completion.prompt) for completion in completions]
+
+
+class Remembering:
+    """An engine that writes nothing and finds nothing likely; `shown`: the ids that it was given, `scored` with the
+    place where a continuation begins."""
+
+    def __init__(self):
+        self.count, self.description = 1, {"remembering": True}
+        self.shown, self.scored = [], []
+
+    def score(self, rows, heartbeat):
+        self.scored += rows
+        return [(-1.0, False)] * len(rows)
+
+    def complete(self, completions, heartbeat):
+        self.shown += [list(completion.prompt) for completion in completions]
+        return [""] * len(completions)
+
+
+@pytest.mark.usefixtures("only_local_tasks")
+@pytest.mark.parametrize("prefix", ["", "The answer: "])
+def test_chats_are_shown_as_the_renderer_writes_them(tmp_path, model_directory, task_files, prefix):
+    """Also where the tokenizer would begin a text with a token that the template does not write."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Prompter(model_directory(tied=True, seed=0)).tokenizer
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if not loop.last %}|{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% if word %}{{ word }}{% endif %}{% endif %}"
+    )
+    for name in ("pick", "write"):
+        text = (task_files / f"{name}.yaml").read_text()
+        (task_files / f"{name}.yaml").write_text(f"{text}gen_prefix: {json.dumps(prefix)}\n" if prefix else text)
+    engine = Remembering()
+    for name in ("pick", "write"):
+        task = SimpleNamespace(name=name, num_fewshot=0, limit=3, chat=True)
+        run_task(
+            task,
+            load_tasks([task], task_files=str(task_files)),
+            engine,
+            tokenizer,
+            max_length=256,
+            seed=0,
+            heartbeat=lambda: None,
+            directory=tmp_path / "kept",
+            template_arguments={"word": "so,"},
+        )
+    renderer = Renderer(tokenizer, template_arguments={"word": "so,"})
+    asked = [renderer.prompt([{"role": "user", "content": f"{i}+{i}="}])[0] + prefix.rstrip() for i in range(3)]
+    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in asked]
+    shown = [ids[: len(prompts[0])] for ids in engine.shown]
+    assert sorted(shown) == sorted(prompts)
+    assert {tuple(ids[: len(prompts[0])]) for ids, _ in engine.scored} == {tuple(ids) for ids in prompts}
 
 
 # Rows written by us with the columns of each data set's card on the hub, which are those that lm-evaluation-harness
@@ -436,10 +495,14 @@ def test_requests_that_the_context_does_not_hold_are_counted(task_files, model_d
     engine = Scripted(Prompter(model).tokenizer, {"=": "1"})
     found = run("write", engine, model, task_files, max_length=10)
     # Prompts of four characters; eight tokens are asked for, six are left after the cut to two.
-    assert found["counts"] == {"cut": 9, "clamped": 0}
+    assert found["counts"] == {"cut": 9, "clamped": 0, "ungraded": 0}
     found = run("write", engine, model, task_files, max_length=6, directory=task_files / "small")
-    assert found["counts"] == {"cut": 9, "clamped": 9}
-    assert run("write", engine, model, task_files, directory=task_files / "large")["counts"] == {"cut": 0, "clamped": 0}
+    assert found["counts"] == {"cut": 9, "clamped": 9, "ungraded": 0}
+    assert run("write", engine, model, task_files, directory=task_files / "large")["counts"] == {
+        "cut": 0,
+        "clamped": 0,
+        "ungraded": 0,
+    }
 
 
 # Rows of our own with the columns of openai/openai_humaneval and google-research-datasets/mbpp.
@@ -497,8 +560,11 @@ def no_hub(monkeypatch):
     ],
 )
 def test_programs_are_asked_for_as_the_harness_asks_and_run_in_the_sandbox(
-    tmp_path, model_directory, file, rows, script, metric, shots
+    tmp_path, model_directory, monkeypatch, file, rows, script, metric, shots
 ):
+    def refuse():
+        raise ConfigError("no sandbox here")
+
     model = model_directory(tied=True, seed=0)
     name = publish(tmp_path, file.split("/")[0], file, {"test": rows})
     task = SimpleNamespace(name=name, num_fewshot=None, limit=None, chat=False)
@@ -506,7 +572,11 @@ def test_programs_are_asked_for_as_the_harness_asks_and_run_in_the_sandbox(
         ValueError, match=rf"'{name}' runs programs that the model writes; set eval\.run_generated_code"
     ):
         load_tasks([task], task_files=str(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="no sandbox here"):
+        patch.setattr("evaluation.harness.check_sandbox", refuse)
+        load_tasks([task], task_files=str(tmp_path), run_generated_code=True)
     loaded = load_tasks([task], task_files=str(tmp_path), run_generated_code=True)
+    assert set(loaded.prompts.values()) == ({row["prompt"] for row in rows} if not shots else set())
     engine, beats = Scripted(Prompter(model).tokenizer, script), []
     found = run_task(
         task,

@@ -121,6 +121,7 @@ def test_a_model_that_its_device_cannot_hold_is_refused_when_planned(tmp_path, o
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert parameters(config) == pytest.approx(14.8e9, rel=0.01)
     given = (f"model.path={tmp_path / 'model'}", "model.pretrain=null", "platform=gpu", "rl.enabled=false")
+    given += ("sft.lora={rank: 8}", "sft.gradient_checkpointing=true", "sft.tokens_per_micro_batch=512")
     plan = planned(tmp_path, *given, *overrides)
     if message is None:
         estimates = estimate_plan(plan, Store(plan.root))

@@ -141,7 +141,8 @@ def test_the_pages_commands_run_from_a_bare_environment(bare, tmp_path):
         script = script.replace(old, new)
     # a job server answers before it can run a job
     waits = (
-        f"for i in $(seq 60); do ray job list --address=http://127.0.0.1:{jobs} >/dev/null 2>&1 && break; sleep 2; done"
+        f"for i in $(seq 60); do ray job submit --address=http://127.0.0.1:{jobs} -- true >/dev/null 2>&1 && break; "
+        "sleep 2; done"
     )
     script = script.replace("ray job submit", f"{waits}\nray job submit")
     code, said = sh(script, environment, home, 1000)

@@ -107,12 +107,12 @@ def test_verls_pools_are_placed_and_leave_cores_for_its_other_actors(processes, 
     assert pools["left"] == found.placed and pools["devices"] == 0
 
 
-GPU = ["platform=gpu", "platform.nodes=2", "platform.gpus_per_node=8", "model.dtype=bfloat16", "rl.processes=16"]
+GPU = ["platform=gpu", "platform.nodes=2", "platform.gpus_per_node=8", "model.dtype=bfloat16"]
 FITTING = ["rl.prompts=16", "rl.mini_batch=16", "rl.samples=4", "sft.batch_size=32"]
 
 
-def placement(*overrides):
-    plan = make_plan("microworld", [*GPU, *FITTING, *overrides])
+def placement(*overrides, processes=16):
+    plan = make_plan("microworld", [*GPU, *FITTING, f"rl.processes={processes}", *overrides])
     return next(stage.placement for stage in plan.stages.values() if stage.kind == "rl")
 
 
@@ -121,7 +121,7 @@ def test_a_run_over_nodes_asks_each_node_for_what_verl_reserves_there():
     found = placement()
     assert (found["nodes"], found["gpus_per_node"], found["cpus"]) == (2, 8, 24 + 5 + 1)
     assert not fits(found, [{"GPU": 8.0, "CPU": 16.0}] * 2) and fits(found, [{"GPU": 8.0, "CPU": 30.0}] * 2)
-    assert placement("rl.processes=8")["cpus"] == 1, "a Ray of its own counts its own cores"
+    assert placement(processes=8)["cpus"] == 1, "a Ray of its own counts its own cores"
 
 
 def test_too_few_cores_are_refused_when_planned():

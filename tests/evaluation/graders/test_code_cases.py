@@ -53,13 +53,26 @@ FUNCTIONS = {
     "defines exec": f"```python\ndef exec(*a): return 0\n{ADD}```",
     "prints": "```python\ndef add(a, b):\n    print(a)\n    return a + b\n```",
     "changes its arguments": "```python\ndef add(a, b):\n    x = [a, b]\n    return x.pop() + x.pop()\n```",
+    "a helper in a block before": "```python\ndef plus(x, y):\n    return x + y\n```\nNow\n```python\n"
+    "def add(a, b):\n    return plus(a, b)\n```",
+    "an import in a block before": "```python\nimport operator as o\n```\n```python\n"
+    "def add(a, b):\n    return o.add(a, b)\n```",
+    "an indented block": "```python\n    def add(a, b):\n        return a + b\n```",
+    "a fence at the end of a line": "```python\ndef add(a, b): return a + b```",
+    "a fence in a line": "It is ```def add(a, b): return a + b```.",
+    "under a condition": "```python\nif True:\n    def add(a, b):\n        return a + b\n```",
+    "usage that imports it": f"```python\n{ADD}```\n```python\nfrom solution import add\nassert add(1, 2) == 3\n```",
+    "usage that ends the process": f"```python\n{ADD}\nimport os\nos._exit(0)\n```",
+    "usage without end": f"```python\n{ADD}\nwhile True: pass\n```",
+    "callable object": "```python\nclass Add:\n    def __call__(self, a, b):\n        return a + b\nadd = Add()\n```",
     "cache": f"```python\n@lru_cache(None)\n{ADD}```",
 }
 
 
 @pytest.mark.parametrize("tests", [TEST, CALLS], ids=["test", "calls"])
 @pytest.mark.parametrize("response", FUNCTIONS.values(), ids=FUNCTIONS)
-def test_a_right_function_is_found_in_a_response(response, tests):
+def test_a_right_function_is_found_in_a_response(response, tests, monkeypatch):
+    monkeypatch.setattr("evaluation.graders.code.LIMITS", Limits(cpu_seconds=1))
     assert grade_code(response, json.dumps(tests), run_generated_code=True).correct
 
 
@@ -80,6 +93,10 @@ PROGRAMS = {
     f"def f(n):\n    return 0 if n == 0 else f(n - 1)\nf(20000)\n{READ}```",
     "asyncio": "```python\nimport asyncio\nasync def main():\n"
     "    print(sum(map(int, input().split())))\nasyncio.run(main())\n```",
+    "a helper in a block before": "```python\ndef plus(a, b):\n    return a + b\n```\nMain:\n```python\n"
+    "print(plus(*map(int, input().split())))\n```",
+    "a block that runs it": f"```python\n{READ}```\n```python\nimport subprocess\n"
+    "print(subprocess.run(['python', 'a.py'], input='1 2', text=True).stdout)\n```",
     "a block that shows its use": f"```python\n{READ}```\n```python\nprint('3')\n```",
 }
 
@@ -135,6 +152,17 @@ def test_a_value_that_cannot_be_judged_is_counted():
             "f(3) == {(1, 2): {3}, 'x': b'y', 'z': [1.5, None, 1 + 2j]}",
         ),
         ("import numpy\ndef f(n):\n    return numpy.int64(n), numpy.arange(n)", "f(2) == (2, [0, 1])"),
+        ("def f(n):\n    return range(n)", "list(f(3)) == [0, 1, 2] and f(3) == range(3)"),
+        (
+            "def f(n):\n    return {n: 1}.keys(), {n: 1}.values(), {n: 1}.items()",
+            "list(map(list, f(3))) == [[3], [1], [(3, 1)]]",
+        ),
+        ("from collections import deque\ndef f(n):\n    return deque([n])", "f(3) != [3] and list(f(3)) == [3]"),
+        (
+            "import datetime as d\n"
+            "def f(n):\n    return d.date(2024, 1, n), d.timedelta(n), d.datetime(2024, 1, n), bytearray(n)",
+            "f(3)[0].day == f(3)[1].days == len(f(3)[3]) == 3 and f(3)[2].isoformat() == '2024-01-03T00:00:00'",
+        ),
         ("def f(n):\n    return 10 ** n", "f(5000) == 10 ** 5000 and f(20) != 10 ** 20 + 1"),
         ("f = 3", "f == 3"),
         ("def f(n):\n    return helper(n)", "f(3) == helper(3) == 6"),
@@ -206,6 +234,10 @@ def test_a_block_ends_where_its_fence_does():
     assert extract_code("```python\na\n```\n```python\nb\n```", entry="missing") == "b\n"
     assert extract_code("x = 1\n```") == "x = 1"
     assert extract_code("I cannot.") == "I cannot."
+    draft = "```python\na = 1\nb = a\n```\n```python\nc = 1\n```\n```python\na = 2\nprint(a + b)\n```"
+    assert extract_code(draft) == "a = 2\nprint(a + b)\n"
+    local = "```python\nn = 1\nprint(n)\n```\n```python\ndef f(m):\n    n = m\n    return n\nprint(f(2))\n```"
+    assert extract_code(local) == "def f(m):\n    n = m\n    return n\nprint(f(2))\n"
 
 
 def test_text_that_parsers_choke_on_is_a_program_like_any_other():

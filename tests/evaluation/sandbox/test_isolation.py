@@ -42,6 +42,7 @@ REFUSED = {
     "shared memory": (29, "0, 4096, 0o1600"),
     "message queue": (240, "b'q', 0x40, 0, 0"),
     "another filter": (317, "0, 0, 0"),
+    "a file on its way": (46, "3, 0, 0"),
     "owner of a pipe": (72, "0, 8, 1"),
     "input to a terminal": (16, "0, 0x5412, 0"),
     "allocate": (285, "0, 0, 0, 4096"),
@@ -103,6 +104,11 @@ HIDDEN = {
         "f = open(str(i), 'w+b'); f.write(bytes(500_000)); f.flush();"
         "libc.mmap(0, 500_000, 1, 1, f.fileno(), 0); f.close(); os.unlink(str(i))"
     ),
+    "on the way through a socket": (
+        "f = open(str(i), 'wb'); f.write(bytes(500_000)); f.flush(); os.unlink(str(i)); pair = socket.socketpair();"
+        "pair[0].sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [f.fileno()]))]);"
+        "f.close(); kept.append(pair)"
+    ),
     "in deep folders": "[(os.mkdir('d'), os.chdir('d')) for _ in range(20)]",
     "in folders without rights": (
         "os.mkdir(str(i)); open(f'{i}/f', 'wb').write(bytes(500_000)); os.rename(str(i), f'x{i}'); os.umask(0o777);"
@@ -116,9 +122,11 @@ def test_files_are_counted_wherever_they_are(step, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     tmp_path.chmod(0o711)
     program = (
-        f"import ctypes, os, time\nlibc = ctypes.CDLL(None)\nkept = []\nfor i in range(10):\n    {step}\ntime.sleep(20)"
+        "import array, ctypes, os, socket, time\nlibc = ctypes.CDLL(None)\nkept = []\n"
+        f"for i in range(10):\n    {step}\ntime.sleep(20)"
     )
-    assert run_code(program, run_generated_code=True, limits=Limits(disk_bytes=2 << 20)).status == "disk"
+    ran = run_code(program, run_generated_code=True, limits=Limits(disk_bytes=2 << 20))
+    assert ran.status == "disk" or "PermissionError" in ran.error  # no descriptor can be sent
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,6 +182,57 @@ def test_a_case_costs_little():
                 assert box.call([[number, 1]])[0].kind == "value"
             costs.append((used(pids) + time.process_time() - before) / 200)
     assert min(costs) <= 0.005
+
+
+def test_a_program_that_ignores_the_signal_of_its_limit_is_stopped():
+    program = (
+        "import signal, time\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
+        "def f(x):\n"
+        "    began = time.process_time()\n"
+        "    while time.process_time() - began < x: pass\n"
+        "    return 1\n"
+    )
+    with Sandbox(program, Limits(cpu_seconds=1), run_generated_code=True) as box:
+        assert box.load("f").kind == "value"
+        assert [box.call([[x]])[0].kind for x in (0.1, 4)] == ["value", "timeout"]
+
+
+# Both take the one copy that the keeper allows for a case, and keep it.
+COPIES = {
+    "a thread that is faster": (
+        "import os, threading, time\n"
+        "def copy():\n"
+        "    while True:\n"
+        "        try:\n"
+        "            if os.fork() == 0: time.sleep(600)\n"
+        "            os._exit(0)\n"
+        "        except OSError: pass\n"
+        "threading.Thread(target=copy, daemon=True).start()\n"
+    ),
+    "a fork of its own": (
+        "import os, time\nfork = os.fork\n"
+        "def copy():\n"
+        "    if fork() == 0: time.sleep(600)\n"
+        "    return fork()\n"
+        "os.fork = copy\n"
+    ),
+    "a case that is answered without one": (
+        "import os, struct, time\nfork = os.fork\n"
+        "def copy():\n"
+        "    if fork() == 0: time.sleep(600)\n"
+        "    os.write(3, struct.pack('!cI', b'V', 1) + b'1' + struct.pack('!cI', b'E', 1) + b'0')\n"
+        "    time.sleep(600)\n"
+        "os.fork = copy\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("program", COPIES.values(), ids=COPIES)
+def test_no_copy_of_a_program_outlives_its_case(program):
+    with Sandbox(program + "def f():\n    return 1\n", Limits(seconds=2.0), run_generated_code=True) as box:
+        box.load("f")
+        kinds = [box.call([[]])[0].kind for _ in range(3)]
+        assert kinds[1:] == ["ended", "ended"] and family(box._process.pid) == [box._process.pid]
 
 
 def test_what_ends_without_a_word_is_known():

@@ -40,7 +40,18 @@ def test_display_says_what_changes_in_plain_lines(plan, capsys):
         assert "sft running 25/100 loss=1.5" in capsys.readouterr().out
         running.state, running.seconds, running.peak_memory_bytes = "done", 12.0, 2_500_000_000
         display.update(progress)
-        assert "sft running done 12.0 s, peak 2.50 GB" in capsys.readouterr().out
+        made = store.directory(running.stage)
+        assert f"sft running done 12.0 s, peak 2.50 GB, {made}\n" in capsys.readouterr().out
+
+
+def test_of_a_model_the_line_says_where_its_last_checkpoint_is(plan, capsys):
+    store = Store(plan.root)
+    done = next(stage for stage in plan.stages.values() if stage.label == "done")
+    directory = store.directory(done)
+    write_json(directory / "checkpoints.json", {"final": 16, "best": 8, "steps": [8, 16]})
+    with Display(store) as display:
+        display.update({done.fingerprint: shown(done, "done")})
+    assert capsys.readouterr().out.rstrip().endswith(f", {directory}/checkpoints/step_16")
 
 
 def test_without_a_terminal_a_line_comes_when_something_changed(plan, capsys):
@@ -60,6 +71,9 @@ def test_without_a_terminal_a_line_comes_when_something_changed(plan, capsys):
         running.state, running.attempt = "running", 1
         display.update(progress)
         capsys.readouterr()
+        write_json(file, {**values, "done": 0, "total": 1, "metrics": {}})
+        assert later(display) == ""  # its start has been said
+        write_json(file, values)
         assert "sft running 25/100 loss=1.5" in later(display)
         assert later(display) == later(display) == ""
         write_json(file, {**values, "metrics": {"target/pass@1": 0.43, "low": 0.39, "high": 0.47}})

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 import toy
 
@@ -60,6 +62,24 @@ def test_another_program_at_the_address(monkeypatch):
         assert "another program answers" in refused(monkeypatch, f"127.0.0.1:{server.server_port}")
     finally:
         server.shutdown()
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_another_program_that_speaks_rays_protocol(monkeypatch, scheme):
+    """A proxy or another service: Ray would ask it for minutes."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        assert "another program answers" in refused(monkeypatch, f"{scheme}127.0.0.1:{port}")
+    finally:
+        server.stop(None)
+
+
+def test_rays_own_server_is_told_from_others(ray_session):
+    import ray
+
+    assert cluster._unanswered(ray.get_runtime_context().gcs_address) is None
 
 
 def test_one_that_accepts_and_is_silent(monkeypatch):
