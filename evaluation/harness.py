@@ -233,6 +233,10 @@ def _language_model(
         def prefix_token_id(self) -> int:
             return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
+        @property
+        def tokenizer_name(self) -> str:
+            return str(tokenizer.name_or_path)
+
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
             # Chat templates write every special token themselves. Other texts as with the harness' own models: by the
             # tokenizer's default, and not twice.

@@ -203,7 +203,7 @@ def _notes(root: str, token: str) -> set[str]:
 
 
 def _ask(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], list[set[str]]]:
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         found = probe(settings)
         return [found], [_notes(settings["root"], settings["token"])]
     import ray

@@ -45,14 +45,19 @@ class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
         result = await self._score(output, kwargs)
         output.reward_score = float(result["reward_score"])
         output.extra_fields["reward_extra_info"] = result["reward_extra_info"]
-        output.extra_fields["data_source"] = kwargs.get("data_source")
         return output
 
     async def ct_build_initial_tokens(
-        self, messages: list[dict], tools: list[dict] | None = None, **_: Any
+        self,
+        messages: list[dict],
+        tools: Any = None,
+        images: Any = None,
+        videos: Any = None,
+        audios: Any = None,
+        mm_inputs_out: Any = None,
     ) -> list[int]:
         """The ids that the engine is given; verl has refused images before, `check_prompts` what is too long."""
-        _prompt, ids = await asyncio.to_thread(_renderer(self).prompt, messages, tools)
+        _, ids = await asyncio.to_thread(_renderer(self).prompt, messages, tools)
         return ids
 
     async def _score(self, output: AgentLoopOutput, row: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def _renderer(loop: ScoredSingleTurnAgentLoop) -> Renderer:
         arguments: Any = loop.apply_chat_template_kwargs
         if OmegaConf.is_config(arguments):
             arguments = OmegaConf.to_container(arguments, resolve=True)
-        tokenizer: Any = loop.tokenizer  # verl calls every tokenizer an AutoTokenizer
+        tokenizer: Any = loop.tokenizer  # verl annotates the factory
         _renderers[key] = Renderer(tokenizer, template_arguments=arguments)
     return _renderers[key]
 

@@ -150,7 +150,7 @@ def take_turn(wait: float = 2.0) -> Any:
     """
     import ray
 
-    turn = ray.remote(num_cpus=0)(_Turn)
+    turn: Any = ray.remote(num_cpus=0)(_Turn)
     said = float("-inf")
     while True:
         holder: Any = None

@@ -63,7 +63,7 @@ def cluster(stages: Iterable[Stage], platform: Any, temporary: str) -> Iterator[
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         # A worker that loses this driver would kill the guard, which is there to end all that is below it.
         os.environ.update(PRIVATE_RAY, RAY_kill_child_processes_on_worker_exit="false")
     import ray
@@ -88,7 +88,11 @@ def cluster(stages: Iterable[Stage], platform: Any, temporary: str) -> Iterator[
 
 @contextlib.contextmanager
 def _ending_who_is_asked() -> Iterator[None]:
-    """Ends those of Ray's daemons below this process that get a SIGTERM, which they block (`shielded`)."""
+    """Ends those of Ray's daemons below this process that get a SIGTERM, which they block (`shielded`).
+
+    Once this process has left them: Ray ends a process that loses its raylet, without a word, where its parent is gone
+    too, and the shell that started this one may have got the same signal.
+    """
     import psutil
 
     children = [child.pid for child in psutil.Process().children()]
@@ -96,7 +100,7 @@ def _ending_who_is_asked() -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(0.02):
-            for pid in children:
+            for pid in children if not _is_connected() else ():
                 if _asked_to_end(pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -108,6 +112,13 @@ def _ending_who_is_asked() -> Iterator[None]:
     finally:
         ended.set()
         watcher.join()
+
+
+def _is_connected() -> bool:
+    """Whether this process has a part in Ray, which `ray.shutdown` ends before the daemons."""
+    from ray._private.worker import global_worker
+
+    return hasattr(global_worker, "core_worker")
 
 
 def _asked_to_end(pid: int) -> bool:

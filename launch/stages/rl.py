@@ -239,10 +239,9 @@ class RlStage(StageKind):
 
     def placement(self, recipe: Any) -> Placement:
         """Over several nodes, where verl joins the cluster's Ray, with the cores that it reserves on each."""
-        found = spread(recipe.rl.processes, recipe.platform)
-        if found.nodes == 1:
-            return found
-        return found.model_copy(update={"cpus": demand_of(recipe).of_node(found.nodes)})
+        found, given = spread(recipe.rl.processes, recipe.platform), recipe.platform.placement.get(self.name)
+        nodes = found.nodes if given is None or given.nodes is None else given.nodes
+        return found if nodes == 1 else found.model_copy(update={"cpus": demand_of(recipe).of_node(nodes)})
 
     def halved(self, settings: Mapping[str, Any], field: str) -> int:
         longest = settings["rl"]["max_prompt_length"] + settings["rl"]["max_response_length"]

@@ -475,7 +475,7 @@ def test_texts_become_the_token_ids_that_the_harness_own_model_sees(tmp_path, mo
 
     model = model_directory(tied=True, seed=0)
     tokenizer = Prompter(beginning(model, tmp_path) if bos else model).tokenizer
-    ours = _language_model(Scripted(tokenizer, {}), tokenizer, 64, lambda: None, 0, {})
+    ours = _language_model(Scripted(tokenizer, {}), tokenizer, 64, lambda: None, 0, None)
     theirs = SimpleNamespace(
         tokenizer=tokenizer, add_bos_token=None, prefix_token_id=ours.prefix_token_id, backend="causal"
     )

@@ -35,6 +35,11 @@ def test_this_machine_passes_and_nothing_is_left(plan, capsys):
     assert list(Path(plan.root).iterdir()) == []
 
 
+def test_an_empty_address_means_this_machine(plan, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert check(plan) == 0 and "FAIL" not in capsys.readouterr().out
+
+
 def test_equal_nodes_pass(plan):
     assert failures(plan, [node("a"), node("b")]) == {}
 

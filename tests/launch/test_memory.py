@@ -238,7 +238,8 @@ def test_predictions_are_within_a_quarter_of_measured_peaks(tmp_path):
     from sft_objectives.trainer.ranks import rank_environment
 
     jobs, wanted = [], {}
-    for case, (settings, model) in CASES.items():
+    # the first of a process also pays for what it imports on the way
+    for case, (settings, model) in {"imports": CASES["plain"], **CASES}.items():
         folder = tmp_path / case.replace(" ", "_")
         (folder / "scratch").mkdir(parents=True)
         write_world(folder, **model)
@@ -259,8 +260,9 @@ def test_predictions_are_within_a_quarter_of_measured_peaks(tmp_path):
     assert ran.returncode == 0, (tmp_path / "log.txt").read_text()[-3000:]
     peaks = {
         case: json.loads(job.with_suffix(".peak.json").read_text())["peak"]
-        for case, job in zip(CASES, jobs, strict=True)
+        for case, job in zip(wanted, jobs, strict=True)
     }
+    del wanted["imports"]
     ratios = {case: round(memory.total / peaks[case], 3) for case, memory in wanted.items()}
     print(ratios)
     for case, memory in wanted.items():

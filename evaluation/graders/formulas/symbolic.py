@@ -272,7 +272,7 @@ def _size(expr: Any) -> float:
     if largest > SIZE:
         return math.inf
     if isinstance(expr, sympy.Pow):
-        exponent = expr.args[1]
+        exponent: Any = expr.args[1]
         power = abs(exponent.p / exponent.q) if isinstance(exponent, sympy.Rational) and sizes[1] < 64 else None
         return max(largest, sizes[0] * (_two_to(sizes[1]) if power is None else power))
     if isinstance(expr, sympy.exp | sympy.sinh | sympy.cosh):
