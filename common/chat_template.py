@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names that families give to the thinking of a turn
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "tokenize", "chat_template", "conversation")
-_POLICY = ("weight", "train", "loss")  # say whether a message is trained on; no template reads them
+TRAINED = ("weight", "train", "loss")  # say whether a message is trained on; no template reads them
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _BRACKETS = (("end", "begin"), ("end", "start"), ("END", "BEGIN"), ("END", "START"), ("</", "<"))
 _ASKED, _SAID, _THOUGHT, _NAME = "Quvxa", "Zarbo", "Wimqe", "jolpf"  # words that no template writes by itself
@@ -104,7 +104,7 @@ class ChatTemplate:
         return [self._prepared(number, message) for number, message in enumerate(messages, 1)]
 
     def _prepared(self, number: int, message: Mapping[str, Any]) -> dict[str, Any]:
-        clean = {key: value for key, value in message.items() if value is not None and key not in _POLICY}
+        clean = {key: value for key, value in message.items() if value is not None and key not in TRAINED}
         clean["content"] = _text(number, message)
         calls = _parsed(clean.pop("tool_calls", None))
         if calls:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from common import chat_checks as checks
-from common.chat_template import ChatTemplate, common_prefix, prepared_tools, thinking
+from common.chat_template import TRAINED, ChatTemplate, common_prefix, prepared_tools, thinking
 from common.chat_tokens import TokenText, encode, last_of
 from common.errors import ConfigError
 
@@ -364,7 +364,7 @@ def renderer_for(tokenizer: PreTrainedTokenizerBase, model: Any, data: Any = Non
 
 
 def _is_trained(message: Mapping[str, Any]) -> bool:
-    return all(message.get(key) is None or bool(message[key]) for key in ("weight", "train", "loss"))
+    return all(message.get(key) is None or bool(message[key]) for key in TRAINED)
 
 
 def _line(error: Exception) -> str:

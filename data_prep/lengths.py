@@ -157,14 +157,11 @@ def _check_end(directory: Path, renderer: Renderer, stops: set[Any], file: str) 
         )
 
 
-def encode_chats(
-    tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], prompt: bool = False
-) -> list[list[int]]:
-    """Token ids of each chat under the tokenizer's template, ending in the assistant's header when `prompt`.
+def encode_chats(renderer: Renderer, chats: list[list[dict[str, str]]], prompt: bool = False) -> list[list[int]]:
+    """Token ids of each chat under the renderer's template, ending in the assistant's header when `prompt`.
 
     Raises ConfigError where the template refuses a chat.
     """
-    renderer = Renderer(tokenizer)
     found: list[Any] = renderer.prompts(chats) if prompt else renderer.many((chat, None) for chat in chats)
     for rows in found:
         if isinstance(rows, ConfigError):

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.chats import Renderer
 from common.errors import ConfigError
 from common.files import write_json
 from common.problems import INSTRUCTIONS, problem_key, turns
@@ -312,6 +313,7 @@ def _write_text(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path]
 
     tokenizer = world_tokenizer()
     tokenizer.save_pretrained(output / "tokenizer")
+    renderer = Renderer(tokenizer)
     skills: dict[str, list[OpenFeed]] = {}
     for feed in feeds:
         for name in feed.names():
@@ -329,8 +331,8 @@ def _write_text(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Path]
                 rows = reader.rows(name, feed.drawn(name), feed.extent(name), reader.parse_text)
                 copied = (row for _, row, copies, _ in rows for _ in range(copies))
                 for batch in _batched(copied, BATCH_ROWS):
-                    full = encode_chats(tokenizer, [row["messages"] for row in batch])
-                    asked = encode_chats(tokenizer, [row["messages"][:-1] for row in batch], prompt=True)
+                    full = encode_chats(renderer, [row["messages"] for row in batch])
+                    asked = encode_chats(renderer, [row["messages"][:-1] for row in batch], prompt=True)
                     for row, ids, prompt in zip(batch, full, asked, strict=True):
                         numbered = {**row, "id": f"{skill}-{writer.rows}"}
                         writer.add({**numbered, "input_ids": ids, "prompt_length": len(prompt)})

@@ -9,8 +9,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from evaluation.generation.prompts import Prompter
 
+P = ParamSpec("P")
+T = TypeVar("T")
 POSITIONS_PER_CHUNK = 1024
 ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, float("inf"))
 
@@ -54,6 +57,24 @@ def encode(
     return (row.ids[:end], start) if end <= max_length else None
 
 
+def _gives_device_back(function: Callable[P, T]) -> Callable[P, T]:
+    """`function(..., device=...)`, after which the device's memory is free: what was local to the call is gone then."""
+
+    @wraps(function)
+    def called(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return function(*arguments, **named)
+        finally:
+            gc.collect()
+            if named["device"] != "cpu":
+                import torch
+
+                torch.cuda.empty_cache()  # what PyTorch keeps is not vLLM's to use
+
+    return called
+
+
+@_gives_device_back
 def forward(
     model: Path,
     base: Path | None,
@@ -70,26 +91,6 @@ def forward(
     progress(done) is called after each chat; the device's memory is free again afterwards. Raises ConfigError if the
     two vocabularies differ in size.
     """
-    try:
-        return _forward(model, base, chats, dtype, device, progress, trust_remote_code)
-    finally:
-        # The models were local to that call; what PyTorch keeps of their memory is not vLLM's to use.
-        gc.collect()
-        if device != "cpu":
-            import torch
-
-            torch.cuda.empty_cache()
-
-
-def _forward(
-    model: Path,
-    base: Path | None,
-    chats: Sequence[tuple[list[int], int]],
-    dtype: str,
-    device: str,
-    progress: Callable[[int], None],
-    trust_remote_code: bool,
-) -> HeldOut:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -109,6 +109,10 @@ class PathHasher:
             raise ConfigError(f"{path}: holds no model; name a Hugging Face directory with config.json and weights")
         return self._all(root, files)
 
+    def outside(self, path: Path, *, model: bool) -> str:
+        """Hex digest of an input from outside: of a `model`'s directory what `model` counts, else of all its bytes."""
+        return self.model(path) if model and path.is_dir() else self(path)
+
     def _all(self, root: Path, files: list[Path]) -> str:
         return fingerprint([[file.relative_to(root).as_posix(), self._file(file)] for file in files])
 
@@ -141,8 +145,7 @@ def verify_outside(paths: Mapping[str, str], digests: Mapping[str, str], models:
         path = Path(paths[name])
         if not path.exists():
             raise ConfigError(f"input {name}: {path} is gone since this run was planned; bring it back")
-        now = hasher.model(path) if name in models and path.is_dir() else hasher(path)
-        if now != digest:
+        if hasher.outside(path, model=name in models) != digest:
             raise ConfigError(
                 f"input {name}: {path} has changed since this run was planned; run the same command again, which makes "
                 "anew what depends on it"

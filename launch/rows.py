@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
 from common.files import read_json
-from common.settings import rebuild
 from launch import interrupts, stages
-from launch.execution.child import input_paths
-from launch.fingerprint import MEMORY, verify_outside
+from launch.execution.child import load_call
+from launch.fingerprint import MEMORY
 from launch.graph.plan import Plan, Stage
 from launch.store import Store, StoreError
 from launch.store.leases import Heartbeat
@@ -127,16 +124,13 @@ def _call(stage: Stage, there: Mapping[str, Path], output: Path, scratch: Path, 
         name: one.path or str(store.select(there[str(one.stage)], one.select)) for name, one in stage.inputs.items()
     }
     digests = {name: one.digest for name, one in stage.inputs.items() if one.digest}
-    verify_outside(given, digests, stage.models, store.root / MEMORY)
-    module, _, function = stage.function.partition(":")
-    run = getattr(importlib.import_module(module), function)
-    settings = rebuild({"type": stage.settings_type, "values": stage.settings})
-    with _reporter(stage.name) as report:
-        run(settings, input_paths(given, stage.models, scratch), output, scratch, report)
+    description = {"type": stage.settings_type, "values": stage.settings}
+    call = load_call(stage.function, description, given, digests, stage.models, store.root / MEMORY, scratch)
+    call(output, _reporter(stage.name))
 
 
-@contextlib.contextmanager
-def _reporter(name: str) -> Iterator[Callable[..., None]]:
+def _reporter(name: str) -> Callable[..., None]:
+    """What a stage calls as it reads: prints its share done, every `SAID_EVERY` seconds."""
     said = time.monotonic()
 
     def report(done: float, total: float, **_: Any) -> None:
@@ -145,7 +139,7 @@ def _reporter(name: str) -> Iterator[Callable[..., None]]:
             said = time.monotonic()
             print(f"{name}: {done / max(1, total):.0%}", flush=True)
 
-    yield report
+    return report
 
 
 def _counted(directory: Path) -> str:

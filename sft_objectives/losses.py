@@ -54,35 +54,22 @@ def token_losses(
     n = len(logits)
     check_rows("mask", mask, n)
     with torch.autocast(logits.device.type, enabled=False):  # the statistics are float32 whatever the context is
-        return _losses(objective, logits, labels, mask, sequence_lengths, reference, columns, constants)
-
-
-def _losses(
-    objective: Objective,
-    logits: Tensor,
-    labels: Tensor,
-    mask: Tensor | None,
-    sequence_lengths: Tensor | None,
-    reference: Reference | Mapping[str, Reference] | None,
-    columns: Mapping[str, Tensor] | None,
-    constants: Constants | None,
-) -> Tensor:
-    n, vocab_size = logits.shape
-    rows, labels = supervised_rows(labels, mask, vocab_size)
-    reference = fitted(reference, vocab_size)
-    given = select(reference, rows, n)
-    references = resolve_references(objective, given, labels, vocab_size)
-    columns = resolve_columns(objective, columns, rows, n)
-    sequence = sequence_ids(objective, sequence_lengths, n, logits.device)
-    if not len(rows):  # no threshold or median of no positions is needed
-        wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
-        return torch.zeros(n, dtype=wide, device=logits.device).index_copy(0, rows, logits[rows, 0].to(wide))
-    if constants is None:
-        supervised = torch.ones(n, dtype=torch.bool, device=logits.device) if mask is None else mask != 0
-        constants = dataset_constants(objective, reference, supervised, sequence)
-    student = DenseStudent(logits if len(rows) == n else logits[rows], labels)
-    sequence = None if sequence is None else sequence[rows]
-    first_pass = Step(student, references, columns)
-    constants = resolve_constants(objective, constants, first_pass, sequence, rows)
-    losses = objective.loss(Step(student, references, columns, constants))
-    return torch.zeros(n, dtype=losses.dtype, device=losses.device).index_copy(0, rows, losses)
+        vocab_size = logits.shape[1]
+        rows, labels = supervised_rows(labels, mask, vocab_size)
+        reference = fitted(reference, vocab_size)
+        given = select(reference, rows, n)
+        references = resolve_references(objective, given, labels, vocab_size)
+        columns = resolve_columns(objective, columns, rows, n)
+        sequence = sequence_ids(objective, sequence_lengths, n, logits.device)
+        if not len(rows):  # no threshold or median of no positions is needed
+            wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
+            return torch.zeros(n, dtype=wide, device=logits.device).index_copy(0, rows, logits[rows, 0].to(wide))
+        if constants is None:
+            supervised = torch.ones(n, dtype=torch.bool, device=logits.device) if mask is None else mask != 0
+            constants = dataset_constants(objective, reference, supervised, sequence)
+        student = DenseStudent(logits if len(rows) == n else logits[rows], labels)
+        sequence = None if sequence is None else sequence[rows]
+        first_pass = Step(student, references, columns)
+        constants = resolve_constants(objective, constants, first_pass, sequence, rows)
+        losses = objective.loss(Step(student, references, columns, constants))
+        return torch.zeros(n, dtype=losses.dtype, device=losses.device).index_copy(0, rows, losses)

@@ -69,20 +69,50 @@ def settings_of(description: dict[str, Any]) -> Any:
     return settings.model_copy(update={"platform": settings.platform.model_copy(update={"env": env})})
 
 
-def _call(request: dict[str, Any]) -> None:
-    module, _, function = request["function"].partition(":")
-    run: Callable[..., None] = getattr(importlib.import_module(module), function)
-    settings = settings_of(request["settings"])
+def load_call(
+    function: str,
+    description: dict[str, Any],
+    inputs: Mapping[str, str],
+    digests: Mapping[str, str],
+    models: Mapping[str, Mapping[str, str | None]],
+    memory: Path,
+    scratch: Path,
+) -> Callable[[Path, Callable[..., None]], None]:
+    """A stage's function, its settings and its inputs, to be called as (output, report).
+
+    Args:
+        function: "module:function".
+        description: of the settings, as `settings_of` takes it.
+        inputs, models, scratch: as `input_paths` takes them; digests, memory: as `verify_outside` does.
+
+    Raises:
+        ConfigError: the settings do not fit, an input has changed since it was planned, or a model has no such EOS.
+    """
+    module, _, name = function.partition(":")
+    run: Callable[..., None] = getattr(importlib.import_module(module), name)
+    settings = settings_of(description)
     check_origin()
+    verify_outside(inputs, digests, models, memory)
+    paths = input_paths(inputs, models, scratch)
+    return lambda output, report: run(settings, paths, output, scratch, report)
+
+
+def _call(request: dict[str, Any]) -> None:
     scratch, output = Path(request["scratch"]), Path(request["output"])
     for directory in (scratch, output):  # made by the driver, on a node whose directories we may see late
         directory.mkdir(parents=True, exist_ok=True)
-    memory = Path(request["logs"]).parent.parent / MEMORY
-    verify_outside(request["inputs"], request.get("digests", {}), request["models"], memory)
-    inputs = input_paths(request["inputs"], request["models"], scratch)
+    call = load_call(
+        request["function"],
+        request["settings"],
+        request["inputs"],
+        request.get("digests", {}),
+        request["models"],
+        Path(request["logs"]).parent.parent / MEMORY,
+        scratch,
+    )
     report = Reporter(Path(request["logs"]) / "progress.json", request["attempt"])
     report(0, 1)
-    run(settings, inputs, output, scratch, report)
+    call(output, report)
     check_origin()
 
 

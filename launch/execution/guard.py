@@ -25,7 +25,7 @@ from pathlib import Path
 from common.files import write_json
 from common.processes import shared_memory
 from launch.execution.child import POSITION, work
-from launch.execution.outcomes import DISK_FULL, NO_SPACE, is_full
+from launch.execution.outcomes import DISK_FULL, UNSAID, is_full
 from launch.execution.requests import read_request, request_file
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -138,7 +138,7 @@ class Guard:
             if code == -signal.SIGKILL and memory_was_short:
                 outcome, message = "oom", "the kernel killed the stage: out of memory"
             if code == DISK_FULL:
-                outcome, message = "disk", f"{NO_SPACE}; free space and run the same command again"
+                outcome, message = UNSAID
             try:
                 write_json(result, {"outcome": outcome, "message": message, "peak_memory_bytes": peak})
             except OSError as error:

@@ -18,6 +18,7 @@ from common.errors import ConfigError
 DISK_FULL = 28  # exit status of a child and of its guard where even the result finds no space
 NO_SPACE = "no space left on the disk"
 _FREE_SPACE = "free space and run the same command again"
+UNSAID = ("disk", f"{NO_SPACE}; {_FREE_SPACE}")  # class and message where only the status DISK_FULL says it
 # Rust's and C++'s libraries keep the operating system's error as a text only.
 _DISK_SIGNS = (
     "no space left on device",
@@ -75,22 +76,19 @@ def _message(error: BaseException) -> str:
     return text if isinstance(error, ConfigError) and text else f"{type(error).__name__}: {text}"[:_LONGEST]
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and what was being handled meanwhile."""
+def _chain(error: BaseException, *, context: bool = True) -> Iterator[BaseException]:
+    """The error, what it was raised from and, with `context`, what was being handled meanwhile."""
     seen: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in seen:
         seen.append(at)
         yield at
-        at = at.__cause__ or at.__context__
+        at = at.__cause__ or (at.__context__ if context else None)
 
 
 def _our_error(error: BaseException) -> str | None:
     """The message of the ConfigError that an error is, was raised from, or quotes from an actor; else None."""
-    at: BaseException | None = error
-    seen: list[BaseException] = []
-    while at is not None and at not in seen:
-        seen.append(at)
+    for at in _chain(error, context=False):
         inner = getattr(at, "cause", None)  # Ray's error of a task or actor holds the one that was raised there
         for one in (inner, at):
             if isinstance(one, ConfigError):
@@ -99,7 +97,6 @@ def _our_error(error: BaseException) -> str | None:
             found = _CONFIG_LINE.findall(str(at))
             if found:
                 return " ".join(found[-1].split())
-        at = at.__cause__
     return None
 
 

@@ -20,7 +20,7 @@ from common.errors import ConfigError
 from common.processes import end_attempt
 from launch.execution.devices import wait_until_free
 from launch.execution.environment import environment
-from launch.execution.outcomes import DISK_FULL, NO_SPACE, judge_log
+from launch.execution.outcomes import DISK_FULL, UNSAID, judge_log
 from launch.store import Corrupt, Full, LeaseLost, Store, StoreError
 from launch.store.patience import patiently, read
 from launch.store.places import attempt_file
@@ -151,7 +151,7 @@ class _Watch:
             if self._file(entry, "log").exists():
                 killed = ("fault", "the stage's guard was killed")
                 if process.returncode == DISK_FULL:
-                    killed = ("disk", f"{NO_SPACE}; free space and run the same command again")
+                    killed = UNSAID
                 outcome, message = self.ending or killed
                 result = {"outcome": outcome, "message": message, "seconds": time.monotonic() - self.clock}
             self.settle(entry, result)

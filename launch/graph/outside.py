@@ -63,7 +63,7 @@ class OutsideIdentities:
     def _look(self, given: Outside, offline: bool) -> Known:
         path = Path(given.path).expanduser()
         if path.exists():
-            digest = self._hash_path.model(path) if given.model and path.is_dir() else self._hash_path(path)
+            digest = self._hash_path.outside(path, model=given.model)
             return Known(digest, str(path), digest)
         hub = is_hub_name(given.path)
         if given.local and hub and "/" in given.path:

@@ -64,6 +64,6 @@ def _paths(schema: type[BaseModel], above: str = "") -> Iterator[str]:
     for key, info in schema.model_fields.items():
         path = f"{above}{info.alias or key}"
         yield path
-        inner = fields.section(schema, [key])
-        if inner is not None and not (fields.holds_list(info.annotation) or fields.holds_names(info.annotation)):
+        inner = fields.nested(schema, [key])
+        if inner is not None:
             yield from _paths(inner, f"{path}.")

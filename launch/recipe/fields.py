@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 Path = Sequence[str | int]
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -56,13 +57,19 @@ def annotation(schema: type[BaseModel], path: Path) -> Any:
 
 def _below(kind: Any, part: str | int) -> Any:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return next((f.annotation for name, f in kind.model_fields.items() if part in (name, f.alias)), None)
+        info = field_of(kind, part)
+        return None if info is None else info.annotation
     arguments = get_args(kind)
     if get_origin(kind) is dict:
         return arguments[1]
     if get_origin(kind) in (list, tuple) and str(part).isdecimal():
         return arguments[0]
     return None
+
+
+def field_of(section: type[BaseModel], part: str | int) -> FieldInfo | None:
+    """The field of a section that is called `part`, by its own name or its alias; None where there is none."""
+    return next((info for name, info in section.model_fields.items() if part in (name, info.alias)), None)
 
 
 def _members(kind: Any) -> Iterator[Any]:
@@ -77,6 +84,12 @@ def section(schema: type[BaseModel], path: Path) -> type[BaseModel] | None:
     """The section at `path`, or None where no section is there."""
     found = annotation(schema, path) if path else schema
     return next((one for one in _members(found) if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def nested(schema: type[BaseModel], path: Path) -> type[BaseModel] | None:
+    """The section at `path` where the field is one; None also where it holds sections in a list or under names."""
+    kind = annotation(schema, path)
+    return None if holds_list(kind) or holds_names(kind) else section(schema, path)
 
 
 def holds_list(kind: Any) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from launch.recipe.fields import field_of
+
 
 def setting(default: Any, description: str, **bounds: Any) -> Any:
     """A field whose value is part of an artifact's identity; `bounds` are pydantic's (gt, ge, lt, le, ...)."""
@@ -44,8 +46,8 @@ def is_runtime_path(schema: type[BaseModel], path: Sequence[str]) -> bool:
         return False
     current: Any = schema
     for depth, part in enumerate(path):
-        fields = current.model_fields if isinstance(current, type) and issubclass(current, BaseModel) else {}
-        info = next((one for name, one in fields.items() if part in (name, one.alias)), None)
+        is_section = isinstance(current, type) and issubclass(current, BaseModel)
+        info = field_of(current, part) if is_section else None
         if info is None:
             return False
         if is_runtime(info):

@@ -26,17 +26,10 @@ def spread(entry: dict[str, Any], schema: type[BaseModel]) -> Iterator[dict[str,
 def _flat(entry: dict[str, Any], schema: type[BaseModel], above: str) -> Iterator[tuple[str, Any]]:
     for key, value in entry.items():
         path = f"{above}{key}"
-        if isinstance(value, dict) and value and _is_section(path, schema):
+        if isinstance(value, dict) and value and fields.nested(schema, path.split(".")):
             yield from _flat(value, schema, f"{path}.")
         else:
             yield path, value
-
-
-def _is_section(path: str, schema: type[BaseModel]) -> bool:
-    kind = fields.annotation(schema, path.split("."))
-    return fields.section(schema, path.split(".")) is not None and not (
-        fields.holds_list(kind) or fields.holds_names(kind)
-    )
 
 
 def _alternatives(path: str, value: Any, schema: type[BaseModel]) -> list[Any]:

@@ -102,7 +102,7 @@ class Leases(Places):
         if driver is not None and driver.here:
             self._here.add(run)
             return start_time(driver.pid) == driver.started
-        beat = self.beat(run)
+        beat = self._beat(run, driver)
         if beat is None and run in self._here:
             return False  # it has signed off
         now = time.monotonic()
@@ -114,7 +114,9 @@ class Leases(Places):
 
     def beat(self, run: str) -> object:
         """What changes with each beat of a driver; None where it has no file."""
-        driver = self.driver(run)
+        return self._beat(run, self.driver(run))
+
+    def _beat(self, run: str, driver: Driver | None) -> object:
         if driver is not None:
             return driver.counter
         try:  # a file that cannot be read or understood still changes

@@ -27,16 +27,24 @@ LOOK = 0.1  # seconds between two looks
 
 def patiently(call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """`call(...)`, again while the file system has a passing error. Raises the last one after eight tries."""
-    pause = FIRST_PAUSE
-    for attempt in range(TRIES):
+    return again(lambda: call(*arguments, **named), _is_passing, tries=TRIES, pause=FIRST_PAUSE)
+
+
+def _is_passing(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in PASSING
+
+
+def again(call: Callable[[], T], passing: Callable[[Exception], bool], *, tries: int, pause: float) -> T:
+    """`call()`, up to `tries` times while its error is `passing`, after `pause` seconds that double."""
+    for _ in range(tries - 1):
         try:
-            return call(*arguments, **named)
-        except OSError as error:
-            if error.errno not in PASSING or attempt == TRIES - 1:
+            return call()
+        except Exception as error:
+            if not passing(error):
                 raise
         time.sleep(pause)
         pause *= 2
-    raise AssertionError("unreachable")
+    return call()
 
 
 def read(path: Path) -> Any:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from common.files import file_digest
 from launch.store.errors import Corrupt, StoreError
+from launch.store.patience import again
 from launch.store.records import RECORD, Record
 from launch.store.store import Store
 
@@ -53,18 +54,9 @@ class Replica:
 
     def _ask(self, what: str, *arguments: Any, **named: Any) -> Any:
         """A request to the object store, again with growing pauses where it fails for any reason but absence."""
-        pause = FIRST_PAUSE
-        for left in reversed(range(TRIES)):
-            try:
-                return getattr(self._files, what)(*arguments, **named)
-            except FileNotFoundError:
-                raise
-            except Exception:  # each object store's driver has its own errors
-                if not left:
-                    raise
-            time.sleep(pause)
-            pause *= 2
-        raise AssertionError("unreachable")
+        request = partial(getattr(self._files, what), *arguments, **named)
+        # each object store's driver has its own errors
+        return again(request, lambda e: not isinstance(e, FileNotFoundError), tries=TRIES, pause=FIRST_PAUSE)
 
     def _path(self, stage: Stage, name: str) -> str:
         return f"{self._root.rstrip('/')}/{stage.address}/{name}"

@@ -249,8 +249,9 @@ class Store(Leases):
         """Rename, then record, under the kind's lock; an artifact that is already there wins."""
         target = self.directory(stage)
         with self.locked(stage.kind):
+            owner = self.owner(stage)
             # a lease that is there and not whole is a crash's, not another driver's
-            if self.owner(stage) != run and not (self.owner(stage) is None and patiently(self.lease(stage).exists)):
+            if owner != run and not (owner is None and patiently(self.lease(stage).exists)):
                 raise LeaseLost(f"{target}: another driver took this stage over")
             existing = self.find(stage)
             if existing is not None:

@@ -9,7 +9,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,9 @@ import toy
 import yaml
 from packaging.requirements import Requirement
 from test_run import outcomes, payloads
+from tiny_world import TINY
 
+from common.ports import free_port
 from common.processes import attempt_processes
 from launch.execution.cluster import fits
 from launch.recipe.recipe import Recipe
@@ -284,19 +285,6 @@ def test_runs_of_which_a_cluster_serves_one_at_a_time_are_queued(tmp_path, short
 
 
 # --- jobs
-
-TINY = [
-    "data.microworld.pretrain_examples=1200", "data.microworld.sft_examples=64", "data.microworld.rl_prompts=32",
-    "data.microworld.target_problems=12", "data.microworld.skill_problems=4", "model.pretrain.hidden=48",
-    "model.pretrain.layers=2", "model.pretrain.heads=4", "model.pretrain.steps=10", "sft.steps=2",
-    "sft.batch_size=16", "rl.enabled=false", "eval.enabled=false",
-]  # fmt: skip
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

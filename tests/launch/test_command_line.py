@@ -183,7 +183,7 @@ STARTED = "import runpy; print('x', flush=True); runpy.run_module('launch', run_
 def test_an_interrupt_at_any_moment_is_no_traceback(tmp_path, moment):
     process = subprocess.Popen(
         [sys.executable, "-c", STARTED, "plan", "microworld", "seed=range(0,40)", f"run.root={tmp_path}"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "x\n"
     time.sleep(moment)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shlex
-import socket
 import stat
 import subprocess
 import sys
@@ -18,19 +17,15 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from tiny_world import TINY
 
+from common.ports import free_port
 from launch.graph.builder import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "launch" / "examples"
 PAGE = ROOT / "docs" / "launch.md"
 MARK = "SFT_THEN_RL_EXAMPLE"
-TINY = [
-    "data.microworld.pretrain_examples=1200", "data.microworld.sft_examples=64", "data.microworld.rl_prompts=32",
-    "data.microworld.target_problems=12", "data.microworld.skill_problems=4", "model.pretrain.hidden=48",
-    "model.pretrain.layers=2", "model.pretrain.heads=4", "model.pretrain.steps=10", "sft.steps=2",
-    "sft.batch_size=16", "rl.enabled=false", "eval.enabled=false",
-]  # fmt: skip
 
 
 def page_commands():
@@ -90,12 +85,6 @@ def bare():
                 process.kill()
     time.sleep(0.5)
     subprocess.run(["rm", "-rf", str(home)], check=False)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def sh(script, environment, home, seconds=600):

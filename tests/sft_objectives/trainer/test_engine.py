@@ -1,18 +1,16 @@
 """The objectives inside verl's engine: gradients do not depend on how a batch is split and equal those without verl."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rank_processes import run_script
 from safetensors.torch import load_file
 
 import sft_objectives
 from common.ports import free_port
 from common.settings import describe
-from sft_objectives.trainer.ranks import rank_environment
 
 pytestmark = pytest.mark.e2e
 
@@ -73,23 +71,7 @@ def run_ranks(
     }
     (out / "cases.json").write_text(json.dumps(job["cases"]))
     (out / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-W", "ignore", str(HERE / "engine_matrix.py"), str(out / "job.json")]
-    log = (out / "log.txt").open("w")
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            command, env=rank_environment(settings, rank, ranks) | meeting, stdout=log, stderr=subprocess.STDOUT
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        statuses = [process.wait(timeout=900) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        log.close()
-    assert statuses == [0] * ranks, (out / "log.txt").read_text()[-3000:]
+    run_script("engine_matrix.py", out / "job.json", settings, ranks=ranks, port=port, timeout=900)
     return out
 
 

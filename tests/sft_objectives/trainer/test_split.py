@@ -1,17 +1,12 @@
 """`fit` with sequences spread over ranks: all of them validate, choose and export alike."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from rank_processes import run_script
 
 from common.ports import free_port
 from common.settings import describe
-from sft_objectives.trainer.ranks import rank_environment
-
-HERE = Path(__file__).parent
 
 
 @pytest.mark.e2e
@@ -25,23 +20,7 @@ def test_ranks_of_a_sequence_agree_on_the_best_step(tiny_world, settings_of, tmp
     inputs = {name: str(tiny_world[name]) for name in ("model", "data")}
     job = {"settings": describe(settings), "inputs": inputs, "scratch": str(tmp_path), "sequence_parallel": 2}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-W", "ignore", str(HERE / "fit_split.py"), str(tmp_path / "job.json")]
-    log = (tmp_path / "log.txt").open("w")
-    processes = [
-        subprocess.Popen(
-            command, env=rank_environment(settings, rank, 2) | meeting, stdout=log, stderr=subprocess.STDOUT
-        )
-        for rank in range(2)
-    ]
-    try:
-        statuses = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        log.close()
-    assert statuses == [0, 0], (tmp_path / "log.txt").read_text()[-3000:]
+    run_script("fit_split.py", tmp_path / "job.json", settings, ranks=2, port=free_port(), timeout=300)
     outcomes = [json.loads((tmp_path / f"outcome_{rank}.json").read_text()) for rank in range(2)]
     chosen = [{name: outcome[name] for name in ("final", "best", "steps")} for outcome in outcomes]
     assert chosen[0] == chosen[1]
