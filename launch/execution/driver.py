@@ -36,11 +36,11 @@ from launch.execution.entries import entry_of
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
 from launch.execution.preconditions import check_disk, check_models
 from launch.execution.sharing import engine_of, free_places, waits_for_turn
-from launch.execution.stopping import abandon, last_resort, signals
+from launch.execution.stopping import abandon, end_without_supervisor, last_resort, signals
 from launch.fingerprint import fingerprint
 from launch.graph.estimate import estimate_plan
 from launch.graph.plan import Plan, Stage
-from launch.store import Store, StoreError
+from launch.store import Store
 from launch.store.leases import Heartbeat
 from launch.store.ledger import device_hours
 from launch.store.places import attempt_file
@@ -343,15 +343,9 @@ class Driver:
         try:
             results = {result["fingerprint"]: result for result in ray.get(job.task)}
         except RayError as error:
-            results = {}
             text = " ".join(str(error).split())[-300:]
-            for stage in job.stages:
-                seconds = time.monotonic() - job.started
-                lost = {"outcome": "lost", "message": f"its node or Ray worker was lost ({text})", "seconds": seconds}
-                results[stage.fingerprint] = {"fingerprint": stage.fingerprint, "peak_memory_bytes": 0, **lost}
-                with contextlib.suppress(StoreError, OSError):
-                    if self.store.find(stage) is None:
-                        self.store.finish(stage, job.attempts[stage.fingerprint], lost)
+            message = f"its node or Ray worker was lost ({text})"
+            results = end_without_supervisor(job, self.store, "lost", message)
         placements.give_back(job)
         self.device_seconds += (time.monotonic() - job.started) * devices(job.placement)
         for stage in job.stages:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from common.processes import end_attempt
 from launch.execution.jobs import Job
@@ -71,11 +73,28 @@ def last_resort(seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
 def abandon(jobs: Iterable[Job], store: Store) -> None:
     """Ends the processes of jobs on this host, without Ray, and writes a result of the stages that are not made."""
     for job in list(jobs):
-        with contextlib.suppress(RuntimeError):
-            end_attempt(job.tag, patience=0.5)
-        seconds = time.monotonic() - job.started
-        for stage in job.stages:
-            lost = {"outcome": "stopped", "message": "its Ray cluster ended", "seconds": seconds}
-            with contextlib.suppress(StoreError, OSError):
-                if store.find(stage) is None:
-                    store.finish(stage, job.attempts[stage.fingerprint], lost)
+        end_without_supervisor(job, store, "stopped", "its Ray cluster ended", patience=0.5)
+
+
+def end_without_supervisor(
+    job: Job, store: Store, outcome: str, message: str, *, patience: float = 30.0
+) -> dict[str, dict[str, Any]]:
+    """Ends what a job whose supervisor is gone still runs on this host, which would write beside the next attempt.
+
+    Deletes what the attempts left, and writes a result of each stage that is not made. Returns the results by
+    fingerprint.
+    """
+    try:
+        end_attempt(job.tag, patience=patience)
+    except RuntimeError as error:
+        message = f"{message}; {error}"
+    results = {}
+    for stage in job.stages:
+        attempt = job.attempts[stage.fingerprint]
+        result = {"outcome": outcome, "message": message, "seconds": time.monotonic() - job.started}
+        shutil.rmtree(store.temporary(stage, attempt), ignore_errors=True)
+        with contextlib.suppress(StoreError, OSError):
+            if store.find(stage) is None:
+                store.finish(stage, attempt, result)
+        results[stage.fingerprint] = {"fingerprint": stage.fingerprint, "peak_memory_bytes": 0, **result}
+    return results

@@ -255,14 +255,15 @@ class Store(Leases):
                 raise LeaseLost(f"{target}: another driver took this stage over")
             existing = self.find(stage)
             if existing is not None:
-                return existing
-            gone = self.set_aside([target])  # a rename without its record: it was never published
-            patiently(os.rename, temporary, target)
-            patiently(sync_directory, target.parent)
-            patiently(write_json, target / RECORD, asdict(record), durable=True)
+                gone = self.set_aside([temporary])
+            else:
+                gone = self.set_aside([target])  # a rename without its record: it was never published
+                patiently(os.rename, temporary, target)
+                patiently(sync_directory, target.parent)
+                patiently(write_json, target / RECORD, asdict(record), durable=True)
         for path in gone:
             shutil.rmtree(path, ignore_errors=True)
-        return record
+        return existing or record
 
 
 def _sync_file(path: Path) -> None:

@@ -266,6 +266,35 @@ def _kill_at_a_moment(driver, store, random_state, victim):
     return False
 
 
+def test_nothing_of_a_lost_worker_lives_beside_the_next_attempt(tmp_path):
+    data = toy.steps("data", "prepare", count=40, sleep=0.1)
+    plan = toy.plan(tmp_path / "store", data, retries=2)
+    store = Store(plan.root)
+    driver = _driver(tmp_path, plan)
+    try:
+        while not (store.logs(data) / "progress.json").exists():
+            assert driver.poll() is None, (tmp_path / "driver.log").read_text()
+            time.sleep(0.02)
+        (run_name,) = [d.run for d in store.list_drivers()]
+        left = attempt_processes(f"{run_name}.1")
+        for pid in left:  # they cannot notice that the worker is gone
+            os.kill(pid, signal.SIGSTOP)
+        for process in _descendants(driver.pid):
+            if "supervise" in process.name():
+                process.kill()
+        while _attempts(store) < 2:
+            assert driver.poll() is None, (tmp_path / "driver.log").read_text()
+            time.sleep(0.02)
+        assert left and not set(left) & set(attempt_processes(run_name))
+        assert driver.wait(timeout=120) == 0, (tmp_path / "driver.log").read_text()
+    finally:
+        if driver.poll() is None:
+            driver.kill()
+            driver.wait()
+    assert not list(store.root.glob("*/.tmp-*"))
+    assert outcomes(plan, data) == ["lost", "ok"]
+
+
 def _expected(tmp_path):
     """What the stages of `chain` compute, by calling them in turn in this process."""
     import toy_stages
