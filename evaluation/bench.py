@@ -22,8 +22,8 @@ BATCH_SIZE = 512  # the default of eval.batch_size
 ROUNDS = 5
 MAX_TOKENS = 64
 ANSWERS = 10_000
-# A power tower keeps sympy busy for hours, in C code that no exception reaches.
-HANGING = r"9^{9^{9^{9^{9}}}}"
+# A sum that keeps sympy busy for hours.
+HANGING = r"\sum_{k=1}^{10^9} \frac{1}{k^3+k+1}"
 
 
 def answers(count: int) -> list[tuple[str, str, str]]:

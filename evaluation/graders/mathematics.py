@@ -17,6 +17,8 @@ from evaluation.graders.formulas.structure import Group, Value, Words, read
 # math-verify's patterns are quadratic in the worst case; an unboxed final answer stands at the end.
 TAIL_CHARACTERS = 5_000
 ANNOUNCED = re.compile(r"(?i:\b(?:final |correct |the )?answer(?: is\b(?! not\b)|:))")
+# "The answer is 42" within a box or tags.
+LABEL = re.compile(r"(?i)^\s*(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b(?!\s+not\b)\s*:?|[:=])\s*(?=\S)")
 # Between the boxes of a reference, which somebody wrote as one answer: "\boxed{1} papers and \boxed{2} bins".
 REFERENCE_GAP = re.compile(r"(?:\s*[A-Za-z]+){0,2}\s*(?:,|\b(?:and|or)\b)\s*|[^.\w]{0,69}")
 
@@ -35,7 +37,7 @@ def _grade_marked(response: str, answer: str) -> Grade | None:
         return None
     if not any(content.strip() for content in boxed):
         return Grade(False, "no_answer")
-    return _verdict(tuple(boxed), answer)
+    return _verdict(tuple(LABEL.sub("", content) for content in boxed), answer)
 
 
 def _grade_math(response: str, answer: str, _: str) -> Grade:

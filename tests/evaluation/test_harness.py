@@ -135,7 +135,7 @@ def load(name, task_files=None):
 def test_a_missing_harness_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "lm_eval.evaluator", raising=False)
-    with pytest.raises(ValueError, match=r"lm_eval.* is not installed; pip install 'sft-then-rl\[harness\]'"):
+    with pytest.raises(ValueError, match=r"lm_eval.* is not installed; pip install '\.\[harness\]'"):
         load("mmlu")
 
 
@@ -428,7 +428,7 @@ def test_what_ifeval_needs_is_named_before_anything_is_generated(tmp_path, sente
     for module in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "langdetect", None)
-    with pytest.raises(ValueError, match=r"langdetect is not installed; pip install 'sft-then-rl\[harness\]'"):
+    with pytest.raises(ValueError, match=r"langdetect is not installed; pip install '\.\[harness\]'"):
         load(name, tmp_path)
 
 

@@ -123,7 +123,18 @@ def _readings(value: Value, other: Value) -> list[Value]:
 # --- relations
 
 
+def _name_first(value: Value) -> Value:
+    """7 = x as x = 7."""
+    if not isinstance(value, Relation) or value.signs != ("=",):
+        return value
+    number, name = value.sides
+    if not re.fullmatch(r"[A-Za-z](?:_\{?\w+\}?)?", name.text) or not _constant(number):
+        return value
+    return Relation(value.text, (name, number), value.signs)
+
+
 def _equal_relations(reference: Value, found: Value) -> bool:
+    reference, found = _name_first(reference), _name_first(found)
     if isinstance(reference, Relation) and isinstance(found, Relation):
         return _both_relations(reference, found)
     if isinstance(reference, Relation):

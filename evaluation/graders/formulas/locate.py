@@ -19,6 +19,7 @@ _EXPONENT = re.compile(
 )
 # What math-verify's patterns for numbers leave out behind one.
 _BEHIND = (_EXPONENT, re.compile(r"\s*/\s*\d+(?![\d.])|:\d\d(?:\s*[ap]\.?m\b\.?)?|_\{?\w{1,3}\}?"))
+_DENIED = re.compile(r"(?i)\banswer\s+(?=(?:is|was|would be|must be)\s+not\b)")
 _ANNOUNCED = re.compile(r"(?i:\banswer(?:\s+(?:is|would be|must be)\b(?!\s+not\b)\s*:?|\s*:))\s*")
 # Where the words behind an announced formula begin.
 _PROSE = re.compile(
@@ -35,7 +36,7 @@ _BOLD = re.compile(r"\*\*|(?<![A-Za-z0-9\\])__|__(?![A-Za-z0-9])")
 def locate(text: str) -> Value | None:
     """The value that a text ends in or announces; None where there is none."""
     text = text.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " ")
-    text = _PLUS.sub("", _BOLD.sub(" ", text))
+    text = _DENIED.sub("", _PLUS.sub("", _BOLD.sub(" ", text)))
     for found in (*_pure(text), *_candidates(text)):
         value = read(found)
         if readable(value):

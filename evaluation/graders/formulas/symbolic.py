@@ -31,7 +31,7 @@ _POINTS = (
 _UNREADABLE = re.compile(
     r"\d\s+\d"  # the parser adds "1 2"
     r"|\d\s*_"  # it drops the base of 12_7
-    r"|__|[\"`@#?]|\w\.\w*[A-Za-z]|[A-Za-z]\("  # a call: looked at again, f(x) is a formula
+    r"|__|[\"`@#?]|[A-Za-z_]\.\w*[A-Za-z]|\d\.[A-Za-z_]|[A-Za-z]\("  # a call: looked at again, f(x) is a formula
 )
 
 

@@ -60,7 +60,7 @@ def test_graders_of_form_and_of_two_kinds(response, answer, grader, correct):
         ("maths", r"unknown grader 'maths'; did you mean math\?"),
         ("guess:1", "unknown grader 'guess'"),
         ("boxed:1", "'boxed:1': takes no argument"),
-        ("numeric:tiny", "'numeric:tiny': could not convert"),
+        ("numeric:tiny", "'numeric:tiny': the tolerance is 'tiny'; allowed: a number from 0"),
         ("format", "'format': needs a regular expression"),
         ("format:(", "not a regular expression"),
         ("no.such.module", "ModuleNotFoundError"),

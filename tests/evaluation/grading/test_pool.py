@@ -11,8 +11,8 @@ from evaluation.grading import Grade, GradingPool, grade
 from evaluation.grading.pool import MAX_PENDING, Outcome
 from evaluation.grading.server import STARVED_SECONDS, Backlog, Worker
 
-# Passes a power tower to sympy: busy for hours, in C code that no Python exception reaches.
-HANGING = r"\boxed{9^{9^{9^{9^{9}}}}}"
+# A sum that keeps sympy busy for hours.
+HANGING = r"\boxed{\sum_{k=1}^{10^9} \frac{1}{k^3+k+1}}"
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,7 @@ def test_another_program_that_speaks_rays_protocol(monkeypatch, scheme):
         server.stop(None)
 
 
+@pytest.mark.e2e
 def test_rays_own_server_is_told_from_others(ray_session):
     import ray
 
