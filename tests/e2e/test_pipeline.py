@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from leftovers import left_behind, segments
 from small_world import SMALL
 
 from common.processes import attempt_processes
@@ -167,7 +168,7 @@ def kill_and_finish(root, overrides, moments, kills, limit):
     limit: seconds of a driver that nobody kills. Nothing but what is published may be left.
     """
     store = Store(root)
-    shared = set(os.listdir("/dev/shm"))
+    shared = segments()
     killed = []
     for stages, seconds in kills:
         driver = start(root, *overrides, "run.retries=9")
@@ -186,10 +187,10 @@ def kill_and_finish(root, overrides, moments, kills, limit):
 
 
 def assert_nothing_else_is_left(store, shared):
-    """shared: names of the shared-memory segments that were there before."""
+    """shared: the shared-memory segments that were there before."""
     root = store.root
     assert not list(root.glob("*/.tmp-*")) and not list(root.glob("*/.lease-*")) and store.list_drivers() == []
-    assert not [name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("psm_")]
+    assert not left_behind(shared)
 
 
 @pytest.mark.timeout(1200)
@@ -304,7 +305,7 @@ def test_nodes_killed_at_seeded_moments_leave_what_an_undisturbed_run_leaves(tmp
     moments = random.Random(200 + seed)
     root = tmp_path / "runs"
     store = Store(root)
-    shared = set(os.listdir("/dev/shm"))
+    shared = segments()
     with cluster_of(1, monkeypatch) as replace:
         driver = start(root, *DETERMINISTIC, "run.retries=9", "platform.gpus_per_node=1")
         for _ in range(3):

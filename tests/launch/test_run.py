@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import toy
+from leftovers import left_behind, segments
 
 from common.files import read_json
 from common.processes import attempt_processes
@@ -321,7 +322,7 @@ def _trial(tmp_path, seed, victims):
     random_state = random.Random(seed)
     plan = chain(tmp_path / "store", sleep=0.15, count=6, retries=5)
     store = Store(plan.root)
-    shared = set(os.listdir("/dev/shm"))
+    shared = segments()
     drivers, killed = [_driver(tmp_path, plan)], 0
     try:
         for victim in victims:
@@ -341,7 +342,7 @@ def _trial(tmp_path, seed, victims):
     payloads(plan)
     assert not list(store.root.glob("*/.tmp-*")) and not list(store.root.glob("*/.lease-*"))
     assert store.list_drivers() == []
-    assert not [name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("psm_")]
+    assert not left_behind(shared)
     values = {s.label: (store.directory(s) / "part" / "value.txt").read_bytes() for s in plan.stages.values()}
     assert values == _expected(tmp_path)
 
