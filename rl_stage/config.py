@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from common.attention import PACKED
 from common.chats import template_arguments
 from rl_stage.verl_keys import compose_verl, merge_passthrough, set_key, validate
 
@@ -71,7 +72,7 @@ def _model(settings: Any, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
         "external_lib": "rl_stage.verl_plugins",
         "override_config": {"attn_implementation": model.attention},
         # Without a variable-length kernel a packed batch costs the square of all its tokens.
-        "use_remove_padding": model.attention == "flash_attention_2",
+        "use_remove_padding": model.attention in PACKED,
         "enable_gradient_checkpointing": rl.gradient_checkpointing,
     }
     if model.chat_template is not None:

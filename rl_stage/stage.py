@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.attention import require
 from rl_stage import handoff
 from rl_stage.checkpoints import Exports, publish, repair_checkpoints
 from rl_stage.config import verl_config
@@ -31,6 +32,7 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     rl = settings.rl
     scratch.mkdir(parents=True, exist_ok=True)
     load_reward(rl.reward.name, rl.reward.settings)
+    require(settings.model.attention)
     handoff.check_model(inputs["model"], settings)
     data = handoff.check_prompts(inputs, settings, scratch)
     config = verl_config(settings, {**inputs, "data": data}, scratch)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from common.attention import FLASH
 from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
@@ -17,6 +18,7 @@ from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settin
 from launch.stages.references import numerics, without_loggers
 from launch.stages.sft import Lora
 from launch.stages.sizes import optimizer_bytes, spread, weight_bytes
+from sft_objectives.trainer.supported import flat
 
 FILLED = 0.5  # of the length limits that prompts and responses fill when nothing is known
 
@@ -171,9 +173,24 @@ class RlStage(StageKind):
             raise ValueError(f"rl.tensor_parallel={rl.tensor_parallel}: set 1 on platform cpu")
         if rl.overlong.enabled and not 0 < rl.overlong.buffer <= longest:
             raise ValueError(f"rl.overlong.buffer={rl.overlong.buffer}: allowed: 1 to rl.max_response_length={longest}")
+        self._check_kernel(recipe)
         late = [step for step in rl.publish_steps if not 0 < step <= rl.steps]
         if late:
             raise ValueError(f"rl.publish_steps={late}: allowed: 1 to rl.steps={rl.steps}")
+
+    def _check_kernel(self, recipe: Any) -> None:
+        """Refuses Ulysses with a kernel that sees only its own rank's share of a sequence."""
+        split = [
+            (key, value)
+            for key, value in flat(recipe.rl.verl)
+            if key.endswith("ulysses_sequence_parallel_size") and value != 1
+        ]
+        if split and recipe.model.attention != FLASH:
+            key, value = split[0]
+            raise ValueError(
+                f"rl.verl.{key}={value}: sequences are spread over devices inside flash attention alone; set "
+                f"model.attention={FLASH}, or leave it out"
+            )
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
