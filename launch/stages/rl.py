@@ -111,6 +111,7 @@ class Rl(Section):
     validate_every: int = setting(0, "steps between validations; 0: before and after", ge=0)
     publish_steps: list[int] = setting([], "checkpoints published beside the final one")
     full_determinism: bool = setting(False, "verl's full-determinism mode: slower, equal bit for bit")
+    eager: bool = setting(False, "without CUDA graphs and compilation: starts in seconds, steps are slower")
     mode: Literal["sync", "colocate_async"] = setting("sync", "verl's V1 trainer mode")
     save_every: int = runtime(20, "steps between resumable checkpoints; 0: none", ge=0)
     keep_checkpoints: int = runtime(1, "resumable checkpoints kept", gt=0)

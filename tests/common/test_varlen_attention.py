@@ -97,7 +97,7 @@ def test_gradient_checkpointing_and_a_second_batch_find_their_own_chats():
     plain = gradients(model, packed(model, chats()))
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     first = packed(model, chats())
-    other = packed(model, [row for row in chats(1)[::-1]])
+    other = packed(model, chats(1)[::-1])
     for name, gradient in gradients(model, first).items():
         torch.testing.assert_close(gradient, plain[name])
     torch.testing.assert_close(other, padded(model, chats(1)[::-1]), rtol=1e-9, atol=1e-9)
