@@ -87,12 +87,10 @@ class Check:
         waiting = [other for other in rest if not other.missing()]
         limit = min(left, ELASTIC * left * item.share / sum(other.share for other in waiting))
         limit = left if len(waiting) == 1 else max(limit, min(left, LEAST))
-        size = "tiny" if self.tiny else "full"
-        command = [sys.executable, "-m", "launch.gpu_check.item", str(item.number), str(self.out.resolve())]
         started = time.monotonic()
         with (self.out / f"item_{item.number}.log").open("a") as log:
             process = subprocess.Popen(
-                [*command, self.device, size, f"{limit:.0f}"],
+                self.command(item, limit),
                 cwd=ROOT,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
@@ -113,6 +111,12 @@ class Check:
         if code == 1 and any("failed" in row for row in rows):
             return State("failed", f"see {self.out / f'item_{item.number}.log'}", seconds)
         return State("crashed", f"exit code {code}: {self._last_line(item)}", seconds)
+
+    def command(self, item: Item, limit: float) -> list[str]:
+        """What an item's process is started with; `limit` in seconds."""
+        size = "tiny" if self.tiny else "full"
+        given = [str(item.number), str(self.out.resolve()), self.device, size, f"{limit:.0f}"]
+        return [sys.executable, "-m", "launch.gpu_check.item", *given]
 
     def _wait(self, process: subprocess.Popen[bytes], item: Item, until: float) -> int | None:
         while time.monotonic() < until:
