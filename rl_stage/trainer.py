@@ -133,7 +133,8 @@ class _Measured(_Trainer):
         rl = settings.rl
         # With nucleus sampling vLLM reports renormalised probabilities; an async rollout used older weights.
         comparable = rl.mode == "sync" and rl.top_p == 1.0
-        self.limits = limits_of(settings.platform.name, settings.model.dtype) if comparable else None
+        kind = settings.platform.name, settings.model.dtype
+        self.limits = limits_of(*kind, lora=rl.lora is not None) if comparable else None
         self.step_began = time.monotonic()
         self.saved_step = -1
 

@@ -40,10 +40,11 @@ class Limits:
 _LIMITS = {
     ("cpu", "float32"): Limits(1e-5, largest=1e-3),
     ("gpu", "float32"): Limits(2e-3, correlation=0.999),
-    ("gpu", "bfloat16"): Limits(0.03, correlation=0.95),
+    ("gpu", "bfloat16"): Limits(0.05, correlation=0.9),
 }
 
 
-def limits_of(platform: str, dtype: str) -> Limits:
-    """The limits for a platform (cpu, gpu) and a dtype of the weights."""
-    return _LIMITS[platform, dtype]
+def limits_of(platform: str, dtype: str, *, lora: bool = False) -> Limits:
+    """The limits for a platform (cpu, gpu) and a dtype of the weights. lora: trains a low-rank update, which verl rounds
+    to bfloat16 on its way to vLLM, but for the CPU platform."""
+    return _LIMITS[platform, "bfloat16" if lora and platform == "gpu" else dtype]

@@ -38,3 +38,8 @@ def test_what_is_not_looked_at_is_not_named():
     assert "correlation" not in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(RuntimeError, match=r"correlation 0\.4000 \(least 0\.9\)"):
         Limits(0.1, correlation=0.9).check(1, mean=0.05, largest=0.3, correlation=0.4)
+
+
+def test_a_low_rank_update_reaches_vllm_in_bfloat16_on_a_gpu():
+    assert limits_of("gpu", "float32", lora=True) is limits_of("gpu", "bfloat16")
+    assert limits_of("cpu", "float32", lora=True) is limits_of("cpu", "float32")
