@@ -45,6 +45,8 @@ _LIMITS = {
 
 
 def limits_of(platform: str, dtype: str, *, lora: bool = False) -> Limits:
-    """The limits for a platform (cpu, gpu) and a dtype of the weights. lora: trains a low-rank update, which verl rounds
-    to bfloat16 on its way to vLLM, but for the CPU platform."""
+    """The limits for a platform (cpu, gpu) and a dtype of the weights.
+
+    lora: a low-rank update is trained, which verl rounds to bfloat16 on its way to vLLM, but for the CPU platform.
+    """
     return _LIMITS[platform, "bfloat16" if lora and platform == "gpu" else dtype]

@@ -15,8 +15,15 @@ Figures = Mapping[str, Any]
 BOUNDS = ("at_most", "at_least")
 
 
+PACKAGES = ("common", "launch", "data_prep", "sft_objectives", "rl_stage", "evaluation", "verl_cpu")
+
+
 class NotRun(Exception):
     """A part that cannot be measured here; the message says why."""
+
+
+class NotYet(NotRun):
+    """A part that a later run may measure: something has not arrived, or the time is over."""
 
 
 @dataclass
@@ -69,14 +76,23 @@ class Context:
                 for bound, limit in bounds.items()
             ]
         except NotRun as error:
-            row["not_run"] = str(error)
+            row |= {"not_run": str(error), "later": isinstance(error, NotYet)}
+        except ModuleNotFoundError as error:
+            name = (error.name or "").partition(".")[0]
+            if name in PACKAGES:
+                self._note_failure(row, error)
+            else:
+                row |= {"not_run": f"{name} is not installed", "later": True}
         except Exception as error:  # the other parts are measured all the same
-            traceback.print_exc()
-            row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-            self.failed.append(name)
+            self._note_failure(row, error)
         row["seconds"] = round(time.monotonic() - started, 2)
         with self.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def _note_failure(self, row: dict[str, Any], error: Exception) -> None:
+        traceback.print_exc()
+        row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        self.failed.append(row["part"])
 
     def ceiling(self, figure: str) -> float:
         """A ceiling that item 1 found. Raises NotRun without one."""

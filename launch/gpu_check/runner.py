@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class State:
-    """How an item ended: done, failed (some part raised), stopped (at its limit), crashed, or not run."""
+    """How an item ended: done, incomplete (some part lacks something), failed (some part raised), stopped (at its
+    limit), crashed, or not run."""
 
     status: str
     why: str = ""
@@ -105,9 +106,9 @@ class Check:
         seconds = round(time.monotonic() - started, 1)
         if code is None:
             return State("stopped", f"at its limit of {limit:.0f} s; run again to go on", seconds)
-        if code == 0:
-            return State("done", "", seconds)
         rows = read_rows(self.out / f"item_{item.number}.jsonl")
+        if code == 0:
+            return State("incomplete" if any(row.get("later") for row in rows) else "done", "", seconds)
         if code == 1 and any("failed" in row for row in rows):
             return State("failed", f"see {self.out / f'item_{item.number}.log'}", seconds)
         return State("crashed", f"exit code {code}: {self._last_line(item)}", seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from launch.gpu_check.context import Context, NotRun
+from launch.gpu_check.context import Context, NotRun, NotYet
 from launch.gpu_check.items.models import random_model_directory
 from launch.gpu_check.items.pipeline import pipeline
 
@@ -35,5 +35,5 @@ def _quickstart(context: Context) -> dict[str, Any]:
     if context.tiny:
         raise NotRun("a rehearsal leaves it out: item 6 is the same with one objective")
     if context.seconds_left < QUICKSTART:
-        raise NotRun(f"{context.seconds_left:.0f} s left of the {QUICKSTART:.0f} it may take")
+        raise NotYet(f"{context.seconds_left:.0f} s left of the {QUICKSTART:.0f} it may take")
     return pipeline(context, "quickstart", ["platform=gpu", OBJECTIVES])

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from launch.gpu_check.context import Context, NotRun, read_rows
+from launch.gpu_check.context import Context, NotRun, NotYet, read_rows
 from sft_objectives.bench import measure
 from sft_objectives.bench_workloads import TrainingStep, Workload
 
@@ -44,7 +44,7 @@ def run(context: Context) -> None:
 
 
 def _cannot(reason: str) -> dict[str, Any]:
-    raise NotRun(reason)
+    raise NotYet(reason)
 
 
 def measured(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from launch.gpu_check.context import Context, NotRun
+from launch.gpu_check.context import Context, NotRun, NotYet
 
 DTYPES = ("float32", "bfloat16")
 INTERPRETED = """
@@ -85,7 +85,7 @@ def varlen_attention() -> dict[str, Any]:
     try:
         from common.varlen_attention import reference_varlen_attn
     except ImportError as error:
-        raise NotRun(f"{error.name} is not installed") from None
+        raise NotYet(f"{error.name} is not installed") from None
     lengths = (513, 1, 64, 1000, 30)
     bounds = torch.tensor([0, *lengths]).cumsum(0).to("cuda", torch.int32)
     generator = torch.Generator("cuda").manual_seed(0)

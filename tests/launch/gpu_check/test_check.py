@@ -41,10 +41,14 @@ def test_a_part_is_written_with_what_was_asked_of_it(context):
 def test_a_part_that_fails_or_cannot_run_leaves_the_others_alone(context):
     context.measure("broken", raising(RuntimeError("no\nkernel")))
     context.measure("absent", raising(NotRun("liger is not installed")))
+    context.measure("unpacked", raising(ModuleNotFoundError("No module named 'verl.x'", name="verl.x")))
+    context.measure("ours", raising(ModuleNotFoundError("No module named 'launch.x'", name="launch.x")))
     context.measure("fine", lambda: {"x": 1.0})
-    broken, absent, fine = read_rows(context.rows)
+    broken, absent, unpacked, ours, fine = read_rows(context.rows)
+    assert (unpacked["not_run"], unpacked["later"], absent["later"]) == ("verl is not installed", True, False)
+    assert "failed" in ours
     assert broken["failed"] == "RuntimeError: no kernel" and absent["not_run"] == "liger is not installed"
-    assert fine["figures"] == {"x": 1.0} and context.failed == ["broken"]
+    assert fine["figures"] == {"x": 1.0} and context.failed == ["broken", "ours"]
 
 
 def test_a_part_that_is_done_is_not_measured_again(context):
@@ -124,6 +128,13 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, light, capsys):
     assert run(tmp_path, again) == 0
     assert "done by an earlier run" in capsys.readouterr().out
     assert [states(tmp_path)[number]["status"] for number in (1, 2)] == ["done", "done"]
+
+
+def test_what_a_later_run_may_measure_leaves_the_item_open(tmp_path, light):
+    assert run(tmp_path, {1: writing(part="a", not_run="verl is not installed", later=True)}) == 0
+    assert states(tmp_path)[1]["status"] == "incomplete"
+    assert run(tmp_path, {1: writing(part="a", figures={"x": 1}, asked=[])}) == 0
+    assert states(tmp_path)[1]["status"] == "done"
 
 
 def test_an_item_is_ended_at_its_limit_with_what_it_started(tmp_path, light, monkeypatch):
