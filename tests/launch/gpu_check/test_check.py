@@ -139,8 +139,8 @@ def test_what_a_later_run_may_measure_leaves_the_item_open(tmp_path, light):
 
 def test_an_item_is_ended_at_its_limit_with_what_it_started(tmp_path, light, monkeypatch):
     monkeypatch.setattr("launch.gpu_check.runner.LEAST", 0.1)
-    child = "import subprocess; child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True); child.wait()"
-    assert run(tmp_path, {1: child}, minutes=3 / 60) == 1
+    monkeypatch.setattr(Scripted, "command", lambda *_: ["sh", "-c", "sleep 600 & echo $!; wait"])
+    assert run(tmp_path, {1: ""}, minutes=5 / 60) == 1
     assert states(tmp_path)[1]["status"] == "stopped"
     pid = (tmp_path / "item_1.log").read_text().strip()
     assert (pid and not Path(f"/proc/{pid}/cmdline").exists()) or not Path(f"/proc/{pid}/cmdline").read_bytes()
