@@ -143,7 +143,9 @@ def test_an_item_is_ended_at_its_limit_with_what_it_started(tmp_path, light, mon
     assert run(tmp_path, {1: ""}, minutes=5 / 60) == 1
     assert states(tmp_path)[1]["status"] == "stopped"
     pid = (tmp_path / "item_1.log").read_text().strip()
-    assert (pid and not Path(f"/proc/{pid}/cmdline").exists()) or not Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert pid.isdecimal()
+    left = Path(f"/proc/{pid}/cmdline")
+    assert not left.exists() or not left.read_bytes()
 
 
 def test_without_time_nothing_is_started(tmp_path, light):
