@@ -37,6 +37,7 @@ def settings_of(context: Context, how: dict[str, Any]) -> Any:
     import yaml
 
     from launch.recipe.recipe import Recipe
+    from launch.stages.sft import SftSettings
 
     recipes = Path(__file__).resolve().parents[3] / "recipes"
     cpu = context.device == "cpu"
@@ -58,7 +59,13 @@ def settings_of(context: Context, how: dict[str, Any]) -> Any:
             "platform": platform,
         }
     )
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": how["attention"]})})
+    return SftSettings(
+        sft=recipe.sft,
+        data=recipe.data,
+        objective=recipe.objective,
+        model=recipe.model.model_copy(update={"attention": how["attention"]}),
+        platform=recipe.platform,
+    )
 
 
 def _train(context: Context, name: str, how: dict[str, Any]) -> dict[str, Any]:
