@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from common.attention import VARLEN as NAME
 from common.errors import ConfigError
 
+NAME = "varlen"
 HALF = (torch.bfloat16, torch.float16)
 LARGEST_HEAD = 256
 _OTHER = "set model.attention=sdpa (with sft.packed=false) or flash_attention_2"

@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from common import varlen_attention
+from common import attention, varlen_attention
 from common.errors import ConfigError
 from common.tiny_models import random_model
 from common.varlen_attention import layout_of, reference_varlen_attn, varlen_attention_forward
@@ -173,3 +173,20 @@ def test_the_reference_takes_what_pytorchs_function_takes():
     with pytest.raises(ValueError, match="max_q=2"):
         states = torch.zeros(3, 1, 8)
         reference_varlen_attn(states, states, states, torch.tensor([0, 3]), torch.tensor([0, 3]), 2, 2)
+
+
+def test_the_name_is_the_recipes():
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    assert varlen_attention.NAME == attention.VARLEN
+    attention.prepare("varlen")
+    assert "varlen" in AttentionInterface() and "varlen" in AttentionMaskInterface()
+
+
+def test_a_kernel_that_is_missing_is_an_error(monkeypatch):
+    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"flash_attn is not installed; .* or model\.attention=varlen"):
+        attention.prepare("flash_attention_2")
+    with pytest.raises(ConfigError, match=r"no torch\.nn\.attention\.varlen; install PyTorch 2\.11, or .*sdpa"):
+        attention.prepare("varlen")
+    attention.prepare("sdpa")
