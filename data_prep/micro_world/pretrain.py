@@ -226,7 +226,8 @@ def train(
             report(done, options.steps, loss=row["loss"])
         if done % CHECKPOINT_EVERY == 0 and done < options.steps:
             save_checkpoint(checkpoint, model, optimizer, done, curve, tokens)
-    return torch.nn.Module.to(model, "cpu").eval(), curve
+    torch.nn.Module.to(model, "cpu")
+    return model.eval(), curve
 
 
 def collate(documents: list[Document], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,8 +42,8 @@ LAUNCH = (
 
 ITEMS = (
     Item(1, "device", "versions, device, ceilings", 0.3, ("torch",)),
-    Item(2, "kernels", "Triton kernels against float64", 0.7, ("torch", "triton")),
-    Item(3, "heads", "objectives on an output head, and a whole step", 2.0, ("torch",)),
+    Item(2, "kernels", "Triton kernels against float64", 0.7, ("torch", "triton", "numpy")),
+    Item(3, "heads", "objectives on an output head, and a whole step", 2.0, ("torch", "numpy")),
     Item(4, "reference_cache", "reference cache beside a bare forward", 0.7, ("torch", "transformers", "pyarrow")),
     Item(5, "training", "SFT through verl's engine", 1.5, ("torch", *TRAINING)),
     Item(6, "pipeline", "the micro-world: SFT, GRPO, evaluation", 3.0, ("torch", *TRAINING, *LAUNCH)),

@@ -88,6 +88,7 @@ class Check:
         waiting = [other for other in rest if not other.missing()]
         limit = min(left, ELASTIC * left * item.share / sum(other.share for other in waiting))
         limit = left if len(waiting) == 1 else max(limit, min(left, LEAST))
+        self._forget_what_is_measured_again(item)
         started = time.monotonic()
         with (self.out / f"item_{item.number}.log").open("a") as log:
             process = subprocess.Popen(
@@ -112,6 +113,11 @@ class Check:
         if code == 1 and any("failed" in row for row in rows):
             return State("failed", f"see {self.out / f'item_{item.number}.log'}", seconds)
         return State("crashed", f"exit code {code}: {self._last_line(item)}", seconds)
+
+    def _forget_what_is_measured_again(self, item: Item) -> None:
+        path = self.out / f"item_{item.number}.jsonl"
+        kept = [row for row in read_rows(path) if "failed" not in row and not row.get("later")]
+        _replace(path, "\n".join(map(json.dumps, kept)))
 
     def command(self, item: Item, limit: float) -> list[str]:
         """What an item's process is started with; `limit` in seconds."""

@@ -60,7 +60,7 @@ def relative_errors(
     for backend, kind in (("exact", torch.float64), ("torch", dtype), ("triton", dtype)):
         inputs = [tensor.to(device, kind).requires_grad_() for tensor in (hidden, head, bias)]
         live = (other.to(device, kind), head.to(device, kind), None)
-        value, statistics = fused_loss(
+        loss_and_statistics: Any = fused_loss(
             load(name, **settings),
             inputs[0],
             inputs[1],
@@ -74,6 +74,7 @@ def relative_errors(
             return_statistics=True,
             backend="torch" if backend == "exact" else backend,
         )
+        value, statistics = loss_and_statistics
         gradients = torch.autograd.grad(value, inputs)
         assert all(gradient.dtype == kind for gradient in gradients)
         found[backend] = [value.detach(), *gradients, statistics["loss"], statistics["entropy"]]

@@ -96,7 +96,7 @@ def varlen_attention() -> dict[str, Any]:
         for function, dtype in ((varlen_attn, torch.bfloat16), (reference_varlen_attn, torch.float32)):
             query, key, value = (state.to(dtype).requires_grad_() for state in states[:3])
             longest = max(lengths)
-            result = function(query, key, value, bounds, bounds, longest, longest, window_size=window)
+            result: Any = function(query, key, value, bounds, bounds, longest, longest, window_size=window)
             gradients = torch.autograd.grad(result, (query, key, value), states[3].to(dtype))
             found.append([result.detach(), *gradients])
         errors = [float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True)]

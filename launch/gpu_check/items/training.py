@@ -43,7 +43,7 @@ def settings_of(context: Context, how: dict[str, Any]) -> Any:
     cpu = context.device == "cpu"
     platform = yaml.safe_load((recipes / "platform" / f"{'cpu' if cpu else 'gpu'}.yaml").read_text())
     longest = 256 if context.tiny else 2048
-    recipe = Recipe.model_validate(
+    recipe: Any = Recipe.model_validate(
         {
             "model": {"path": "unused", "dtype": "float32" if cpu else "bfloat16"},
             "data": {"max_length": longest},

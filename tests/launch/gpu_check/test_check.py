@@ -124,9 +124,11 @@ def test_items_run_one_after_the_other_and_are_told(tmp_path, light, capsys):
 
 def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, light, capsys):
     assert run(tmp_path, {1: writing(part="a", figures={}, asked=[]), 2: "raise SystemExit(3)"}) == 1
+    (tmp_path / "item_2.jsonl").write_text(json.dumps({"part": "b", "failed": "first"}) + "\n")
     again = {1: "raise SystemExit('run twice')", 2: writing(part="b", figures={"x": 2}, asked=[])}
     assert run(tmp_path, again) == 0
-    assert "done by an earlier run" in capsys.readouterr().out
+    shown = capsys.readouterr().out.split("done by an earlier run")[1]
+    assert "x 2" in shown and "FAILED" not in shown
     assert [states(tmp_path)[number]["status"] for number in (1, 2)] == ["done", "done"]
 
 
@@ -196,7 +198,7 @@ def test_the_first_three_items_need_torch_and_these_files_alone():
         "from launch.gpu_check.items import device, heads, kernels\n"
         "import sft_objectives.fused.accuracy\n"
         "from launch.gpu_check.listing import ITEMS\n"
-        "assert all(set(item.needs) <= {'torch', 'triton'} for item in ITEMS[:3])\n"
+        "assert all(set(item.needs) <= {'torch', 'triton', 'numpy'} for item in ITEMS[:3])\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=240)
 
