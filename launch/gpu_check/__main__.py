@@ -1,8 +1,8 @@
 """`python -m launch.gpu_check [--minutes 10]`: what works on this machine's GPU, what is right, and how fast it is.
 
 Seven items, most valuable first, each in a process of its own with a limit of its own; a table as it goes, and
-gpu_check.json in --out. Needs no network. Items 1 to 3 need PyTorch with numpy, Triton and these files alone; an item that
-lacks something says so and is left out. What an earlier run in the same directory has measured stays.
+gpu_check.json in --out. Needs no network. Items 1 to 3 need PyTorch with numpy, Triton and these files alone; an
+item that lacks something says so and is left out. What an earlier run in the same directory has measured stays.
 """
 
 from __future__ import annotations

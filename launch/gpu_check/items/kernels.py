@@ -74,7 +74,7 @@ def _interpreted(context: Context) -> dict[str, Any]:
 
 
 def varlen_attention() -> dict[str, Any]:
-    """PyTorch's kernel beside our reference in float32, forward and backward, grouped heads, plain and with a window.
+    """PyTorch's kernel beside our reference in float32, forward and backward, plain and with a window.
 
     Errors are relative to the largest value, in bfloat16. Raises RuntimeError beyond 2%, or if a chat sees another.
     """
@@ -94,7 +94,7 @@ def varlen_attention() -> dict[str, Any]:
     for name, window in (("", (-1, 0)), ("_window", (127, 0))):
         found = []
         for function, dtype in ((varlen_attn, torch.bfloat16), (reference_varlen_attn, torch.float32)):
-            query, key, value = (state.to(dtype).requires_grad_() for state in states[:3])
+            query, key, value = (state.to(dtype, copy=True).requires_grad_() for state in states[:3])
             longest = max(lengths)
             result: Any = function(query, key, value, bounds, bounds, longest, longest, window_size=window)
             gradients = torch.autograd.grad(result, (query, key, value), states[3].to(dtype))
