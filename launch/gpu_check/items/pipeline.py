@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -64,9 +65,14 @@ def pipeline(context: Context, name: str, overrides: list[str]) -> dict[str, Any
     root = context.scratch("runs") / name
     log = context.out / f"pipeline_{name}.log"
     command = [sys.executable, "-m", "launch", "run", "microworld", f"run.root={root.resolve()}", *overrides]
+    # Ray counts logical devices on a CPU, and refuses an empty list of visible ones.
+    hidden = ("CUDA_VISIBLE_DEVICES",) if context.device == "cpu" else ()
+    env = {key: value for key, value in os.environ.items() if key not in hidden}
     started = time.monotonic()
     with log.open("a") as file:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False
+        )
     seconds = time.monotonic() - started
     if done.returncode:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
