@@ -20,7 +20,7 @@ TIME, MEMORY, STEP_TIME, SPREAD = 1.10, 0.5, 1.02, 0.10
 def run(context: Context) -> None:
     dtype = torch.float32 if context.device == "cpu" else torch.bfloat16
     sizes = (256, 32, 211) if context.tiny else (16_384, 2560, 151_936)
-    given: Any = (*sizes, dtype, torch.device(context.device))
+    given = cast(Any, (*sizes, dtype, torch.device(context.device)))
     names = OBJECTIVES[:2] if context.tiny else OBJECTIVES
     limits = {
         "time_vs_verl_plain": {"at_most": TIME},

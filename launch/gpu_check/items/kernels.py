@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import torch
 
 from launch.gpu_check.context import Context, NotRun, NotYet
 
+OLD_NUMPY = "only 0-dimensional arrays can be converted"  # Triton 3.6 with numpy 2.5
 DTYPES = ("float32", "bfloat16")
 INTERPRETED = """
 import json, sys
@@ -68,6 +70,8 @@ def _interpreted(context: Context) -> dict[str, Any]:
     env = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-W", "ignore", "-c", INTERPRETED, size]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode and OLD_NUMPY in done.stderr:
+        raise NotRun(f"this Triton's interpreter does not know numpy {importlib.metadata.version('numpy')}")
     if done.returncode:
         raise RuntimeError(f"the interpreter's process failed: {done.stderr.strip()[-300:]}")
     return _judged(json.loads(done.stdout))
