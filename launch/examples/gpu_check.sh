@@ -22,6 +22,7 @@ fi
 if [[ -e $kit/parts.sha256 && ! -e $kit/site.done ]] && (cd "$kit" && sha256sum --check --status parts.sha256); then
     mkdir -p "$kit/site"
     cat "$kit"/part-* | xz -dc -T0 | tar xf - -C "$kit/site"
+    "$python" -m pip install --quiet --no-deps --no-index --upgrade --target "$kit/site" "$kit"/wheels/pinned/*.whl
     touch "$kit/site.done"
 fi
 path=$PWD

@@ -11,6 +11,9 @@ mkdir -p build/gpu_kit/wheels
     liger-kernel==0.8.5 cut-cross-entropy==25.1.1 humanize nvidia-ml-py rich markdown-it-py mdurl pygments xxhash \
     sacrebleu portalocker regex tabulate colorama lxml statsmodels patsy matplotlib contourpy cycler fonttools kiwisolver \
     pyparsing
+# what the packed transformers asks for, whatever the machine has
+"$PYTHON" -m pip download --quiet --no-deps --only-binary :all: --dest build/gpu_kit/wheels/pinned \
+    "$(grep '^huggingface-hub==' requirements/gpu.txt | cut -d' ' -f1)"
 bash "$kit/pack.sh" build/gpu_kit
 (cd build/gpu_kit && sha256sum part-* > parts.sha256)
 du -sh build/gpu_kit/wheels build/gpu_kit/part-*
