@@ -19,8 +19,8 @@ TIME, MEMORY, STEP_TIME, SPREAD = 1.10, 0.5, 1.02, 0.10
 
 def run(context: Context) -> None:
     dtype = torch.float32 if context.device == "cpu" else torch.bfloat16
-    sizes = (256, 32, 211) if context.tiny else (16_384, 2560, 151_936)
-    given = cast(Any, (*sizes, dtype, torch.device(context.device)))
+    tokens, width, vocab_size = (256, 32, 211) if context.tiny else (16_384, 2560, 151_936)
+    device, layers = torch.device(context.device), 1 if context.tiny else STEP_LAYERS
     names = OBJECTIVES[:2] if context.tiny else OBJECTIVES
     limits = {
         "time_vs_verl_plain": {"at_most": TIME},
@@ -28,19 +28,21 @@ def run(context: Context) -> None:
         "time_vs_liger": {"at_most": 1.0},
     }
     if any(f"head {name}" not in context.done for name in names):
-        measured(context, "head", names, Workload(*given), 1 if context.tiny else 5, limits)
+        work = Workload(tokens, width, vocab_size, dtype, device)
+        measured(context, "head", names, work, 1 if context.tiny else 5, limits)
+        del work
         if context.device == "cuda":
             torch.cuda.empty_cache()
     context.measure("heads together", lambda: _together(context), slowest_over_fastest={"at_most": 1 + SPREAD})
     if any(f"step {name}" not in context.done for name in STEP_OBJECTIVES):
         try:
-            work = TrainingStep(*given, 1 if context.tiny else STEP_LAYERS)
+            step = TrainingStep(tokens, width, vocab_size, dtype, device, layers)
         except (ImportError, torch.OutOfMemoryError) as error:
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             context.measure("step", lambda: _cannot(reason))
             return
         limits = {"time_vs_verl_plain": {"at_most": STEP_TIME}}
-        measured(context, "step", STEP_OBJECTIVES, work, 1 if context.tiny else 3, limits)
+        measured(context, "step", STEP_OBJECTIVES, step, 1 if context.tiny else 3, limits)
 
 
 def _cannot(reason: str) -> dict[str, Any]:
