@@ -10,13 +10,14 @@ shift || true
 python=${PYTHON:-python3}
 kit=build/gpu_kit
 if [[ -d $kit/wheels && ! -e $kit/wheels.done ]]; then
-    mkdir -p "$kit/extra"
+    # what the machine has already stays as it is
+    missing=()
     for wheel in "$kit"/wheels/*.whl; do
-        name=$(basename "$wheel" | cut -d- -f1)
-        # what the machine has already stays as it is
-        "$python" -c "import importlib.metadata as m, sys; m.distribution(sys.argv[1])" "$name" 2>/dev/null ||
-            "$python" -m pip install --quiet --no-deps --no-index --target "$kit/extra" "$wheel"
+        "$python" -c "import importlib.metadata as m, sys; m.distribution(sys.argv[1])" \
+            "$(basename "$wheel" | cut -d- -f1)" 2>/dev/null || missing+=("$wheel")
     done
+    ((${#missing[@]} == 0)) ||
+        "$python" -m pip install --quiet --no-deps --no-index --upgrade --target "$kit/extra" "${missing[@]}"
     touch "$kit/wheels.done"
 fi
 if [[ -e $kit/parts.sha256 && ! -e $kit/site.done ]] && (cd "$kit" && sha256sum --check --status parts.sha256); then
