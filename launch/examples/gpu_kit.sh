@@ -10,7 +10,8 @@ mkdir -p build/gpu_kit/wheels
 "$PYTHON" -m pip download --quiet --no-deps --only-binary :all: --dest build/gpu_kit/wheels \
     liger-kernel==0.8.5 cut-cross-entropy==25.1.1 humanize nvidia-ml-py rich markdown-it-py mdurl pygments xxhash \
     sacrebleu portalocker regex tabulate colorama lxml statsmodels patsy matplotlib contourpy cycler fonttools kiwisolver \
-    pyparsing
+    pyparsing httpx httpcore h11 anyio idna certifi uvloop py-cpuinfo msgpack cloudpickle jsonschema-specifications \
+    prometheus-client gguf einops nest-asyncio
 # what the packed transformers asks for, whatever the machine has
 "$PYTHON" -m pip download --quiet --no-deps --only-binary :all: --dest build/gpu_kit/wheels/pinned \
     "$(grep '^huggingface-hub==' requirements/gpu.txt | cut -d' ' -f1)"
