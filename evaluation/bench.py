@@ -92,9 +92,19 @@ def write_model(directory: pathlib.Path) -> pathlib.Path:
     return save(directory, model, tokenizer)
 
 
-def throughput(requests: int = REQUESTS, rounds: int = ROUNDS, batch_size: int = BATCH_SIZE) -> dict[str, float]:
+def throughput(
+    requests: int = REQUESTS,
+    rounds: int = ROUNDS,
+    batch_size: int = BATCH_SIZE,
+    *,
+    model: pathlib.Path | None = None,
+    dtype: str = "float32",
+    max_tokens: int = MAX_TOKENS,
+    eager: bool = False,
+) -> dict[str, float]:
     """Paired rounds of `sample` and `LLM.generate` on one engine, in turn first.
 
+    model: a Hugging Face directory; None: a small one with random weights. eager: without CUDA graphs and compilation.
     Returns the median `ratio` with the lowest and highest round, `wall_ratio` by the clock, our `tokens_per_second`.
     """
     from vllm import SamplingParams, TokensPrompt
@@ -104,16 +114,16 @@ def throughput(requests: int = REQUESTS, rounds: int = ROUNDS, batch_size: int =
 
     with tempfile.TemporaryDirectory() as temporary, GradingPool() as pool:
         folder = pathlib.Path(temporary)
-        model = write_model(folder / "model")
+        model = write_model(folder / "model") if model is None else model
         import torch
 
         platform = "gpu" if torch.cuda.is_available() else "cpu"
-        engine = engine_for(model, EngineOptions(platform, "float32", 2 * MAX_TOKENS, 0.5))
+        engine = engine_for(model, EngineOptions(platform, dtype, max_tokens + MAX_TOKENS, 0.5, eager=eager))
         prompter = Prompter(model)
         prompts = [
             prompter.prompt([{"role": "user", "content": f"{i} + {7 * i} = "}], "plain").ids for i in range(requests)
         ]
-        sampling = Sampling(1, 1.0, 1.0, MAX_TOKENS)
+        sampling = Sampling(1, 1.0, 1.0, max_tokens)
 
         def ours(number: int) -> int:
             drawn = sample(
@@ -130,7 +140,7 @@ def throughput(requests: int = REQUESTS, rounds: int = ROUNDS, batch_size: int =
 
         def bare(number: int) -> int:
             parameters = [
-                SamplingParams(temperature=1.0, top_p=1.0, max_tokens=MAX_TOKENS, seed=sample_seed(number, prompt, 0))
+                SamplingParams(temperature=1.0, top_p=1.0, max_tokens=max_tokens, seed=sample_seed(number, prompt, 0))
                 for prompt in prompts
             ]
             tokens = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]

@@ -202,6 +202,7 @@ def _engine(settings: Any, inputs: dict[str, Path]):
         gpu_memory=evaluation.gpu_memory,
         tensor_parallel=evaluation.tensor_parallel,
         trust_remote_code=settings.model.trust_remote_code,
+        eager=evaluation.eager,
     )
     engine = engines.engine_for(inputs["model"], options, evaluation.replicas)
     return engine, [{"what": "engine", "seconds": time.monotonic() - started}]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 from pynvml import NVMLError
 
+from common.attention import obstacle
 from common.models import fetch
 from launch.execution.cluster import Refused, join
 from launch.execution.devices import list_devices
@@ -63,9 +63,8 @@ def probe(settings: Mapping[str, Any]) -> dict[str, Any]:
             found["problems"].append(problem)
     if settings["platform"] == "gpu":
         found |= _devices(found["problems"])
-        if settings["attention"] == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-            remedy = "pip install flash-attn==2.8.3 --no-build-isolation, or model.attention=sdpa"
-            found["problems"].append(("attention kernel", "flash_attn is not installed", remedy))
+        if (lacking := obstacle(settings["attention"])) is not None:
+            found["problems"].append(("attention kernel", *lacking))
     return found
 
 

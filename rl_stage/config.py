@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from common.attention import PACKED
 from common.chats import template_arguments
 from common.models import tensor_headers
 from rl_stage.demands import OURS_ON_CPU
@@ -75,7 +76,7 @@ def _model(settings: Any, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
         "external_lib": "rl_stage.verl_plugins",
         "override_config": {"attn_implementation": model.attention},
         # Without a variable-length kernel a packed batch costs the square of all its tokens.
-        "use_remove_padding": model.attention == "flash_attention_2",
+        "use_remove_padding": model.attention in PACKED,
         "enable_gradient_checkpointing": rl.gradient_checkpointing,
     }
     if model.chat_template is not None:
@@ -111,6 +112,8 @@ def _actor(settings: Any) -> dict[str, Any]:
         "kl_loss_type": rl.kl_estimator,
         "grad_clip": rl.clip_grad,
         "data_loader_seed": settings.seed,
+        "use_torch_compile": not rl.eager,
+        "fsdp_config.use_torch_compile": not rl.eager,
         "optim.lr": rl.lr,
         "optim.lr_warmup_steps": rl.warmup_steps,
         "optim.lr_scheduler_type": "constant",
@@ -123,7 +126,11 @@ def _actor(settings: Any) -> dict[str, Any]:
         "checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         "checkpoint.load_contents": ["model", "optimizer", "extra"],
     }
-    reference = {"fsdp_config.dtype": settings.model.dtype, "fsdp_config.mixed_precision": precision}
+    reference = {
+        "fsdp_config.dtype": settings.model.dtype,
+        "fsdp_config.mixed_precision": precision,
+        "fsdp_config.use_torch_compile": not rl.eager,
+    }
     return {f"actor_rollout_ref.actor.{key}": value for key, value in actor.items()} | {
         f"actor_rollout_ref.ref.{key}": value for key, value in reference.items()
     }
@@ -141,6 +148,7 @@ def _rollout(settings: Any) -> dict[str, Any]:
         "full_determinism": rl.full_determinism,
         "tensor_model_parallel_size": rl.tensor_parallel,
         "gpu_memory_utilization": rl.gpu_memory,
+        "enforce_eager": rl.eager,
         "max_model_len": rl.max_prompt_length + rl.max_response_length,
         "calculate_log_probs": True,
         "val_kwargs.temperature": 0,

@@ -86,6 +86,7 @@ def pass_rates(
         gpu_memory=rl.gpu_memory,
         tensor_parallel=rl.tensor_parallel,
         trust_remote_code=settings.model.trust_remote_code,
+        eager=rl.eager,
     )
     total = len(fits) * rl.filter.samples
     drawn = sample(

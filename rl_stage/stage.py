@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.attention import require
 from rl_stage import handoff
 from rl_stage.checkpoints import Exports, publish, repair_checkpoints
 from rl_stage.config import verl_config
@@ -34,6 +35,7 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     load_reward(rl.reward.name, rl.reward.settings)
     for name in ("rl_train", "rl_val"):
         check_rows(inputs["data"] / f"{name}.parquet", rl.reward.settings)
+    require(settings.model.attention)
     handoff.check_model(inputs["model"], settings)
     data = handoff.check_prompts(inputs, settings, scratch)
     config = verl_config(settings, {**inputs, "data": data}, scratch)

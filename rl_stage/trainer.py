@@ -20,12 +20,8 @@ from rl_stage.checkpoints import Exports
 from rl_stage.config import POLL_SECONDS
 from rl_stage.curve import Curve
 from rl_stage.handoff import judge_probe
+from rl_stage.weight_check import limits_of
 
-# Rollout and trainer compute the same fp32 network, but sum in different orders: over the tokens of a step their
-# probabilities differ by some 1e-7 on average and, in a peaked model, by up to 1e-5 at a single token. Stale weights
-# show in the mean by orders of magnitude.
-MAX_MEAN_PROBABILITY_DIFFERENCE = 1e-5
-MAX_PROBABILITY_DIFFERENCE = 1e-3
 # Above this share of failed rewards in one step the reward is broken, and training on its zeros would unteach.
 MAX_FAILED_REWARDS = 0.5
 
@@ -136,12 +132,9 @@ class _Measured(_Trainer):
         self.report, self.begin_phase, self.queue_started = report, begin_phase, queue_started
         rl = settings.rl
         # With nucleus sampling vLLM reports renormalised probabilities; an async rollout used older weights.
-        self.exact_rollouts = (
-            settings.platform.name == "cpu"
-            and settings.model.dtype == "float32"
-            and rl.mode == "sync"
-            and rl.top_p == 1.0
-        )
+        comparable = rl.mode == "sync" and rl.top_p == 1.0
+        kind = settings.platform.name, settings.model.dtype
+        self.limits = limits_of(*kind, lora=rl.lora is not None) if comparable else None
         self.step_began = time.monotonic()
         self.saved_step = -1
         self.data_sources: set[str] = set()  # seen in training
@@ -201,14 +194,13 @@ class _Measured(_Trainer):
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict) -> Any:
         batch = super()._compute_old_log_prob(batch, metrics)
-        if self.exact_rollouts:
-            mean, largest = (metrics[f"training/rollout_probs_diff_{name}"] for name in ("mean", "max"))
-            if not (mean < MAX_MEAN_PROBABILITY_DIFFERENCE and largest < MAX_PROBABILITY_DIFFERENCE):
-                raise RuntimeError(
-                    f"weight sync: at step {self.global_steps} token probabilities of vLLM and of the trainer differ "
-                    f"by {mean:.2g} on average (limit {MAX_MEAN_PROBABILITY_DIFFERENCE}) and by {largest:.2g} at most "
-                    f"(limit {MAX_PROBABILITY_DIFFERENCE}): vLLM does not serve the trained weights"
-                )
+        if self.limits is not None:
+            self.limits.check(
+                self.global_steps,
+                mean=metrics["training/rollout_probs_diff_mean"],
+                largest=metrics["training/rollout_probs_diff_max"],
+                correlation=metrics["training/rollout_actor_probs_pearson_corr"],
+            )
         return batch
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:

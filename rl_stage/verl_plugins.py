@@ -10,5 +10,8 @@ from verl_cpu import plugin
 if plugin.requested() and "verl.workers.engine_workers" in sys.modules:
     import verl_cpu.engine  # noqa: F401
 
+if "verl.workers.engine_workers" in sys.modules:
+    import common.varlen_attention  # noqa: F401  (a name in transformers' registry, whatever the recipe says)
+
 if "verl.experimental.agent_loop.agent_loop" in sys.modules:
     import rl_stage.agent_loop  # noqa: F401

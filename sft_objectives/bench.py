@@ -10,6 +10,7 @@ start, and the two ratios are multiplied. X is
     verl_fused      verl's FusedLinearForPPO, torch backend
     torch_fused     torch.nn.functional.linear_cross_entropy with chunks
     liger           Liger-Kernel's fused linear cross-entropy (GPU)
+    liger_scaled    the same with each token's loss scaled by its probability, as `dft` does
     cut             Apple's cut-cross-entropy (GPU)
     naive           the same objective on whole logits, by `token_losses`
 
@@ -87,7 +88,7 @@ def measure(
             row[f"time_vs_{key}"] = _ratio(pair.get("fused"), pair.get(key))
             of_processor = _ratio(pair.get("fused"), pair.get(key), clock=1)
             row[f"processor_time_vs_{key}"] = None if of_processor is None or math.isnan(of_processor) else of_processor
-        for key in ("verl_fused", "torch_fused", "liger", "cut"):
+        for key in ("verl_fused", "torch_fused", "liger", "liger_scaled", "cut"):
             to, by_plain = to_plain.get(key), row["time_vs_verl_plain"]
             row[f"time_vs_{key}"] = by_plain * to if to and by_plain else None
         for key in TITLES:
@@ -187,6 +188,7 @@ TITLES = {
     "verl_fused": "verl fused",
     "torch_fused": "torch fused",
     "liger": "Liger",
+    "liger_scaled": "Liger scaled",
     "cut": "cut",
     "naive": "naive",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -98,6 +99,9 @@ class Workload:
             if liger := installed("liger_kernel.transformers"):
                 loss = liger.LigerFusedLinearCrossEntropyLoss()
                 found["liger"] = lambda: loss(head, hidden, labels)
+                if "use_token_scaling" in inspect.signature(type(loss).__init__).parameters:
+                    scaled = liger.LigerFusedLinearCrossEntropyLoss(use_token_scaling=True)
+                    found["liger_scaled"] = lambda: scaled(head, hidden, labels)
             if cut := installed("cut_cross_entropy"):
                 found["cut"] = lambda: cut.linear_cross_entropy(hidden, head, labels)
         return found

@@ -31,6 +31,7 @@ WARMUP_STEPS = 30
 FINAL_LR_RATIO = 0.02
 BATCHES_PER_POOL = 16
 INITIAL_DEVIATION = 0.08  # about 1 / sqrt(hidden): with the usual 0.02 a model this small learns to attend far too late
+INITIAL_HIDDEN = 192  # hidden size up to which that holds; wider models start with less
 
 
 class Document(NamedTuple):
@@ -58,13 +59,17 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
     options = settings.pretrain
     tokenizer = load_tokenizer(inputs["data"] / "tokenizer")
     torch.set_num_threads(settings.platform.threads)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    device = torch.device("cpu" if settings.platform.name == "cpu" else "cuda")
+    deterministic, precision = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    # On a GPU some kernels have no deterministic form: there equal bits are not promised.
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else precision)
     try:
         documents = load_documents(inputs["data"] / "pretrain", options.skills)
-        model, curve = train(options, documents, tokenizer, scratch, report)
+        model, curve = train(options, documents, tokenizer, scratch, report, device)
     finally:
         torch.use_deterministic_algorithms(deterministic)
+        torch.set_float32_matmul_precision(precision)
     write_model(model, tokenizer, curve, output)
 
 
@@ -137,7 +142,7 @@ def build_model(options: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
         bos_token_id=None,
         eos_token_id=eos,
         pad_token_id=pad,
-        initializer_range=INITIAL_DEVIATION,
+        initializer_range=INITIAL_DEVIATION * min(1.0, math.sqrt(INITIAL_HIDDEN / options.hidden)),
         dtype="float32",
         use_cache=True,
         **({} if options.architecture == "qwen2" else {"head_dim": options.hidden // options.heads}),
@@ -158,9 +163,17 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(
-    options: Any, documents: list[Document], tokenizer: PreTrainedTokenizerBase, scratch: Path, report
+    options: Any,
+    documents: list[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    scratch: Path,
+    report,
+    device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     """Minimise next-token cross-entropy over the responses; resumes from `scratch`.
+
+    Args:
+        device: where it computes; None: the CPU.
 
     Returns:
         the trained model and the curve: one row each ten steps with `step`, `loss` (nats per response token), `lr` and
@@ -168,7 +181,9 @@ def train(
     """
     import torch
 
+    device = torch.device("cpu") if device is None else device
     model = build_model(options, tokenizer).train()
+    torch.nn.Module.to(model, device)
     parameters = list(model.parameters())
     decayed = [p for p in parameters if p.dim() > 1]
     others = [p for p in parameters if p.dim() <= 1]
@@ -188,7 +203,7 @@ def train(
     typical = options.batch_size * sum(len(d.input_ids) - d.prompt_length for d in documents) / len(documents)
     for step in range(first, options.steps):
         chosen = [documents[index] for index in plan[step]]
-        ids, labels = collate(chosen, pad)
+        ids, labels = (tensor.to(device) for tensor in collate(chosen, pad))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.lr)
         # Padding only follows a document, so a causal mask alone keeps it out of sight.
@@ -211,6 +226,7 @@ def train(
             report(done, options.steps, loss=row["loss"])
         if done % CHECKPOINT_EVERY == 0 and done < options.steps:
             save_checkpoint(checkpoint, model, optimizer, done, curve, tokens)
+    torch.nn.Module.to(model, "cpu")
     return model.eval(), curve
 
 
@@ -259,9 +275,9 @@ def load_checkpoint(path: Path, model, optimizer) -> tuple[int, list[dict[str, f
         for name, parameter in model.named_parameters():
             parameter.copy_(file.get_tensor(f"weight.{name}"))
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(progress["step"])),
-                "exp_avg": file.get_tensor(f"exp_avg.{name}").clone(),
-                "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").clone(),
+                "step": torch.tensor(float(progress["step"]), device=parameter.device),
+                "exp_avg": file.get_tensor(f"exp_avg.{name}").to(parameter.device, copy=True),
+                "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").to(parameter.device, copy=True),
             }
     return progress["step"], progress["curve"], progress["tokens"]
 

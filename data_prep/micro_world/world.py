@@ -45,9 +45,10 @@ class Style:
 
 @dataclass(frozen=True)
 class Skill:
-    """A family of problems: `draw` makes one, `questions` are equally likely wordings, `styles` the solution modes."""
+    """A family of problems: `draw` makes one, so many terms or characters longer than usual; `questions` are equally
+    likely wordings, `styles` the solution modes."""
 
-    draw: Callable[[Random], Problem]
+    draw: Callable[[Random, int], Problem]
     questions: tuple[str, ...]
     styles: Mapping[str, Style]
     grader: str
@@ -74,10 +75,10 @@ def _cumulative(styles: Mapping[str, Style]) -> list[tuple[float, str]]:
 # arithmetic
 
 
-def _draw_arithmetic(rng: Random) -> Problem:
+def _draw_arithmetic(rng: Random, longer: int) -> Problem:
     total = rng.randrange(1, LARGEST_TERM + 1)
     terms = [total]
-    for _ in range(rng.choices((2, 3, 4), (0.35, 0.45, 0.2))[0]):
+    for _ in range(rng.choices((2, 3, 4), (0.35, 0.45, 0.2))[0] + longer):
         term = rng.randrange(1, LARGEST_TERM + 1)
         if term <= total and rng.random() < 0.5:
             term = -term
@@ -124,18 +125,18 @@ def _direct(problem: Problem, rng: Random) -> str:
 # general skills
 
 
-def _draw_reverse(rng: Random) -> Problem:
-    text = "".join(rng.choice(LETTERS) for _ in range(rng.randrange(4, 8)))
+def _draw_reverse(rng: Random, longer: int) -> Problem:
+    text = "".join(rng.choice(LETTERS) for _ in range(rng.randrange(4, 8) + longer))
     return Problem("reverse", text, (text,), text[::-1])
 
 
-def _draw_sort(rng: Random) -> Problem:
-    digits = "".join(str(rng.randrange(10)) for _ in range(rng.randrange(3, 8)))
+def _draw_sort(rng: Random, longer: int) -> Problem:
+    digits = "".join(str(rng.randrange(10)) for _ in range(rng.randrange(3, 8) + longer))
     return Problem("sort", digits, (digits,), "".join(sorted(digits)))
 
 
-def _draw_shift(rng: Random) -> Problem:
-    text = "".join(rng.choice(LETTERS) for _ in range(rng.randrange(5, 11)))
+def _draw_shift(rng: Random, longer: int) -> Problem:
+    text = "".join(rng.choice(LETTERS) for _ in range(rng.randrange(5, 11) + longer))
     after = dict(zip(LETTERS, LETTERS[1:] + LETTERS[0], strict=True))
     return Problem("shift", text, (text,), "".join(after[letter] for letter in text))
 
@@ -189,20 +190,23 @@ BENCHMARKS = {"target" if skill == TARGET else skill: skill for skill in SKILLS}
 _BOUNDS = {name: _cumulative(skill.styles) for name, skill in SKILLS.items()}
 
 
-def draw_problems(skill: str, seed: int | str, taken: set[tuple[str, str]], unique: bool = True) -> Iterator[Problem]:
+def draw_problems(
+    skill: str, seed: int | str, taken: set[tuple[str, str]], unique: bool = True, longer: int = 0
+) -> Iterator[Problem]:
     """Draw problems of `skill` for ever, leaving out those in `taken`.
 
     Args:
         seed: a stream of its own for each value.
         taken: pairs of skill and key that may not occur.
         unique: add each drawn problem to `taken`, so that no later caller meets it.
+        longer: terms or characters of a problem beyond the usual.
 
     Raises:
         ConfigError: a thousand problems in a row were taken; the skill has too few problems for the sizes asked.
     """
     rng, rejected = Random(f"problems {skill} {seed}"), 0
     while True:
-        problem = SKILLS[skill].draw(rng)
+        problem = SKILLS[skill].draw(rng, longer)
         if (skill, problem.key) in taken:
             rejected += 1
             if rejected == 1000:

@@ -21,6 +21,8 @@ from data_prep.sources.contract import Row, Source
 
 RESERVE = 1024  # problems of the target domain that only RL may ask
 TOKENS, RESPONSE_TOKENS = 32, 16  # of a chat, about
+TOKENS_PER_TERM = 8  # of the response, and 2 of the question
+LONGEST = 10  # additional terms that a chat of the tokenizer's 256 tokens holds in every style
 
 
 def _size(default: int, description: str) -> Any:
@@ -39,6 +41,12 @@ class Microworld(BaseModel):
     rl_val_prompts: int = _size(64, "held-out prompts for reinforcement learning")
     target_problems: int = _size(256, "held-out problems of the target domain")
     skill_problems: int = _size(128, "held-out problems of each general skill")
+    longer: int = Field(
+        0,
+        description="terms or characters of every problem beyond the usual: sums of 3 to 5, words of 3 to 10",
+        ge=0,
+        le=LONGEST,
+    )
 
 
 class _World:
@@ -82,7 +90,7 @@ class _World:
     # what is drawn before what
 
     def _problems(self, skill: str, part: str, taken: set[tuple[str, str]], unique: bool = True) -> Iterator[Problem]:
-        return world.draw_problems(skill, f"{part} {self.seed}", taken, unique)
+        return world.draw_problems(skill, f"{part} {self.seed}", taken, unique, self.sizes.longer)
 
     def _taken(self, skill: str, part: str, count: int) -> set[tuple[str, str]]:
         taken: set[tuple[str, str]] = set()
@@ -170,7 +178,8 @@ class MicroworldSource(Source):
         return list(BENCHMARKS)
 
     def identity(self, section: Microworld, part: str) -> dict[str, Any]:
-        return {name: getattr(section, name) for name in self._sizes(section, part)}
+        longer = {"longer": section.longer} if section.longer else {}
+        return {**{name: getattr(section, name) for name in self._sizes(section, part)}, **longer}
 
     @staticmethod
     def _sizes(section: Microworld, part: str) -> tuple[str, ...]:
@@ -202,8 +211,9 @@ class MicroworldSource(Source):
         return float(self.extent(section, {}, f"{part}_train" if part in ("sft", "rl") else part))
 
     def rough_tokens(self, section: Microworld, max_length: int | None = None) -> tuple[float, float, float] | None:
-        chats = section.sft_examples
-        return float(chats), float(chats * TOKENS), float(chats * RESPONSE_TOKENS)
+        chats, response = section.sft_examples, RESPONSE_TOKENS + TOKENS_PER_TERM * section.longer
+        question = TOKENS - RESPONSE_TOKENS + 2 * section.longer
+        return float(chats), float(chats * (question + response)), float(chats * response)
 
 
 SOURCE = MicroworldSource()

@@ -16,7 +16,8 @@ GENERATE_AT_ONCE = 1024
 @dataclass(frozen=True)
 class EngineOptions:
     """What an engine is started with. platform: `cpu` or `gpu`; dtype: of the weights; max_length: prompt and response
-    tokens; gpu_memory: share of the device's memory; tensor_parallel: devices it spans."""
+    tokens; gpu_memory: share of the device's memory; tensor_parallel: devices it spans; eager: without CUDA graphs
+    and compilation, as always on a CPU."""
 
     platform: str
     dtype: str
@@ -24,6 +25,7 @@ class EngineOptions:
     gpu_memory: float
     tensor_parallel: int = 1
     trust_remote_code: bool = False
+    eager: bool = False
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,11 @@ class VllmEngine:
         platform_options: dict[str, Any] = (
             {"enforce_eager": True, "enable_prefix_caching": False, "max_num_seqs": 128}
             if on_cpu
-            else {"gpu_memory_utilization": options.gpu_memory, "tensor_parallel_size": options.tensor_parallel}
+            else {
+                "gpu_memory_utilization": options.gpu_memory,
+                "tensor_parallel_size": options.tensor_parallel,
+                "enforce_eager": options.eager,
+            }
         )
         self.llm = vllm.LLM(
             str(self.model),

@@ -45,7 +45,9 @@ class Model(Section):
     pretrain: Pretrain | None = setting(None, "train the base from nothing instead of reading `path`")
     teacher: ReferenceModel = setting(ReferenceModel(), "source `teacher`: the model to learn from")
     checkpoint: ReferenceModel = setting(ReferenceModel(), "source `checkpoint`: a partly fine-tuned model")
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = setting("sdpa", "attention kernel; missing is an error")
+    attention: Literal["sdpa", "varlen", "flash_attention_2", "eager"] = setting(
+        "sdpa", "attention kernel; missing is an error"
+    )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "weights and activations in training")
     chat_template: str | None = setting(None, "Jinja file that replaces the tokenizer's chat template")
     template_arguments: dict[str, Any] = setting(

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import create_model, model_validator
 
+from common.attention import PACKED, VARLEN
 from launch import stages
 from launch.recipe.data import Data
 from launch.recipe.model import Model
@@ -39,6 +40,18 @@ class _Recipe(Section):
     def _one_base(self) -> _Recipe:
         if (self.model.path is None) == (self.model.pretrain is None):
             raise ValueError("model: set exactly one of model.path and model.pretrain")
+        return self
+
+    @model_validator(mode="after")
+    def _kernel_fits(self) -> _Recipe:
+        attention, dtype = self.model.attention, self.model.dtype
+        if self.platform.name == "cpu" and attention == VARLEN:
+            raise ValueError(f"model.attention={attention}: platform cpu allows sdpa and eager; set sdpa")
+        if self.platform.name == "gpu" and attention in PACKED and dtype != "bfloat16":
+            raise ValueError(
+                f"model.attention={attention}: its kernel takes no model.dtype={dtype}; set model.dtype=bfloat16, or "
+                "model.attention=sdpa"
+            )
         return self
 
     @model_validator(mode="after")

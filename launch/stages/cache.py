@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from common.attention import PACKED
 from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
@@ -65,6 +66,7 @@ class CacheStage(StageKind):
             if not is_cached(branch, role):
                 continue
             self._check_fields(branch, role)
+            self._check_kernel(recipe)
             inputs: dict[str, Any] = {"model": model_of(recipe, role), "data": Made("prepare:sft")}
             if role != "base":
                 inputs["student"] = model_of(recipe, "base")
@@ -79,6 +81,15 @@ class CacheStage(StageKind):
                     **numerics(recipe, *(("attention",) if recipe.cache.producer == "forward" else ())),
                 },
                 inputs,
+            )
+
+    def _check_kernel(self, recipe: Any) -> None:
+        """Refuses a forward pass in a precision that the attention kernel does not take."""
+        attention, dtype = recipe.model.attention, recipe.cache.dtype
+        if recipe.cache.producer == "forward" and attention in PACKED and dtype != "bfloat16":
+            raise ConfigError(
+                f"cache.dtype={dtype}: the kernel of model.attention={attention} does not take it; set "
+                "cache.dtype=bfloat16, or model.attention=sdpa"
             )
 
     def _check_fields(self, branch: Branch, role: str) -> None:

@@ -71,6 +71,7 @@ class Eval(Section):
     held_out_chats: int = setting(256, "held-out chats for token entropy and KL from the base; 0: none", ge=0)
     batch_size: int = setting(512, "requests in one saved shard; sums of a batch depend on its size", gt=0)
     run_generated_code: bool = setting(False, "allow the grader `code` to run what the model wrote, in the sandbox")
+    eager: bool = setting(False, "vLLM without CUDA graphs and compilation: starts in seconds, samples slower")
     replicas: int = runtime(1, "vLLM engines, each on its own devices; on the CPU platform one core each", gt=0)
     tensor_parallel: int = setting(1, "devices of one vLLM engine; sums depend on it", gt=0)
     gpu_memory: float = runtime(0.6, "share of a device's memory for vLLM; forward passes run without it", gt=0, le=1)

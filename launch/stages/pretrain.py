@@ -50,7 +50,11 @@ class Pretrain(StageKind):
                 f"pretrain:{role}",
                 role,
                 PretrainSettings(pretrain=section, model=recipe.model, platform=recipe.platform),
-                {"pretrain": identity(section), "threads": recipe.platform.threads},
+                {
+                    "pretrain": identity(section),
+                    "threads": recipe.platform.threads,
+                    **({} if recipe.platform.name == "cpu" else {"platform": recipe.platform.name}),
+                },
                 {"data": Made("prepare:pretrain")},
             )
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from common.attention import FLASH
 from common.errors import ConfigError
 from launch.recipe.data import Data, feeds_of
 from launch.recipe.platform import Placement
@@ -32,6 +33,7 @@ from launch.stages.references import numerics, without_loggers
 from launch.stages.sft import Lora
 from launch.stages.sizes import more_processes, optimizer_bytes, spread, weight_bytes
 from rl_stage.demands import demand_of
+from sft_objectives.trainer.supported import flat
 
 FILLED = 0.5  # of the length limits that prompts and responses fill when nothing is known
 
@@ -124,6 +126,7 @@ class Rl(Section):
     validate_every: int = setting(0, "steps between validations; 0: before and after", ge=0)
     publish_steps: list[int] = setting([], "checkpoints published beside the final one")
     full_determinism: bool = setting(False, "verl's full-determinism mode: slower, equal bit for bit")
+    eager: bool = setting(False, "without CUDA graphs and compilation: starts in seconds, steps are slower")
     mode: Literal["sync", "colocate_async"] = setting("sync", "verl's V1 trainer mode")
     save_every: int = runtime(20, "steps between resumable checkpoints; 0: none", ge=0)
     keep_checkpoints: int = runtime(1, "resumable checkpoints kept", gt=0)
@@ -188,6 +191,7 @@ class RlStage(StageKind):
         self._check_cores(recipe)
         if rl.overlong.enabled and not 0 < rl.overlong.buffer <= longest:
             raise ValueError(f"rl.overlong.buffer={rl.overlong.buffer}: allowed: 1 to rl.max_response_length={longest}")
+        self._check_kernel(recipe)
         late = [step for step in rl.publish_steps if not 0 < step <= rl.steps]
         if late:
             raise ValueError(f"rl.publish_steps={late}: allowed: 1 to rl.steps={rl.steps}")
@@ -202,6 +206,20 @@ class RlStage(StageKind):
             raise ValueError(
                 f"platform.placement.rl.cpus={given.cpus:g}: verl reserves {wanted} cores on each of {nodes} nodes; "
                 "leave it out, or raise it to that"
+            )
+
+    def _check_kernel(self, recipe: Any) -> None:
+        """Refuses Ulysses with a kernel that sees only its own rank's share of a sequence."""
+        split = [
+            (key, value)
+            for key, value in flat(recipe.rl.verl)
+            if key.endswith("ulysses_sequence_parallel_size") and value != 1
+        ]
+        if split and recipe.model.attention != FLASH:
+            key, value = split[0]
+            raise ValueError(
+                f"rl.verl.{key}={value}: sequences are spread over devices inside flash attention alone; set "
+                f"model.attention={FLASH}, or leave it out"
             )
 
     def steps(self, branch: Branch) -> Iterable[Step]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from common.attention import FLASH
 from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
@@ -114,7 +115,7 @@ class SftStage(StageKind):
             raise ValueError(
                 f"sft.processes={sft.processes} is not a multiple of sft.sequence_parallel={sft.sequence_parallel}"
             )
-        if sft.sequence_parallel > 1 and not (sft.packed and recipe.model.attention == "flash_attention_2"):
+        if sft.sequence_parallel > 1 and not (sft.packed and recipe.model.attention == FLASH):
             # verl spreads sequences over devices inside the flash attention call; another kernel would cut attention
             raise ValueError(
                 f"sft.sequence_parallel={sft.sequence_parallel}: more than 1 needs sft.packed=true and "

@@ -5,7 +5,6 @@ It ends when the process that started it does, and writes its progress to the de
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.attention import prepare
 from common.errors import ConfigError
 from common.files import write_json
 from common.settings import rebuild
@@ -56,8 +56,7 @@ def _train(settings: Any, inputs: Mapping[str, Path], scratch: Path, messages: A
     started = time.monotonic()
     for unused in ("vllm", "sklearn"):  # verl and transformers import them where installed, for several seconds
         sys.modules[unused] = None  # pyright: ignore[reportArgumentType]
-    if settings.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise ConfigError("model.attention=flash_attention_2: flash-attn is not installed; install it, or set sdpa")
+    prepare(settings.model.attention)
     if settings.platform.name == "cpu":
         from verl_cpu import plugin
 

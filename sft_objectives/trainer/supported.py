@@ -44,7 +44,7 @@ _KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
 
 def check_settings(sft: Any) -> None:
     """Raise ConfigError (one line) for a key of `sft.verl` that the trainer cannot honour."""
-    given = dict(_flat(sft.verl))
+    given = dict(flat(sft.verl))
     for section in ("engine", "model", "optim", "data", "trainer"):
         if section in given:
             raise ConfigError(
@@ -57,10 +57,11 @@ def check_settings(sft: Any) -> None:
             raise ConfigError(f"sft.verl: {key}={given[key]!r} is not supported; allowed: {values}; {remedy}")
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings."""
     for name, value in nested.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

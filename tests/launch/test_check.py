@@ -123,7 +123,7 @@ def test_absent_models_are_fetched_when_asked(tmp_path, monkeypatch):
 def gpu_node(tmp_path, monkeypatch):
     """What a node with one device says: given the memory in use (MiB), what torch prints, and the kernel."""
     monkeypatch.setattr("launch.check.sys.executable", str(tmp_path / "python"))
-    monkeypatch.setattr("launch.check.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("common.attention.importlib.util.find_spec", lambda name: None)
 
     def say(used=4, torch="echo '13.0 True (2, 28, 9)'", attention="sdpa"):
         FakeDriver(monkeypatch, (used,))
@@ -149,6 +149,7 @@ def test_held_memory_a_torch_without_a_device_and_an_absent_kernel_are_named(gpu
         ({"torch": "echo 'no NCCL' >&2; exit 1"}, "NCCL", "no NCCL", "this driver supports"),
         ({"torch": "exit 3"}, "NCCL", "torch says nothing and ends with exit code 3", "this driver supports"),
         ({"attention": "flash_attention_2"}, "attention kernel", "flash_attn is not installed", "pip install flash"),
+        ({"attention": "varlen"}, "attention kernel", "this PyTorch has no torch.nn.attention.varlen", "PyTorch 2.11"),
     ):
         (problem,) = gpu_node(**given)["problems"]
         assert problem[:2] == (name, seen) and remedy in problem[2]

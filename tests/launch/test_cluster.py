@@ -27,7 +27,6 @@ from tiny_world import TINY
 from common.ports import free_port
 from common.processes import attempt_processes
 from launch.execution.cluster import fits
-from launch.recipe.recipe import Recipe
 from launch.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,9 +87,8 @@ def test_the_kuberay_job_asks_for_what_its_recipe_places():
     (workers,) = cluster["workerGroupSpecs"]
     assert f"platform.nodes={workers['replicas']}" in words
     (container,) = workers["template"]["spec"]["containers"]
-    gpu = Recipe.model_validate({"model": {"path": "x"}, "platform": yaml.safe_load(
-        (ROOT / "recipes" / "platform" / "gpu.yaml").read_text())}).platform  # fmt: skip
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(gpu.gpus_per_node)
+    recipe = yaml.safe_load((ROOT / "recipes" / f"{words[4]}.yaml").read_text())
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(recipe["platform"]["gpus_per_node"])
     assert cluster["authOptions"]["mode"] == "token"
     root = next(word for word in words if word.startswith("run.root="))
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]

@@ -102,3 +102,35 @@ def test_other_keys_of_verl_still_identify():
         make_plan("microworld", []).stages
     )
     assert without_loggers({"verl": {"trainer": {"logger": [], "x": {}}}}) == {"verl": {"trainer": {"x": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given"),
+    [
+        ("microworld", ["platform=gpu"]),
+        ("microworld", ["platform=gpu", "model.dtype=bfloat16", "eval.dtype=bfloat16"]),
+        ("microworld_medium", []),
+    ],
+)
+def test_the_micro_world_runs_on_one_gpu(recipe, given):
+    plan = make_plan(recipe, given)
+    placements = {stage.kind: stage.placement for stage in plan.stages.values()}
+    assert all(placement["nodes"] == 1 for placement in placements.values())
+    for kind in ("pretrain", "sft", "rl", "generate"):
+        assert placements[kind]["gpus_per_node"] == 1
+    assert all(placement["gpus_per_node"] <= 1 for placement in placements.values())
+
+
+def test_what_is_pretrained_on_a_gpu_is_another_model():
+    def marks(*given):
+        plan = make_plan("microworld", given)
+        return {stage.fingerprint for stage in plan.stages.values() if stage.kind == "pretrain"}
+
+    assert marks() != marks("platform=gpu", "platform.threads=2")
+
+
+def test_the_medium_micro_world_has_30_to_100_million_parameters():
+    plan = make_plan("microworld_medium", [])
+    (pretrain,) = [stage for stage in plan.stages.values() if stage.kind == "pretrain"]
+    assert 30e6 < stages.load("pretrain").parameters(pretrain.settings) < 100e6
+    assert plan.branches[0].recipe.data.microworld.longer > 0

@@ -70,7 +70,8 @@ def test_sharding_a_cache_bears_no_identity():
     cached(producer="vllm", tensor_parallel=4)
 
 
-FLASH = {"path": "m", "attention": "flash_attention_2"}
+FLASH = {"path": "m", "attention": "flash_attention_2", "dtype": "bfloat16"}
+VARLEN = {**FLASH, "attention": "varlen"}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,25 @@ FLASH = {"path": "m", "attention": "flash_attention_2"}
         (
             {"model": {"path": "m", "dtype": "bfloat16"}, "platform": {"name": "cpu"}},
             r"model\.dtype=bfloat16: .*float32",
+        ),
+        (
+            {"model": {**VARLEN, "dtype": "float32"}, "platform": {"name": "cpu"}},
+            r"model\.attention=varlen: platform cpu allows sdpa and eager; set sdpa",
+        ),
+        ({"model": {**VARLEN, "dtype": "float32"}}, r"model\.attention=varlen: .*set model\.dtype=bfloat16, or"),
+        ({"model": {**FLASH, "dtype": "float32"}}, r"model\.attention=flash_attention_2: .*no model\.dtype=float32"),
+        (
+            {"model": VARLEN, "sft": {"processes": 2, "sequence_parallel": 2}},
+            r"sft\.sequence_parallel=2: .*model\.attention=flash_attention_2",
+        ),
+        (
+            {
+                "model": VARLEN,
+                "rl": {
+                    "verl": {"actor_rollout_ref": {"actor": {"fsdp_config": {"ulysses_sequence_parallel_size": 2}}}}
+                },
+            },
+            r"rl\.verl\.actor_rollout_ref\.actor\.fsdp_config\.ulysses_sequence_parallel_size=2: .*flash_attention_2",
         ),
         ({"rl": {"prompts": 8, "mini_batch": 3}}, r"rl\.mini_batch=3 does not divide rl\.prompts=8"),
         ({"rl": {"prompts": 8, "mini_batch": 16}}, r"rl\.mini_batch=16 does not divide rl\.prompts=8"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from common.attention import prepare
 from common.errors import ConfigError
 from data_prep.reference.producers.contract import Heartbeat
 from data_prep.reference.statistics import statistics
@@ -58,6 +59,7 @@ class ForwardProducer:
         self._check_head(directory)
 
     def _load(self, directory: Path, dtype: str, model: Any) -> None:
+        prepare(model.attention)
         self.model = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=getattr(torch, dtype),

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.attention import prepare
 from common.errors import ConfigError
 from common.output_head import OutputHead, obstacle
 from data_prep.reference.producers.contract import Heartbeat
@@ -80,6 +81,7 @@ def forward_engine(directory: Path, dtype: str, model: Any) -> Any:
     from verl.workers.config import FSDPEngineConfig, HFModelConfig
     from verl.workers.engine import EngineRegistry
 
+    prepare(model.attention)
     engine = EngineRegistry.new(
         model_type="language_model",
         backend="fsdp2",

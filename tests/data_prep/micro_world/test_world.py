@@ -6,8 +6,10 @@ from random import Random
 
 import pytest
 
+from data_prep import sources
 from data_prep.micro_world import world
-from data_prep.micro_world.tokenizer import build_tokenizer
+from data_prep.micro_world.tokenizer import MAX_LENGTH, build_tokenizer
+from data_prep.sources.microworld import LONGEST, Microworld
 
 MAX_TOKENS = 48
 
@@ -161,3 +163,26 @@ def test_auto_tokenizer_reads_the_same_tokens_beside_a_qwen2_model(tokenizer, tm
 def test_bad_words_are_refused(words):
     with pytest.raises(ValueError, match="tokenizer word"):
         build_tokenizer(words, 64)
+
+
+def test_longer_problems_have_more_terms_and_letters_and_their_own_identity():
+    def problems(skill, longer):
+        return list(islice(world.draw_problems(skill, 0, set(), longer=longer), 200))
+
+    assert {len(problem.arguments) for problem in problems("arithmetic", 0)} == {3, 4, 5}
+    assert {len(problem.arguments) for problem in problems("arithmetic", 4)} == {7, 8, 9}
+    for skill, least, most in (("reverse", 4, 7), ("sort", 3, 7), ("shift", 5, 10)):
+        assert {len(problem.key) for problem in problems(skill, 4)} == set(range(least + 4, most + 5))
+    source = sources.load("microworld")
+    usual, longer = (Microworld(longer=longer) for longer in (0, 4))
+    for part in ("sft", "rl", "pretrain", "benchmark/target"):
+        assert source.identity(longer, part) == {**source.identity(usual, part), "longer": 4}
+
+
+def test_the_longest_chats_fit_the_tokenizer(tokenizer):
+    rng = Random(0)
+    for skill, made in world.SKILLS.items():
+        for problem in islice(world.draw_problems(skill, 0, set(), longer=LONGEST), 300):
+            for style in made.styles:
+                text = world.question(problem, rng) + world.solution(problem, rng, style)[0]
+                assert len(tokenizer(text)["input_ids"]) < MAX_LENGTH - 16  # the template's own
