@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.chats import template_arguments
+from common.templates import template_file
 from rl_stage.verl_keys import compose_verl, merge_passthrough, set_key, validate
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _model(settings: Any, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
         "enable_gradient_checkpointing": rl.gradient_checkpointing,
     }
     if model.chat_template is not None:
-        keys["custom_chat_template"] = pathlib.Path(model.chat_template).expanduser().read_text(encoding="utf-8")
+        keys["custom_chat_template"] = template_file(model.chat_template).read_text(encoding="utf-8")
     if rl.lora is not None:
         # Merged before each weight sync, so that vLLM serves exactly the weights that are trained.
         keys |= {

@@ -19,6 +19,7 @@ from typing import Any
 from common.files import read_json
 from launch import stages
 from launch.graph.plan import Input, Plan, Stage
+from launch.recipe.shapes import published_shapes
 from launch.stages.contract import Cost, StageKind, Tokens
 from launch.store import Store
 
@@ -70,7 +71,8 @@ def parameters(config: Mapping[str, Any]) -> float:
     head = config.get("head_dim") or hidden // heads
     key_value = head * (config.get("num_key_value_heads") or heads)
     attention = 2 * hidden * head * heads + 2 * hidden * key_value
-    feed_forward = 3 * hidden * config["intermediate_size"]
+    width = config.get("moe_intermediate_size") or config["intermediate_size"]
+    feed_forward = 3 * hidden * width * (config.get("num_experts") or 1)
     embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
     return float(layers * (attention + feed_forward + 2 * hidden) + embeddings)
 
@@ -114,6 +116,8 @@ class Estimator:
         self._attempts = {row["fingerprint"]: row["seconds"] for row in store.costs() if row["outcome"] == "ok"}
         self._speeds: dict[tuple[str, str], float] | None = None
         self._sizes: dict[str, float] = {}
+        models = (branch.recipe.model for branch in plan.branches)
+        self._shapes = {one.path: one.shapes.model_dump() for one in models if one.shapes is not None}
         self._contents: dict[str, Any] = {}
         self._works: dict[str, Cost] = {}
 
@@ -124,6 +128,8 @@ class Estimator:
         if given.stage is None:
             assert given.path is not None
             config = _configuration(given.path)
+            if "hidden_size" not in config:
+                config = self._shapes.get(given.path) or published_shapes().get(given.path, {})
             return parameters(config) if "hidden_size" in config else _named_size(given.path)
         if given.stage not in self._sizes:
             source = self.plan.stages[given.stage]

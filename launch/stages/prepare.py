@@ -9,6 +9,7 @@ from typing import Any, Literal
 from common.errors import ConfigError
 from common.files import read_json
 from common.registry import code_digest
+from common.templates import template_file
 from data_prep import sources
 from data_prep.sources import feeds
 from data_prep.sources.feeds import Feed
@@ -101,7 +102,8 @@ class Prepare(StageKind):
         if recipe.model.path is not None:
             found["model"] = model_of(recipe, "base")
         if recipe.model.chat_template is not None:
-            found["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template", local=True)
+            template = str(template_file(recipe.model.chat_template))
+            found["chat_template"] = Outside(template, "model.chat_template", local=True)
         settings = PrepareSettings.model_validate(
             {
                 "part": part,
