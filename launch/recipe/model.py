@@ -8,7 +8,6 @@ from pydantic import model_validator
 
 from launch.recipe.section import Section, runtime, setting
 
-
 Family = Literal["qwen2", "qwen2_math", "qwen3", "qwen3_moe", "llama2", "llama3", "gemma3", "deepseek"]
 
 
@@ -35,7 +34,7 @@ class Pretrain(Section):
 
 
 class Shapes(Section):
-    """Fields of a model's config.json, by its names: what `plan` counts parameters from where there is no copy of it."""
+    """Fields of a model's config.json by its names, from which `plan` counts parameters where no copy is at hand."""
 
     hidden_size: int = runtime(2048, "width of the hidden state", gt=0)
     intermediate_size: int = runtime(8192, "width of the feed-forward layer", gt=0)

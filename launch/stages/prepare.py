@@ -75,6 +75,7 @@ class Prepare(StageKind):
         }
         found = dict(inputs)
         for place, entry in enumerate(entries):
+            _check_pinned(recipe, entry)
             before = feeds.inputs(entries[:place], what)
             for key, path in feeds.inputs(entries[: place + 1], what).items():
                 if key not in before:
@@ -153,6 +154,15 @@ class Prepare(StageKind):
                     False,
                 )
         return tokens if part == "sft" else max(1.0, rows)
+
+
+def _check_pinned(recipe: Any, entry: Feed) -> None:
+    unpinned = sources.load(entry.source).unpinned(feeds.section_of(entry)) if recipe.run.pinned else ""
+    if unpinned:
+        raise ConfigError(
+            f"data source {entry.source}: run.pinned=true takes a hub name with its commit only, and none is known of "
+            f"{unpinned}; set data.{entry.source}.path to a local copy"
+        )
 
 
 def _outside(entry: Feed, path: str, key: str, part: str, name: str) -> Outside:
