@@ -15,6 +15,7 @@ from launch import stages
 from launch.recipe.data import Data
 from launch.recipe.model import Model
 from launch.recipe.platform import Platform
+from launch.recipe.published import Published
 from launch.recipe.run import Run, Selection
 from launch.recipe.section import Section, runtime, setting
 
@@ -32,6 +33,7 @@ class _Recipe(Section):
         ["pass_at_k", "entropy_histogram"],
         "over all branches, for the report: names, paths of one's own, or {name: ..., and its settings}",
     )
+    published: Published = setting(Published(), "the paper's rows that the branches stand for")
     stages: list[str] = setting([], "stages of one's own, by dotted path (docs/extend.md)")
     sweep: list[dict[str, Any]] = runtime([], "uneven branches: each entry is a mapping of overrides")
 

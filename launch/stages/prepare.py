@@ -50,7 +50,8 @@ class Prepare(StageKind):
                 role = f"prepare:benchmark/{benchmark_name(entry.name)}"
                 yield self._step(branch, role, "benchmark", entry.name, problem_sources(recipe, entry), {})
                 benchmarks[f"benchmark_{benchmark_name(entry.name)}"] = Made(role, identifies=False)
-        yield self._step(branch, "prepare:sft", "sft", "", feeds_of(recipe.data, "sft"), benchmarks)
+        if recipe.sft.enabled or (recipe.eval.enabled and recipe.eval.held_out_chats):
+            yield self._step(branch, "prepare:sft", "sft", "", feeds_of(recipe.data, "sft"), benchmarks)
         if recipe.rl.enabled:
             shared = {} if recipe.data.allow_shared_prompts else {"sft": Made("prepare:sft")}
             prompts = feeds_of(recipe.data, "rl")
@@ -192,6 +193,12 @@ def benchmark_name(name: str) -> str:
     return _published(name).name
 
 
+def _published_names() -> list[str]:
+    from evaluation import benchmarks
+
+    return benchmarks.names()
+
+
 def _published(name: str) -> Any:
     from evaluation import benchmarks
 
@@ -217,6 +224,8 @@ def problem_sources(recipe: Any, entry: Any) -> list[Feed]:
     if entry.name not in given and entry.source is None and entry.name in data.files.benchmarks:
         name, section = "files", data.files
         given = [entry.name]
+    if entry.name not in given and entry.source is None and name == "files" and entry.name in _published_names():
+        return []
     if entry.name not in given:
         if name == "files":
             raise ConfigError(
