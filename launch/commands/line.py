@@ -15,6 +15,7 @@ from launch.commands.check import CHECK
 from launch.commands.contract import Command
 from launch.commands.plan import PLAN
 from launch.commands.prepare import PREPARE
+from launch.commands.published import PUBLISHED
 from launch.commands.report import REPORT
 from launch.commands.run import RUN
 from launch.commands.store import EXPLAIN, GC
@@ -22,7 +23,7 @@ from launch.commands.watch import STATUS, STOP
 from launch.recipe.library import RecipeWarning, groups, recipe_names
 from launch.store import StoreError
 
-COMMANDS = (PLAN, RUN, PREPARE, STATUS, STOP, CHECK, REPORT, EXPLAIN, GC)
+COMMANDS = (PLAN, RUN, PREPARE, STATUS, STOP, CHECK, REPORT, PUBLISHED, EXPLAIN, GC)
 # What the file system may refuse whatever the code does.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 

@@ -33,7 +33,9 @@ class Shot(Section):
 
 class Benchmark(Section):
     name: str = setting("target", "a benchmark of data.source, of data.files.benchmarks, or one's own by dotted path")
-    source: str | None = setting(None, "who gives its problems: a source, or `published`; null: the source that has it, else published")
+    source: str | None = setting(
+        None, "who gives its problems: a source, or `published`; null: the source that has it, else published"
+    )
     num_samples: int = setting(16, "samples a problem", gt=0)
     temperature: float = setting(1.0, "sampling temperature", ge=0)
     top_p: float = setting(1.0, "nucleus", gt=0, le=1)
