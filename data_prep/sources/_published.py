@@ -122,7 +122,7 @@ class PublishedSource(Source):
         except Exception as error:  # the client raises errors of several libraries
             at = f" --revision {self.revision}" if self.revision else ""
             raise ConfigError(
-                f"data source {self.name}: {self.hub} is out of reach ({type(error).__name__}); where there is a network: "
+                f"data source {self.name}: {self.hub} is out of reach ({type(error).__name__}); where it is not: "
                 f"hf download {self.hub} --repo-type dataset{at} --local-dir DIR, then data.{self.name}.path=DIR"
             ) from None
 

@@ -79,9 +79,8 @@ def tables_of(wanted: str) -> tuple[str, list[str]]:
         locate(wanted)
         first = next(iter(branches(wanted, [])))
     except RecipeError:
-        raise ConfigError(
-            f"{wanted}: no table of {paper}; allowed: {', '.join(known)}, or one of its recipes"
-        ) from None
+        allowed = f"{', '.join(known)}, or one of its recipes"
+        raise ConfigError(f"{wanted}: no table of {paper}; allowed: {allowed}") from None
     return paper, [table for table in first.recipe.published.tables if table in known]
 
 

@@ -13,8 +13,8 @@ from launch.report.parts import Cell, Grid, Row, Section, grid
 
 COLUMNS = ("ours", "published", "gap", "")
 NOTE = (
-    "In percent. The gap is ours less theirs, with our 95% interval over problems; theirs is printed without one. A value "
-    "off its grid is no share of as many answers as the paper says that it counts."
+    "In percent. The gap is ours less theirs, with our 95% interval over problems; theirs is printed without one. A "
+    "value off its grid is no share of as many answers as the paper says that it counts."
 )
 
 
