@@ -72,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "overrides", nargs="*", help="Hydra overrides: field=value, field=a,b, field=range(1,4), group=choice"
             )
+            sub.add_argument(
+                "--scale", choices=("full", "tiny"), help="tiny: the same walk in minutes on a CPU; as scale=tiny"
+            )
         command.options(sub)
         sub.set_defaults(chosen=command)
     return whole
@@ -91,6 +94,8 @@ def call(argv: Sequence[str] | None) -> int:
     if rest:
         arguments.overrides += rest
     command: Command = arguments.chosen
+    if getattr(arguments, "scale", None):
+        arguments.overrides.append(f"scale={arguments.scale}")
     with warnings.catch_warnings():
         warnings.simplefilter("always", RecipeWarning)
         shown, warnings.showwarning = warnings.showwarning, _say_in_one_line(warnings.showwarning)

@@ -20,6 +20,7 @@ from launch.recipe.library import RECIPES, RecipeError, RecipeWarning, groups, l
 from launch.recipe.overrides import Assignment, assignment, parse, shown
 from launch.recipe.recipe import Recipe, recipe_class
 from launch.recipe.sweeps import Row, overlap, selected, spread
+from launch.recipe.tiny import TINY, shrunk
 from launch.recipe.tree import assign, leaves, put, value_at
 
 __all__ = ["RECIPES", "Assignment", "Composed", "RecipeError", "branches", "groups", "recipe_names"]
@@ -87,6 +88,8 @@ class Composer:
                 assign(tree, one)
         tree = self._resolved(tree)
         tree["name"] = self.name
+        if tree.get("scale") == TINY:
+            tree = shrunk(tree)
         schema: Any = Recipe
         try:
             schema = recipe_class(tuple(tree.get("stages") or ()))

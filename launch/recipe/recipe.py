@@ -7,7 +7,7 @@ This is the only place where defaults are put together. `recipes/base.yaml` is p
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import create_model, model_validator
 
@@ -23,6 +23,9 @@ from launch.recipe.section import Section, runtime, setting
 class _Recipe(Section):
     name: str = runtime("", "set from the file name")
     seed: int = setting(0, "training seed of SFT and RL")
+    scale: Literal["full", "tiny"] = setting(
+        "full", "tiny: two steps on fixture rows with a small random model, on a CPU"
+    )
     model: Model = setting(Model(), "base model and teacher")
     data: Data = setting(Data(), "data sets")  # type: ignore[valid-type]
     objective: dict[str, Any] = setting({"name": "sft"}, "an SFT objective and its settings (recipes/objective)")
