@@ -28,15 +28,15 @@ Every published experiment is one command. A recipe's `sweep` lists the rows of 
 sets selects rows.
 
 ```bash
-python -m launch plan lp_sft/t2_magicoder                                        # the table: what would run, what it takes
-python -m launch run lp_sft/t2_magicoder objective=lp_sft model=qwen3_4b_base    # one row
-python -m launch published lp_sft/t15                                            # what the paper prints; runs nothing
+python -m launch plan lp_sft/t2_magicoder                                       # the table: what would run
+python -m launch run lp_sft/t2_magicoder objective=lp_sft model=qwen3_4b_base   # one row
 python -m launch run lp_sft/t2_magicoder objective=lp_sft model=qwen3_4b_base --scale tiny   # its walk on a CPU
+python -m launch published lp_sft/t15                                           # what the paper prints; runs nothing
 ```
 
-The report sets ours beside the paper's numbers, cell by cell, with the gap and our interval, marks printed values that no
-share of the paper's own number of answers can be, and names what the paper leaves open. A setting in a recipe has its
-place in the paper beside it, or `open in the paper`.
+The report sets ours beside the paper's numbers, cell by cell, with the gap and our interval, marks printed values that
+no share of the paper's own number of answers can be, and names what the paper leaves open. Every setting has its
+place in the paper beside it in the recipe, or `open in the paper`.
 
 `--scale tiny` takes a small random model of the same family with its chat template, a few rows of our own in the
 published schemas, and two steps of every phase; the difficulty filter and dynamic sampling are left out, as a random
