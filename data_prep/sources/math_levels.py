@@ -33,7 +33,8 @@ class MathLevelsSource(PublishedSource):
         return {"prompt": f"{row['problem']}\n{BOXED}", "answer": boxed(row["solution"]), "grader": "math"}
 
     def rough_rows(self, section: Any, part: str) -> float | None:
-        return self.rows * len(section.levels) / 5 if part == self.part else None
+        rows = super().rough_rows(section, part)
+        return None if rows is None else rows * len(section.levels) / 5
 
 
 SOURCE = MathLevelsSource()

@@ -86,3 +86,11 @@ def test_a_rationale_is_trained_on_where_its_column_is_named(tmp_path):
     assert first[0]["role"] == "system" and first[-1]["content"].startswith("<think>\n")
     missing = rows_of("esci", fixture, reasoning="none_such")[0].value
     assert isinstance(missing, RowError) and "no rationale in column none_such" in str(missing)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_local_copy_is_counted_by_what_is_there(name):
+    source = sources.load(name)
+    lines = len(source.fixture().read_text().splitlines())
+    assert source.rough_rows(source.section(path=str(source.fixture())), source.part) == pytest.approx(lines, rel=0.2)
+    assert source.rough_rows(source.section(), source.part) == source.rows
