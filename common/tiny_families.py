@@ -76,7 +76,8 @@ def tokenizer_of(family: Family) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
     special = sorted({*MARKER.findall(template), family.end, family.pad})
-    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in special], special_tokens=True)
+    added: list[str | AddedToken] = [AddedToken(text, special=True, normalized=False) for text in special]
+    tokenizer.add_tokens(added, special_tokens=True)
     tokenizer.chat_template = template
     return tokenizer
 
