@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -95,9 +95,16 @@ def row_of(section: Any, assignments: Sequence[str], phase: str) -> dict[str, st
             return {}
         found |= section.base
     try:
-        return {column: found[column].format(**found, phase=phase) for column in COLUMNS if column in found}
+        return {column: _filled(found[column], {**found, "phase": phase}) for column in COLUMNS if column in found}
     except KeyError:
         return {}
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    """A text whose {names} are replaced by values, which may hold names in turn. Raises KeyError."""
+    for _ in values:
+        text = text.format(**values)
+    return text
 
 
 def matching(paper: str, section: Any, assignments: Sequence[str], phase: str) -> list[Printed]:
