@@ -59,8 +59,8 @@ FAMILIES = {
 
 def tokenizer_of(family: Family) -> PreTrainedTokenizerFast:
     """One token for each byte, and the family's special tokens and template."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AddedToken, PreTrainedTokenizerFast
 
     template = template_file(family.template).read_text(encoding="utf-8")
     vocabulary = {token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
