@@ -137,7 +137,7 @@ def _rl(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _eval(given: Mapping[str, Any], data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    found = {**given, **EVAL, "benchmarks": [{**one, **SAMPLING} for one in given["benchmarks"]]}
+    found = {**given, **EVAL, "benchmarks": [_sampled(one) for one in given["benchmarks"]]}
     found["held_out_chats"] = min(4, given["held_out_chats"])
     own = dict(data["files"]["benchmarks"])
     for entry in found["benchmarks"]:
@@ -153,6 +153,12 @@ def _eval(given: Mapping[str, Any], data: dict[str, Any], folder: Path) -> dict[
     names = [one["name"] for one in (*found["benchmarks"], *found["tasks"])]
     found["target"] = given["target"] if given["target"] in names else names[0]
     return found
+
+
+def _sampled(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of eval.benchmarks with few short samples; greedy ones are all equal."""
+    greedy = entry.get("temperature") == 0
+    return {**entry, **SAMPLING, **({"num_samples": 1} if greedy else {})}
 
 
 def _problems(name: str) -> Path | None:

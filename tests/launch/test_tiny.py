@@ -25,6 +25,7 @@ def test_the_first_row_of_every_recipe(name, tmp_path):
     assert all(entry["path"].endswith(f"/fixtures/{entry['source']}.jsonl") for entry in recipe.data.sft)
     if recipe.eval.enabled:
         assert {one.source for one in recipe.eval.benchmarks} == {"files"}
+        assert all(one.num_samples == (2 if one.temperature else 1) for one in recipe.eval.benchmarks)
         assert {one.name for one in recipe.eval.tasks} <= set(tiny.TASKS)
     teacher = recipe.model.teacher.path
     assert teacher is None or teacher.endswith(f"{recipe.model.family}-1")
