@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from common.errors import ConfigError
 from common.files import files_digest
 from common.hub import refusal
+from common.templates import template_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +90,7 @@ def load_tokenizer(
 
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     if chat_template is not None:
-        tokenizer.chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
+        tokenizer.chat_template = template_file(chat_template).read_text(encoding="utf-8")
     return tokenizer
 
 

@@ -14,6 +14,7 @@ CHAT_ML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+CONFIGURATIONS = {"Gemma3": "Gemma3TextConfig"}  # of a language model that has no Config of its name
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # padding, start of a turn, end of a turn and EOS
 
 
@@ -79,7 +80,7 @@ def random_model(
     import transformers
 
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{family}Config")(
+    config = getattr(transformers, CONFIGURATIONS.get(family, f"{family}Config"))(
         **{
             "vocab_size": vocabulary,
             "hidden_size": hidden,

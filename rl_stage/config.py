@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common.attention import PACKED
 from common.chats import template_arguments
 from common.models import tensor_headers
+from common.templates import template_file
 from rl_stage.demands import OURS_ON_CPU
 from rl_stage.verl_keys import compose_verl, merge_passthrough, set_key, validate
 
@@ -80,7 +81,7 @@ def _model(settings: Any, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
         "enable_gradient_checkpointing": rl.gradient_checkpointing,
     }
     if model.chat_template is not None:
-        keys["custom_chat_template"] = pathlib.Path(model.chat_template).expanduser().read_text(encoding="utf-8")
+        keys["custom_chat_template"] = template_file(model.chat_template).read_text(encoding="utf-8")
     if rl.lora is not None:
         # Merged before each weight sync, so that vLLM serves exactly the weights that are trained.
         keys |= {

@@ -13,6 +13,7 @@ from typing import Any
 from common.chats import Renderer
 from common.files import write_json
 from common.models import load_tokenizer, tensor_headers
+from common.templates import template_file
 from rl_stage.handoff import check_weights
 
 LORA_META = "lora_train_meta.json"  # verl's name
@@ -48,7 +49,7 @@ def finish_export(
         if path.is_file() and path.name != "config.json" and not path.name.startswith(("model", "pytorch_model")):
             shutil.copy(path, target / path.name)
     if chat_template is not None:
-        shutil.copy(pathlib.Path(chat_template).expanduser(), target / "chat_template.jinja")
+        shutil.copy(template_file(chat_template), target / "chat_template.jinja")
     config.pop("torch_dtype", None)
     config["dtype"] = weights_dtype(target)
     write_json(target / "config.json", config)

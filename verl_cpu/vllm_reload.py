@@ -27,23 +27,30 @@ def repack_output_layers(model: torch.nn.Module) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
+def tensor_shapes(directory: Path) -> dict[str, list[int]]:
+    """Name -> shape of every tensor of a Hugging Face directory."""
+    return {name: list(header.shape) for name, header in tensor_headers(directory).items()}
+
+
 class ReloadWorkerExtension:
     """Worker extension (``worker_extension_cls``) that loads another checkpoint of the same model."""
 
     model_runner: Any
     reload_weights: Any
 
-    def reload_weights_from_directory(self, path: str) -> None:
+    def reload_weights_from_directory(self, path: str, loaded: dict[str, list[int]] | None = None) -> None:
         """Replace all weights by those of the Hugging Face directory ``path``.
+
+        ``loaded``: name -> shape of the tensors that the engine was made from; None: as its directory says, which has
+        to be there still.
 
         Raises ``ConfigError`` if its tensors are not exactly those (name and shape) of the loaded checkpoint: vLLM
         would log a warning and keep old weights. The caller resets the prefix cache, which still holds old keys and
         values.
         """
-        directories = (Path(path), Path(self.model_runner.model_config.model))
-        new, loaded = (
-            {name: header.shape for name, header in tensor_headers(directory).items()} for directory in directories
-        )
+        new = tensor_shapes(Path(path))
+        if loaded is None:
+            loaded = tensor_shapes(Path(self.model_runner.model_config.model))
         if new != loaded:
             different = sorted(name for name in new.keys() | loaded.keys() if new.get(name) != loaded.get(name))
             raise ConfigError(

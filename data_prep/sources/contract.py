@@ -69,6 +69,10 @@ class Source(ABC):
         inputs: local copies of what `inputs` named, of the parts that are asked for. seed: `data.seed`.
         """
 
+    def unpinned(self, section: Any) -> str:
+        """The hub name that it reads without a commit, which `run.pinned` refuses; "" where there is none."""
+        return ""
+
     def benchmarks(self, section: Any) -> list[str]:
         """Names of the benchmarks that it can give."""
         return []

@@ -42,11 +42,15 @@ class VllmEngine:
             alias_vllm_metadata()
         import vllm
 
+        from verl_cpu.vllm_reload import tensor_shapes
+
         self.model = Path(model).resolve()
         self.options = options
         self.count = 1
         self.usable = True
         self.files = model_files_digest(self.model)
+        # Read now: the directory may be a stage's scratch space, and the engine outlives the stage.
+        self._shapes = tensor_shapes(self.model)
         self.reproducible = on_cpu or os.environ.get("VLLM_BATCH_INVARIANT") == "1"
         # What is kept of a killed run counts only under the same description.
         self.description = {
@@ -81,7 +85,7 @@ class VllmEngine:
         model = Path(model).resolve()
         if model_files_digest(model) != self.files:
             raise ConfigError(f"{model}: its {', '.join(MODEL_FILES)} differ from those of {self.model}")
-        self.llm.collective_rpc("reload_weights_from_directory", args=(str(model),))
+        self.llm.collective_rpc("reload_weights_from_directory", args=(str(model), self._shapes))
         self.llm.reset_prefix_cache()
         self.model = model
         self.description["model"] = str(model)

@@ -15,6 +15,7 @@ from launch.commands.check import CHECK
 from launch.commands.contract import Command
 from launch.commands.plan import PLAN
 from launch.commands.prepare import PREPARE
+from launch.commands.published import PUBLISHED
 from launch.commands.report import REPORT
 from launch.commands.run import RUN
 from launch.commands.store import EXPLAIN, GC
@@ -22,7 +23,7 @@ from launch.commands.watch import STATUS, STOP
 from launch.recipe.library import RecipeWarning, groups, recipe_names
 from launch.store import StoreError
 
-COMMANDS = (PLAN, RUN, PREPARE, STATUS, STOP, CHECK, REPORT, EXPLAIN, GC)
+COMMANDS = (PLAN, RUN, PREPARE, STATUS, STOP, CHECK, REPORT, PUBLISHED, EXPLAIN, GC)
 # What the file system may refuse whatever the code does.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
@@ -71,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "overrides", nargs="*", help="Hydra overrides: field=value, field=a,b, field=range(1,4), group=choice"
             )
+            sub.add_argument(
+                "--scale", choices=("full", "tiny"), help="tiny: the same walk in minutes on a CPU; as scale=tiny"
+            )
         command.options(sub)
         sub.set_defaults(chosen=command)
     return whole
@@ -90,6 +94,8 @@ def call(argv: Sequence[str] | None) -> int:
     if rest:
         arguments.overrides += rest
     command: Command = arguments.chosen
+    if getattr(arguments, "scale", None):
+        arguments.overrides.append(f"scale={arguments.scale}")
     with warnings.catch_warnings():
         warnings.simplefilter("always", RecipeWarning)
         shown, warnings.showwarning = warnings.showwarning, _say_in_one_line(warnings.showwarning)

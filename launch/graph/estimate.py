@@ -20,6 +20,7 @@ from common.errors import ConfigError
 from common.files import read_json
 from launch import stages
 from launch.graph.plan import Input, Plan, Stage
+from launch.recipe.shapes import published_shapes
 from launch.stages.contract import Cost, StageKind, Tokens
 from launch.stages.memory import GB, GIB, Memory, Shape, shape_of, typical_shape
 from launch.stages.references import FROZEN
@@ -159,16 +160,23 @@ class Estimator:
         self._attempts = {row["fingerprint"]: row["seconds"] for row in store.costs() if row["outcome"] == "ok"}
         self._speeds: dict[tuple[str, str], float] | None = None
         self._sizes: dict[str, float] = {}
+        models = (branch.recipe.model for branch in plan.branches)
+        self._shapes = {one.path: one.shapes.model_dump() for one in models if one.shapes is not None}
         self._contents: dict[str, Any] = {}
         self._works: dict[str, Cost] = {}
 
     # --- what a stage reads
 
+    def _configuration(self, path: str) -> dict[str, Any]:
+        """The config.json of a model from outside, or what of it the recipe or a model group tells."""
+        config = _configuration(path)
+        return config if _is_decoder(config) else self._shapes.get(path) or published_shapes().get(path, {})
+
     def model_size(self, given: Input) -> float:
         """Parameters of the model that an input is or leads to."""
         if given.stage is None:
             assert given.path is not None
-            config = _configuration(given.path)
+            config = self._configuration(given.path)
             return parameters(config) if _is_decoder(config) else _named_size(given.path)
         if given.stage not in self._sizes:
             source = self.plan.stages[given.stage]
@@ -183,7 +191,7 @@ class Estimator:
         """Shape of the model that an input is or leads to; a typical one of its size where only a name is known."""
         if given.stage is None:
             assert given.path is not None
-            config = _configuration(given.path)
+            config = self._configuration(given.path)
             return shape_of(config) if _is_decoder(config) else typical_shape(_named_size(given.path))
         source = self.plan.stages[given.stage]
         shape = self.kinds[source.kind].shape(source.settings)

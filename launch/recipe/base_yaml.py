@@ -11,7 +11,7 @@ from launch.recipe.model import Model
 from launch.recipe.recipe import Recipe
 from launch.recipe.section import is_runtime
 
-LAST = ("platform", "run", "selection", "analyses", "stages", "sweep")  # after the sections of the stages
+LAST = ("platform", "run", "selection", "analyses", "published", "stages", "sweep")  # after the sections of the stages
 
 
 def base_yaml() -> str:

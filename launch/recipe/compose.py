@@ -19,7 +19,8 @@ from launch.recipe.complaints import explain
 from launch.recipe.library import RECIPES, RecipeError, RecipeWarning, groups, locate, recipe_names
 from launch.recipe.overrides import Assignment, assignment, parse, shown
 from launch.recipe.recipe import Recipe, recipe_class
-from launch.recipe.sweeps import spread
+from launch.recipe.sweeps import Row, overlap, selected, spread
+from launch.recipe.tiny import TINY, shrunk
 from launch.recipe.tree import assign, leaves, put, value_at
 
 __all__ = ["RECIPES", "Assignment", "Composed", "RecipeError", "branches", "groups", "recipe_names"]
@@ -87,6 +88,8 @@ class Composer:
                 assign(tree, one)
         tree = self._resolved(tree)
         tree["name"] = self.name
+        if tree.get("scale") == TINY:
+            tree = shrunk(tree)
         schema: Any = Recipe
         try:
             schema = recipe_class(tuple(tree.get("stages") or ()))
@@ -162,44 +165,36 @@ def _expanded(recipe: str, field: str, value: str) -> str:
         ) from None
 
 
-def _overlap(key: str, other: str) -> bool:
-    return key == other or key.startswith(other + ".") or other.startswith(key + ".")
-
-
 def _check_axes(axes: list[list[Assignment]]) -> None:
     for first, second in itertools.combinations(axes, 2):
         same = first[0].key == second[0].key
         # `objective=a,b objective.source=base` is a choice of the group and a field of it
-        nested = _overlap(first[0].key, second[0].key) and not (first[0].is_group or second[0].is_group)
+        nested = overlap(first[0].key, second[0].key) and not (first[0].is_group or second[0].is_group)
         if same or nested:
             raise RecipeError(f"overrides of {first[0].key} and {second[0].key} overlap; give each field once")
 
 
 def branches(recipe: str, overrides: Sequence[str]) -> Iterator[Composed]:
-    """All branches of `recipe` under `overrides`: the `sweep:` list times the product of the comma axes.
+    """All branches of `recipe` under `overrides`: the rows of its `sweep:` list times the product of the comma axes.
 
-    Raises RecipeError on an unknown recipe, group choice or field, a value out of range, or axes that overlap.
+    An override of what the list sets is no axis: it selects the rows with one of its values. Raises RecipeError on an
+    unknown recipe, group choice or field, a value out of range, axes that overlap, or a selection that no row matches.
     """
     composer = Composer(recipe)
     axes = parse(overrides, Recipe, composer.choices)
     _check_axes(axes)
-    fixed = [axis[0] for axis in axes if len(axis) == 1]
-    swept = [axis for axis in axes if len(axis) > 1]
-    if any(axis[0].key == "sweep" for axis in swept):
+    if any(axis[0].key == "sweep" for axis in axes if len(axis) > 1):
         raise RecipeError("override sweep=...: it is one list; give its rows as sweep=[{...},{...}]")
-    rows = composer.rows(fixed)
-    shared = tuple(fixed)
-    fixed = [a for a in fixed if a.key != "sweep"]
-    for row in rows or [{}]:
-        for entry in spread(row, Recipe):
-            listed = [assignment(key, value, Recipe, composer.choices) for key, value in entry.items()]
-            for one in listed:
-                for given in [*fixed, *(axis[0] for axis in swept)]:
-                    if _overlap(one.key, given.key) and one.is_group == given.is_group:
-                        raise RecipeError(
-                            f"{given.key} is set by an override, {one.key} by the sweep list; give each field once"
-                        )
-            for product in itertools.product(*swept):
-                # a group's choice comes first so that a field of it can be set after
-                assignments = sorted([*fixed, *listed, *product], key=lambda a: not a.is_group)
-                yield Composed((*listed, *product), composer.recipe(assignments), shared)
+    listed: list[Row] = [
+        [assignment(key, value, Recipe, composer.choices) for key, value in entry.items()]
+        for row in composer.rows([axis[0] for axis in axes if len(axis) == 1])
+        for entry in spread(row, Recipe)
+    ]
+    axes = [axis for axis in axes if axis[0].key != "sweep"]
+    rows, others = selected(composer.name, listed, axes)
+    fixed = [axis[0] for axis in others if len(axis) == 1]
+    for row in rows or [()]:
+        for product in itertools.product(*(axis for axis in others if len(axis) > 1)):
+            # a group's choice comes first so that a field of it can be set after
+            assignments = sorted([*fixed, *row, *product], key=lambda a: not a.is_group)
+            yield Composed((*row, *product), composer.recipe(assignments), tuple(fixed))

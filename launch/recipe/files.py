@@ -6,7 +6,9 @@ that it is given for decides.
 
 from __future__ import annotations
 
+import copy
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,12 @@ def read(path: Path, package: tuple[str, ...] = ()) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 ({error.reason} at byte {error.start})"
         raise RecipeError(f"recipe file {path}: {reason}; save it as UTF-8 text") from None
+    return copy.deepcopy(_parsed(text, path, package))
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str, path: Path, package: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping in the text of a file. A sweep reads the same files for each of its choices of groups."""
     loader = get_yaml_loader()(text)
     try:
         root = loader.get_single_node()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from common.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 BASE = "base"  # every recipe's `defaults:` start with this file
+GROUPS = ("model", "data", "objective", "sft", "rl", "eval", "platform")  # config groups: folders of choices
+PAPERS = ("lp_sft", "sed_sft", "prift", "target_sft", "talr")  # folders of recipes, one for each published experiment
+SETTINGS = "settings"  # of a paper's folder: what its experiments share; no recipe of its own
+TEMPLATES = RECIPES / "templates"  # chat templates by name
 
 
 class RecipeError(ConfigError):
@@ -35,11 +41,7 @@ class Located:
 
 def groups(folder: Path = RECIPES) -> dict[str, list[str]]:
     """Config group -> its choices: the YAML files of that folder of `recipes/`, and of the user's own `folder`."""
-    found = {
-        group.name: sorted(file.stem for file in group.glob("*.yaml"))
-        for group in sorted(RECIPES.iterdir())
-        if group.is_dir() and not group.name.startswith(("_", "."))
-    }
+    found = {group: sorted(file.stem for file in (RECIPES / group).glob("*.yaml")) for group in GROUPS}
     if folder != RECIPES:
         for group, choices in found.items():
             found[group] = sorted({*choices, *(file.stem for file in (folder / group).glob("*.yaml"))})
@@ -47,8 +49,24 @@ def groups(folder: Path = RECIPES) -> dict[str, list[str]]:
 
 
 def recipe_names() -> list[str]:
-    """Recipes that ship with the package."""
-    return sorted(file.stem for file in RECIPES.glob("*.yaml") if file.stem != BASE)
+    """Recipes that ship with the package: `math_1p5b`, and those of the papers as `lp_sft/t2_magicoder`."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml") if file.stem != BASE) + paper_recipes()
+
+
+@cache
+def paper_recipes() -> list[str]:
+    """The recipes of the papers: by paper, then by table or figure."""
+    return [
+        f"{paper}/{file.stem}"
+        for paper in PAPERS
+        for file in sorted((RECIPES / paper).glob("*.yaml"), key=lambda file: _in_order(file.stem))
+        if file.stem != SETTINGS
+    ]
+
+
+def _in_order(stem: str) -> list[str | int]:
+    """Sorts `t2_...` before `t10_...`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", stem)]
 
 
 def close_to(given: str, known: list[str]) -> str:
@@ -62,6 +80,11 @@ def locate(recipe: str) -> Located:
     path = Path(recipe).expanduser()
     if recipe in recipe_names():
         return Located(recipe, RECIPES)
+    of_table = [name for name in paper_recipes() if name.startswith(f"{recipe}_")]
+    if len(of_table) == 1:
+        return Located(of_table[0], RECIPES)
+    if of_table:
+        raise RecipeError(f"recipe {recipe}: there are several; allowed: {', '.join(of_table)}")
     if path.suffix != ".yaml":
         names = recipe_names()
         if path.is_file():

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from launch.recipe.section import Section, setting
+from launch.recipe.section import Section, runtime, setting
+
+Family = Literal["qwen2", "qwen2_math", "qwen3", "qwen3_moe", "llama2", "llama3", "gemma3", "deepseek"]
 
 
 class Pretrain(Section):
@@ -31,6 +33,21 @@ class Pretrain(Section):
         return self
 
 
+class Shapes(Section):
+    """Fields of a model's config.json by its names, from which `plan` counts parameters where no copy is at hand."""
+
+    hidden_size: int = runtime(2048, "width of the hidden state", gt=0)
+    intermediate_size: int = runtime(8192, "width of the feed-forward layer", gt=0)
+    num_hidden_layers: int = runtime(24, "transformer layers", gt=0)
+    num_attention_heads: int = runtime(16, "attention heads", gt=0)
+    num_key_value_heads: int = runtime(16, "heads of keys and values", gt=0)
+    head_dim: int = runtime(128, "width of a head", gt=0)
+    vocab_size: int = runtime(32_000, "rows of the embedding", gt=0)
+    tie_word_embeddings: bool = runtime(False, "the output head is the embedding")
+    num_experts: int = runtime(1, "experts of a layer", gt=0)
+    moe_intermediate_size: int | None = runtime(None, "width of one expert, of several", gt=0)
+
+
 class ReferenceModel(Section):
     """A frozen model that an objective reads; it is made or fetched only when an objective asks."""
 
@@ -49,9 +66,13 @@ class Model(Section):
         "sdpa", "attention kernel; missing is an error"
     )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "weights and activations in training")
-    chat_template: str | None = setting(None, "Jinja file that replaces the tokenizer's chat template")
+    chat_template: str | None = setting(
+        None, "Jinja file that replaces the tokenizer's chat template, or one of recipes/templates by name"
+    )
     template_arguments: dict[str, Any] = setting(
         {}, "variables of the chat template in every stage, e.g. {enable_thinking: false}"
     )
     eos: str | None = setting(None, "token that ends a turn, where the model's own files name another one")
     trust_remote_code: bool = setting(False, "run Python code that comes with the model")
+    family: Family | None = runtime(None, "architecture; --scale tiny takes a small one of it with its chat template")
+    shapes: Shapes | None = runtime(None, "its sizes, for what a plan costs")

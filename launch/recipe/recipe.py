@@ -7,7 +7,7 @@ This is the only place where defaults are put together. `recipes/base.yaml` is p
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import create_model, model_validator
 
@@ -16,6 +16,7 @@ from launch import stages
 from launch.recipe.data import Data
 from launch.recipe.model import Model
 from launch.recipe.platform import Platform
+from launch.recipe.published import Published
 from launch.recipe.run import Run, Selection
 from launch.recipe.section import Section, runtime, setting
 
@@ -23,6 +24,9 @@ from launch.recipe.section import Section, runtime, setting
 class _Recipe(Section):
     name: str = runtime("", "set from the file name")
     seed: int = setting(0, "training seed of SFT and RL")
+    scale: Literal["full", "tiny"] = setting(
+        "full", "tiny: two steps on fixture rows with a small random model, on a CPU"
+    )
     model: Model = setting(Model(), "base model and teacher")
     data: Data = setting(Data(), "data sets")  # type: ignore[valid-type]
     objective: dict[str, Any] = setting({"name": "sft"}, "an SFT objective and its settings (recipes/objective)")
@@ -33,6 +37,7 @@ class _Recipe(Section):
         ["pass_at_k", "entropy_histogram"],
         "over all branches, for the report: names, paths of one's own, or {name: ..., and its settings}",
     )
+    published: Published = setting(Published(), "the paper's rows that the branches stand for")
     stages: list[str] = setting([], "stages of one's own, by dotted path (docs/extend.md)")
     sweep: list[dict[str, Any]] = runtime([], "uneven branches: each entry is a mapping of overrides")
 

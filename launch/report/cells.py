@@ -140,6 +140,19 @@ class Cells:
         notes += [f"{unanswered} prompts filled the context and count as wrong"] * bool(unanswered)
         return replace(cell, text="; ".join([cell.text, *notes]))
 
+    def metric(self, line: Line, phase: str, name: str, metric: str) -> Cell:
+        """A metric of a benchmark, or the one score of a task, where that is asked for as pass@1."""
+
+        def find(metrics: Metrics) -> tuple[Mapping[str, Any], str | None]:
+            if name in metrics["benchmarks"]:
+                among = metrics["benchmarks"][name]["metrics"]
+                balanced = metric == "pass@1" and "balanced_accuracy" in among
+                return among, "balanced_accuracy" if balanced else metric
+            found = headlines(metrics).get(name) if metric == "pass@1" else None
+            return ({}, None) if found is None else ({name: found}, name)
+
+        return self._bounded(line, phase, name, find)
+
     def passk(self, line: Line, phase: str) -> Cell:
         """pass@k on the target for the largest k measured; empty if that is 1."""
 

@@ -56,7 +56,7 @@ def note_plan(plan: Plan, folder: Path, made: int) -> None:
 def write_index(root: Path) -> Path:
     """Writes the page that lists every report below `root`; returns its path."""
     found = []
-    for path in sorted([*root.glob(f"*/{ABOUT}"), *root.glob(f"*/*/{ABOUT}")]):
+    for path in sorted([*root.glob(f"*/{ABOUT}"), *root.glob(f"*/*/{ABOUT}"), *root.glob(f"*/*/*/{ABOUT}")]):
         about, page = read_json(path), path.with_name("report.html")
         if isinstance(about, dict) and page.is_file():
             made = f"{about['made']} of {about['stages']}"

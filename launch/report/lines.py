@@ -29,6 +29,7 @@ class Member:
     seed: str = ""
     models: Mapping[str, Model] = field(default_factory=dict)
     trained: Mapping[str, tuple[Stage, ...]] = field(default_factory=dict)
+    branch: str = ""  # name of the branch; of a base model one of those that start from it
 
     @property
     def last(self) -> Model | None:
@@ -63,7 +64,9 @@ def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
             measured = _measured(plan, model)
             if measured.measures:
                 key = tuple(sorted(stage.fingerprint for stage in measured.measures.values()))
-                bases.setdefault(key, Line(BASE, (Member(models={"base": measured, "sft": measured}),)))
+                bases.setdefault(
+                    key, Line(BASE, (Member(models={"base": measured, "sft": measured}, branch=branch.name),))
+                )
         if branch.name in ended:
             continue
         trained = _of_phase(branch, "rl") or [None]
@@ -94,7 +97,7 @@ def _member(plan: Plan, branch: Branch, rl: BranchModel | None) -> Member:
     chosen = {"base": next(iter(_of_phase(branch, "base")), None), "sft": ended_at, "rl": rl}
     trained = {"sft": _stages(plan, branch, tuned), "rl": _stages(plan, branch, [] if rl is None else [rl])}
     models = {phase: _measured(plan, model) for phase, model in chosen.items() if model is not None}
-    return Member(seed, models, trained)
+    return Member(seed, models, trained, branch.name)
 
 
 def _checkpoint(tuned: Sequence[BranchModel], step: str) -> BranchModel | None:

@@ -62,7 +62,7 @@ class CacheStage(StageKind):
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
-        for role in sources(branch):
+        for role in sources(branch) if recipe.sft.enabled else ():
             if not is_cached(branch, role):
                 continue
             self._check_fields(branch, role)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from common.errors import ConfigError
+from common.templates import template_file
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Settings, StageKind, Step
@@ -33,7 +34,9 @@ class Shot(Section):
 
 class Benchmark(Section):
     name: str = setting("target", "a benchmark of data.source, of data.files.benchmarks, or one's own by dotted path")
-    source: str | None = setting(None, "who gives its problems: a source, or `published`; null: as the name says")
+    source: str | None = setting(
+        None, "who gives its problems: a source, or `published`; null: the source that has it, else published"
+    )
     num_samples: int = setting(16, "samples a problem", gt=0)
     temperature: float = setting(1.0, "sampling temperature", ge=0)
     top_p: float = setting(1.0, "nucleus", gt=0, le=1)
@@ -127,7 +130,8 @@ class Generate(StageKind):
                 if thing.task is not None:
                     extra = {"eos": recipe.model.eos}
                     if recipe.model.chat_template is not None:
-                        inputs["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template", local=True)
+                        template = str(template_file(recipe.model.chat_template))
+                        inputs["chat_template"] = Outside(template, "model.chat_template", local=True)
                     if recipe.eval.task_files is not None:
                         inputs["task_files"] = Outside(recipe.eval.task_files, "eval.task_files", local=True)
                 yield Step(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from common.errors import ConfigError
 from common.files import read_json
+from common.templates import template_file
 from common.user_code import code_digest
 from data_prep import sources
 from data_prep.sources import feeds
@@ -51,7 +52,8 @@ class Prepare(StageKind):
                 role = f"prepare:benchmark/{benchmark_name(entry.name)}"
                 yield self._step(branch, role, "benchmark", entry.name, problem_sources(recipe, entry), {})
                 benchmarks[f"benchmark_{benchmark_name(entry.name)}"] = Made(role, identifies=False)
-        yield self._step(branch, "prepare:sft", "sft", "", feeds_of(recipe.data, "sft"), benchmarks)
+        if recipe.sft.enabled or (recipe.eval.enabled and recipe.eval.held_out_chats):
+            yield self._step(branch, "prepare:sft", "sft", "", feeds_of(recipe.data, "sft"), benchmarks)
         if recipe.rl.enabled:
             shared = {} if recipe.data.allow_shared_prompts else {"sft": Made("prepare:sft")}
             prompts = feeds_of(recipe.data, "rl")
@@ -76,6 +78,7 @@ class Prepare(StageKind):
         }
         found = dict(inputs)
         for place, entry in enumerate(entries):
+            _check_pinned(recipe, entry)
             before = feeds.inputs(entries[:place], what)
             for key, path in feeds.inputs(entries[: place + 1], what).items():
                 if key not in before:
@@ -106,7 +109,8 @@ class Prepare(StageKind):
         if recipe.model.path is not None:
             found["model"] = model_of(recipe, "base")
         if recipe.model.chat_template is not None:
-            found["chat_template"] = Outside(recipe.model.chat_template, "model.chat_template", local=True)
+            template = str(template_file(recipe.model.chat_template))
+            found["chat_template"] = Outside(template, "model.chat_template", local=True)
         settings = PrepareSettings.model_validate(
             {
                 "part": part,
@@ -159,6 +163,15 @@ class Prepare(StageKind):
         return tokens if part == "sft" else max(1.0, rows)
 
 
+def _check_pinned(recipe: Any, entry: Feed) -> None:
+    unpinned = sources.load(entry.source).unpinned(feeds.section_of(entry)) if recipe.run.pinned else ""
+    if unpinned:
+        raise ConfigError(
+            f"data source {entry.source}: run.pinned=true takes a hub name with its commit only, and none is known of "
+            f"{unpinned}; set data.{entry.source}.path to a local copy"
+        )
+
+
 def _outside(entry: Feed, path: str, key: str, part: str, name: str) -> Outside:
     """What a source reads from outside; `files` and `hub`'s copies are local."""
     if entry.source == "hub":
@@ -188,6 +201,12 @@ def benchmark_name(name: str) -> str:
     return _published(name).name
 
 
+def _published_names() -> list[str]:
+    from evaluation import benchmarks
+
+    return benchmarks.names()
+
+
 def _published(name: str) -> Any:
     from evaluation import benchmarks
 
@@ -213,6 +232,8 @@ def problem_sources(recipe: Any, entry: Any) -> list[Feed]:
     if entry.name not in given and entry.source is None and entry.name in data.files.benchmarks:
         name, section = "files", data.files
         given = [entry.name]
+    if entry.name not in given and entry.source is None and name == "files" and entry.name in _published_names():
+        return []
     if entry.name not in given:
         if name == "files":
             raise ConfigError(

@@ -60,6 +60,7 @@ class SftMetrics(Section):
 
 
 class Sft(Section):
+    enabled: bool = runtime(True, "fine-tune; false: the base model is evaluated alone")
     lr: float = setting(1e-5, "peak learning rate", gt=0)
     epochs: int = setting(1, "passes over the data", gt=0)
     steps: int | None = setting(None, "optimizer steps; replaces epochs", gt=0)
@@ -108,6 +109,9 @@ class SftStage(StageKind):
 
     def check(self, recipe: Any) -> None:
         sft = recipe.sft
+        after = "rl.enabled" if recipe.rl.enabled else "average.weight" if recipe.average.weight is not None else ""
+        if not sft.enabled and after:
+            raise ValueError(f"sft.enabled=false: {after} starts from a fine-tuned model; leave that out as well")
         late = [step for step in sft.publish_steps if step < 1 or (sft.steps is not None and step > sft.steps)]
         if late:
             raise ValueError(f"sft.publish_steps={late}: allowed: 1 to sft.steps={sft.steps}")
@@ -151,6 +155,8 @@ class SftStage(StageKind):
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
+        if not recipe.sft.enabled:
+            return
         self._check_devices(recipe)
         base = model_of(recipe, "base")
         self._check_model(base, recipe)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
+from common.templates import template_file
 from data_prep.truncation import dataset_config
 
 from ..contract import Objective
@@ -67,7 +68,9 @@ def verl_config(settings: Any, inputs: Mapping[str, Path], scratch: Path) -> Dic
         "model.path": str(inputs["model"]),
         "model.trust_remote_code": model.trust_remote_code,
         "model.external_lib": "verl_cpu.engine" if cpu else None,
-        "model.custom_chat_template": Path(model.chat_template).read_text() if model.chat_template else None,
+        "model.custom_chat_template": (
+            template_file(model.chat_template).read_text(encoding="utf-8") if model.chat_template else None
+        ),
         "model.override_config": {
             "attn_implementation": model.attention,
             **({"output_router_logits": True} if sft.router_aux_loss else {}),

@@ -1,6 +1,7 @@
 """One vLLM engine that reloads another checkpoint answers like an engine started from it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import ConfigError
+from verl_cpu import vllm_reload
 from verl_cpu.vllm_reload import ReloadWorkerExtension
 
 GENERATE = """
@@ -84,4 +86,21 @@ def test_another_architecture_is_refused_before_anything_is_loaded(tmp_path):
     worker.model_runner = SimpleNamespace(model_config=SimpleNamespace(model=str(loaded)))
     worker.reload_weights = pytest.fail
     with pytest.raises(ConfigError, match=r"other: tensor 'weight' .* differs in name or shape"):
+        worker.reload_weights_from_directory(str(other))
+
+
+def test_the_directory_that_an_engine_was_made_from_need_not_stay(tmp_path, monkeypatch):
+    """A stage's scratch space is gone when the next stage takes over its engine."""
+    first = _checkpoint(tmp_path / "first", weight=(2, 3))
+    other = _checkpoint(tmp_path / "other", weight=(2, 3))
+    shapes, reloaded = vllm_reload.tensor_shapes(first), []
+    shutil.rmtree(first)
+    worker = ReloadWorkerExtension()
+    model_config = SimpleNamespace(model=str(first))
+    worker.model_runner = SimpleNamespace(model_config=model_config, model=None)
+    worker.reload_weights = lambda weights_path: reloaded.append(weights_path)
+    monkeypatch.setattr(vllm_reload, "repack_output_layers", lambda model: None)
+    worker.reload_weights_from_directory(str(other), shapes)
+    assert reloaded == [str(other)]
+    with pytest.raises(ConfigError, match=r"no .*safetensors file"):
         worker.reload_weights_from_directory(str(other))

@@ -1,0 +1,1 @@
+"""What the papers print: cells of their tables, and which of ours each is compared with."""
