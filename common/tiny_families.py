@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MARKER = re.compile(r"<\|[A-Za-z0-9_]+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
-VOCABULARY = 320  # rows of the embedding: bytes, special tokens and some that no text has
 LONGEST = 2048
 
 
@@ -90,7 +89,9 @@ def build(name: str, seed: int, directory: Path) -> None:
     tokenizer = tokenizer_of(family)
     model = random_model(
         family.architecture,
-        VOCABULARY,
+        len(
+            tokenizer
+        ),  # verl lets vLLM sample no id that the tokenizer lacks, which in random weights is as likely as others
         hidden=64,
         layers=2,
         heads=2,
