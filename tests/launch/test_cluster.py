@@ -88,7 +88,9 @@ def test_the_kuberay_job_asks_for_what_its_recipe_places():
     assert f"platform.nodes={workers['replicas']}" in words
     (container,) = workers["template"]["spec"]["containers"]
     recipe = yaml.safe_load((ROOT / "recipes" / f"{words[4]}.yaml").read_text())
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(recipe["platform"]["gpus_per_node"])
+    (group,) = (entry["platform"] for entry in recipe["defaults"] if isinstance(entry, dict) and "platform" in entry)
+    platform = yaml.safe_load((ROOT / "recipes" / "platform" / f"{group}.yaml").read_text())
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(platform["gpus_per_node"])
     assert cluster["authOptions"]["mode"] == "token"
     root = next(word for word in words if word.startswith("run.root="))
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]

@@ -20,6 +20,8 @@ def write_model(directory: pathlib.Path, hidden: int = 128) -> pathlib.Path:
     from common.tiny_models import byte_tokenizer, ends_of, random_model, save
 
     tokenizer = byte_tokenizer()
+    # verl lets vLLM sample no id that the tokenizer lacks, which in random weights is as likely as any other
+    tokenizer.add_tokens([f"<{number}>" for number in range(VOCABULARY - len(tokenizer))])
     model = random_model(
         "Llama", VOCABULARY, hidden=hidden, layers=2, heads=2, max_position_embeddings=512, tie_word_embeddings=True,
         initializer_range=0.1, **ends_of(tokenizer),
