@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,19 @@ from launch.graph.plan import Branch, Input, Plan, Stage
 from launch.stages.contract import Settings
 from launch.store import Store
 from launch.store.leases import Heartbeat
+from launch.store.ledger import append_cost
 from launch.store.records import RECORD
 
 # seconds; what the project promises on an unloaded machine of two cores
-LIMITS = {"plan_100_stages": 2.0, "plan_500_stages": 8.0, "rerun_100_cached_stages": 5.0, "overhead_per_stage": 1.0}
+LIMITS = {
+    "plan_100_stages": 2.0,
+    "plan_500_stages": 8.0,
+    "rerun_100_cached_stages": 5.0,
+    "status_10000_artifacts": 1.0,
+    "overhead_per_stage": 1.0,
+}
 CHAIN = 6
+ARTIFACTS = 10_000
 BRANCH_STAGES = 6  # SFT, RL, and after each of them answers and their measure
 
 
@@ -56,6 +65,19 @@ def fill(plan: Plan) -> None:
             (store.temporary(stage, attempt) / "value.txt").write_text("0")
             store.publish(stage, attempt, beat.run, started=0.0, seconds=1.0, peak_memory_bytes=1)
             store.release(stage, beat.run)
+
+
+def crowd(plan: Plan, artifacts: int) -> None:
+    """Brings the store of a filled plan to so many artifacts, each with its row in the cost ledger."""
+    store, stage = Store(plan.root), next(iter(plan.stages.values()))
+    record = json.loads((store.directory(stage) / RECORD).read_text())
+    for number in range(artifacts - len(plan.stages)):
+        other = replace(stage, label="other", fingerprint=fingerprint({"crowd": number}))
+        folder = store.directory(other)
+        folder.mkdir()
+        (folder / RECORD).write_text(json.dumps({**record, "label": other.label, "fingerprint": other.fingerprint}))
+        (folder / "value.txt").write_text("0")
+        append_cost(store.root, other, 1, {"outcome": "ok", "seconds": 1.0})
 
 
 def stamp(settings: Any, inputs: Any, output: Path, scratch: Path, report: Any) -> None:
@@ -123,9 +145,12 @@ def measure() -> dict[str, float]:
                 ["plan", *sweep(math.ceil(stages / BRANCH_STAGES), root / "none"), "--json"]
             )
         finished = [*sweep(49, root / "full"), "eval.enabled=false"]  # 2 shared stages and 2 a branch
-        fill(make_plan(finished[0], finished[1:]))
+        plan = make_plan(finished[0], finished[1:])
+        fill(plan)
         _timed(["run", *finished])  # the first one writes the report
         found["rerun_100_cached_stages"] = _timed(["run", *finished])
+        crowd(plan, ARTIFACTS)
+        found["status_10000_artifacts"] = _timed(["status", "microworld", f"run.root={root / 'full'}"])
         found["overhead_per_stage"] = statistics.median(overhead(root / "chain"))
     return found
 
