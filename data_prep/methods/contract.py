@@ -112,4 +112,7 @@ def sampled(responses: Sequence[Response]) -> list[Response]:
 
 def distinct(responses: Sequence[Response]) -> list[Response]:
     """The first of all that say the same but for white space."""
-    return list({" ".join(one.text.split()): one for one in reversed(responses)}.values())[::-1]
+    found: dict[str, Response] = {}
+    for one in responses:
+        found.setdefault(" ".join(one.text.split()), one)
+    return list(found.values())

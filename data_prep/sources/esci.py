@@ -17,7 +17,7 @@ class Esci(Copy):
     """Settings of source esci."""
 
     prompt: Literal["label", "reasoning"] = Field(
-        "label", description="what is asked: the label alone, or reasoning before it (rewrite=esci_reasoning samples it)"
+        "label", description="what is asked: the label, or reasoning before it (rewrite=esci_reasoning samples it)"
     )
     reasoning: str | None = Field(
         None, description="column with a rationale, which is asked for and trained on before the label; null: none"
