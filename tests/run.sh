@@ -10,4 +10,4 @@ fi
 .venv/bin/ruff check .
 .venv/bin/pyright --pythonpath .venv/bin/python
 .venv/bin/python -m pytest -m "not slow and not e2e" -n 2 --durations 10
-exec .venv/bin/python -m pytest -m "e2e and not slow" --durations 25
+exec .venv/bin/python -m pytest -m "e2e and not slow" -n 2 --dist loadfile --durations 25

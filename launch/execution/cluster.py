@@ -214,7 +214,7 @@ def check_fits(stages: Iterable[Stage]) -> None:
         if not fits(placement, nodes):
             devices = " + ".join(f"{node.get('GPU', 0):g}" for node in nodes)
             raise Refused(
-                f"{stage.kind} {stage.label} wants {placement['nodes']} x {placement['gpus_per_node']:g} devices and "
+                f"{stage.name} wants {placement['nodes']} x {placement['gpus_per_node']:g} devices and "
                 f"{placement['cpus']:g} cores each ({placement['strategy']}); the cluster's nodes have {devices} "
                 f"devices; add nodes or change platform.placement.{stage.kind}"
             )

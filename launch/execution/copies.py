@@ -99,7 +99,7 @@ class Copies:
                 self._tasks.task_done()
 
     def _move(self, stage: Stage, what: str, move: Callable[[], None]) -> None:
-        name, pause = f"{stage.kind} {stage.label}", FIRST_PAUSE
+        name, pause = stage.name, FIRST_PAUSE
         for left in reversed(range(1 if self._down else TRIES)):
             try:
                 move()
@@ -125,5 +125,5 @@ class Copies:
     def _fetch(self, stage: Stage, run: str) -> None:
         record = self._replica.pull(self._store, stage, run, self._cancelled.is_set)
         if record is not None:
-            self._lines.put(f"{stage.kind} {stage.label} taken from {self.url}")
+            self._lines.put(f"{stage.name} taken from {self.url}")
         self._fetched[stage.fingerprint] = record

@@ -12,6 +12,7 @@ from pathlib import Path
 from common.models import fetch
 from launch.execution.cluster import Refused
 from launch.graph.estimate import Estimate, disk_forecast
+from launch.graph.hub import is_offline
 from launch.graph.plan import Plan, Stage
 from launch.store import Store
 from launch.text import bytes_text
@@ -42,8 +43,7 @@ def check_models(plan: Plan, missing: Iterable[Stage]) -> None:
 
     Whether they are is the user's choice: HF_HUB_OFFLINE in the environment or in platform.env.
     """
-    env = {**os.environ, **plan.branches[0].recipe.platform.env}
-    if env.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
+    if not is_offline(plan.branches[0].recipe.platform.env):
         return
     _, hub = outside_models(missing)
     for name, revision in hub:

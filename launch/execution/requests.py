@@ -28,7 +28,7 @@ def request_of(
         ValueError: the stage does not say of which class its settings are.
     """
     if not stage.settings_type:
-        raise ValueError(f"stage {stage.kind} {stage.label} has no settings_type: it could not be rebuilt in a child")
+        raise ValueError(f"stage {stage.name} has no settings_type: it could not be rebuilt in a child")
     shown = dict(settings)
     shown["platform"] = redact(settings["platform"])
     logs = places.logs(stage)

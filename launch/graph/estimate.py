@@ -99,7 +99,7 @@ def check_device(kind: StageKind, stage: Stage, memory: Memory, shapes: Mapping[
             remedy = "set " + " ".join(f"{key}={str(value).lower()}" for key, value in needed.items())
             break
     raise ConfigError(
-        f"{stage.kind} {stage.label}: {memory.phase} takes {memory.text()} of each device, "
+        f"{stage.name}: {memory.phase} takes {memory.text()} of each device, "
         f"platform.device_memory={platform['device_memory']:g} is {has / GIB:.1f} GiB; {remedy}"
     )
 

@@ -177,7 +177,7 @@ class Store(Leases):
         with clear_errors(self.root):
             names, folders = patiently(_tree, temporary)
             if not names:
-                raise ConfigError(f"stage {stage.kind} {stage.label} wrote nothing")
+                raise ConfigError(f"stage {stage.name} wrote nothing")
             umask = _umask()
             for path in (*folders, *(temporary / name for name in names)):
                 patiently(_open_to_group, path, umask)

@@ -237,6 +237,7 @@ def test_a_whole_evaluation_prints_no_metric_without_an_interval(
         "batch_size": 10,
         "replicas": 1,
         "gpu_memory": 0.6,
+        "eager": False,
         "tensor_parallel": 1,
         "base_minimum": None,
         "run_generated_code": False,

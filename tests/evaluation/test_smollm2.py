@@ -68,6 +68,7 @@ def test_a_real_model_adds_single_digits(tmp_path, evaluate_all):
         run_generated_code=False,
         replicas=1,
         gpu_memory=0.6,
+        eager=False,
         tensor_parallel=1,
     )
     settings = SimpleNamespace(

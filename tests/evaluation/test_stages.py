@@ -49,6 +49,7 @@ def make_settings(**overrides):
         "batch_size": 10,
         "replicas": 1,
         "gpu_memory": 0.6,
+        "eager": False,
         "tensor_parallel": 1,
         "tasks": [],
         "task_files": None,

@@ -85,7 +85,7 @@ def written(tmp_path, config):
     (tmp_path / "model").mkdir(exist_ok=True)
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "model_type": "qwen2"}))
     return [
-        f"model.path={tmp_path / 'model'}", "model.pretrain=null", "platform=gpu", "model.dtype=bfloat16",
+        f"model.path={tmp_path / 'model'}", "model.pretrain=null", "platform=gpu_node", "model.dtype=bfloat16",
         "eval.dtype=bfloat16", "cache.dtype=bfloat16", "model.attention=flash_attention_2", "rl.enabled=false",
         f"run.root={tmp_path}",
     ]  # fmt: skip

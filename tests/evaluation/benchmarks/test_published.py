@@ -217,6 +217,7 @@ def test_every_benchmark_goes_through_generation_grading_and_metrics(tmp_path, m
         "replicas": 1,
         "tensor_parallel": 1,
         "gpu_memory": 0.6,
+        "eager": False,
         "run_generated_code": True,
     }
     settings = SimpleNamespace(
