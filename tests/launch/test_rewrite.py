@@ -121,7 +121,7 @@ def test_every_group_of_rewrite_is_a_method(tmp_path):
 
 
 def test_the_papers_recipes_use_them(tmp_path):
-    root = [f"run.root={tmp_path}", "platform.gpus_per_node=8"]
+    root = [f"run.root={tmp_path}"]
     plan = make_plan("target_sft/t5_data_level", root)
     assert {stage.label for stage in plan.stages.values() if stage.kind == "rewrite"} == {
         "rft", "star", "grape", "self_distillation",
