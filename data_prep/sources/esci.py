@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,8 +16,11 @@ LABELS = {"E": "0", "S": "1", "C": "2", "I": "3"}
 class Esci(Copy):
     """Settings of source esci."""
 
+    prompt: Literal["label", "reasoning"] = Field(
+        "label", description="what is asked: the label, or reasoning before it (rewrite=esci_reasoning samples it)"
+    )
     reasoning: str | None = Field(
-        None, description="column with a rationale, which is trained on before the label; null: the label alone"
+        None, description="column with a rationale, which is asked for and trained on before the label; null: none"
     )
 
 
@@ -37,11 +40,13 @@ class EsciSource(PublishedSource):
             "Classify how a product matches a query: 0 = Exact, 1 = Substitute, 2 = Complement, 3 = Irrelevant.\n"
             f"Query:\n{row['query']}\nProduct:\n{product}\n"
         )
-        if section.reasoning is None:
+        if section.reasoning is None and section.prompt == "label":
             return chat(f"{question}{TAGGED}: <answer>0, 1, 2 or 3</answer>.", label)
+        asked = f"{question}Think step by step. {TAGGED}: <answer>0, 1, 2 or 3</answer>."
+        if section.reasoning is None:
+            return chat(asked, label, THINK)
         if not str(row.get(section.reasoning) or "").strip():
             raise ValueError(f"no rationale in column {section.reasoning}")
-        asked = f"{question}Think step by step. {TAGGED}: <answer>0, 1, 2 or 3</answer>."
         return chat(asked, f"<think>\n{row[section.reasoning].strip()}\n</think>\n{label}", THINK)
 
 

@@ -83,15 +83,10 @@ def _livecodebench(row: Row) -> tuple[Messages, str]:
 
 
 LIVECODEBENCH_REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
-PLUS_COLUMNS = {"task_id": str, "prompt": str, "canonical_solution": str, "entry_point": str, "test": str}
+PLUS_COLUMNS = {"prompt": str, "entry_point": str, "test": str}
 LIVECODEBENCH_COLUMNS = {
-    "question_title": str,
     "question_content": str,
-    "platform": str,
-    "question_id": str,
-    "contest_date": str,
     "starter_code": str,
-    "difficulty": str,
     "public_test_cases": str,
     "private_test_cases": str,
     "metadata": str,
@@ -120,7 +115,7 @@ mbpp = Published(
     "mbpp",
     "google-research-datasets/mbpp:full/test-00000-of-00001.parquet",
     "4bb6404fdc6cacfda99d4ac4205087b89d32030c",
-    {"task_id": int, "text": str, "code": str, "test_list": list, "test_setup_code": str},
+    {"text": str, "test_list": list, "test_setup_code": str},
     _mbpp,
     "code",
     "task_id",
@@ -130,7 +125,7 @@ mbpp_plus = Published(
     "mbpp_plus",
     "evalplus/mbppplus:data/test-00000-of-00001-d5781c9c51e02795.parquet",
     "b2d74c91837c3f2a20c1299ae98133cbe7cfa077",
-    {"task_id": int, "code": str, "prompt": str, "test_imports": list, "test_list": list, "test": str},
+    {"prompt": str, "test_imports": list, "test_list": list, "test": str},
     _mbpp,
     "code",
     "task_id",

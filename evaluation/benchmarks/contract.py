@@ -19,9 +19,10 @@ class Published:
     """A benchmark as it was published, or one of one's own.
 
     file: what to download, as an address or as `<data set of the hub>:<path in it>`; the path of a local file is read
-    in place. revision: the commit that is downloaded and whose schema `columns` is (name -> Python type of its values),
-    or where it was read. problem: a row to (prompt, answer). grader: of every problem, or a function of the row.
-    identity: a column that names the problem, or None. key: the entry of a JSON object of lists that holds the rows.
+    in place. revision: the commit that is downloaded, or where its schema was read. columns: those that are read (name
+    -> Python type of its values); a file may have others, or lack them. problem: a row to (prompt, answer). grader: of
+    every problem, or a function of the row. identity: a column that names the problem; a file without it has them by
+    number. key: the entry of a JSON object of lists that holds the rows.
     where: rows that count; all by default. version: to be raised with every change of what a row becomes.
     """
 
@@ -42,10 +43,13 @@ class Published:
         Raises ConfigError, naming the file, the row and the column, where the file is not as published.
         """
         taken = 0
+        named = False
         for number, row in enumerate(read_rows(path, self.key)):
+            if number == 0:
+                named = self.identity is not None and self.identity in row
             for column, kind in self.columns.items():
                 if column not in row:
-                    raise ConfigError(f"{path}: row {number}: no column {column!r}; published are {list(self.columns)}")
+                    raise ConfigError(f"{path}: row {number}: no column {column!r}; needed are {list(self.columns)}")
                 if not isinstance(row[column], kind):
                     raise ConfigError(f"{path}: row {number}: {column} is {row[column]!r:.60}, published is {kind}")
             if not self.where(row):
@@ -56,11 +60,17 @@ class Published:
             except (ValueError, LookupError, TypeError, pickle.UnpicklingError, zlib.error) as error:
                 reason = str(error) if type(error) in (ValueError, ConfigError) else f"{type(error).__name__}: {error}"
                 raise ConfigError(f"{path}: row {number}: not as published ({reason}); download it again") from None
-            name = str(row[self.identity]) if self.identity else str(number)
+            name = self._name(path, number, row) if named else str(number)
             yield {"id": name, "prompt": prompt, "answer": answer, "grader": grader}
             taken += 1
         if not taken:
             raise ConfigError(f"{path}: no problems")
+
+    def _name(self, path: Path, number: int, row: Row) -> str:
+        value = row.get(str(self.identity))
+        if type(value) not in (str, int) or value == "":
+            raise ConfigError(f"{path}: row {number}: {self.identity} is {value!r:.60}, and names other problems")
+        return str(value)
 
     def graders(self) -> set[str]:
         """The graders that its problems name; where each row names its own, those of a file that is here.

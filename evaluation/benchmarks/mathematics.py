@@ -45,21 +45,21 @@ math500 = Published(
     "math500",
     "HuggingFaceH4/MATH-500:test.jsonl",
     "ff5b20257d8185524591543f8ff5993951537bb8",
-    {"problem": str, "solution": str, "answer": str, "subject": str, "level": int, "unique_id": str},
+    {"problem": str, "answer": str},
     _math("problem", lambda row: row["answer"]),
     "math",
     "unique_id",
 )
-minerva_math = _qwen("minerva_math", {"problem": str, "solution": str, "type": str, "idx": int}, _minerva, "idx")
+minerva_math = _qwen("minerva_math", {"problem": str, "solution": str}, _minerva, "idx")
 olympiadbench = _qwen(
     "olympiadbench",
-    {"id": int, "question": str, "solution": list, "final_answer": list, "answer_type": str},
+    {"question": str, "final_answer": list},
     _olympiad,
     "id",
 )
 aime24 = _qwen(
     "aime24",
-    {"id": int, "problem": str, "solution": str, "answer": str, "url": str},
+    {"problem": str, "answer": str},
     _math("problem", lambda row: row["answer"]),
     "id",
 )
@@ -67,7 +67,7 @@ aime25 = Published(
     "aime25",
     "math-ai/aime25:test.jsonl",
     "563bb8404243c5f09de6ec262f2db674fe5bce9b",
-    {"problem": str, "answer": str, "id": str},
+    {"problem": str, "answer": str},
     _math("problem", lambda row: row["answer"]),
     "math",
     "id",
@@ -81,23 +81,23 @@ aime23_26 = replace(
 )
 amc23 = _qwen(
     "amc23",
-    {"id": int, "problem": str, "answer": (float, int), "url": str},
+    {"problem": str, "answer": (float, int)},
     _math("problem", lambda row: _whole_number(row["answer"])),
     "id",
 )
 gsm8k = _qwen(
     "gsm8k",
-    {"question": str, "answer": str, "idx": int},
+    {"question": str, "answer": str},
     _math("question", lambda row: row["answer"].rpartition("####")[2].strip().replace(",", "")),
     "idx",
 )
 gaokao2023en = _qwen(
     "gaokao2023en",
-    {"source": str, "question": str, "lang": str, "answer": str},
+    {"question": str, "answer": str},
     _math("question", lambda row: row["answer"]),
 )
 college_math = _qwen(
     "college_math",
-    {"data_source": str, "question_number": str, "question": str, "answer": str, "data_topic": str},
+    {"question": str, "answer": str},
     _math("question", lambda row: row["answer"]),
 )

@@ -58,7 +58,7 @@ def _medcalc_grader(row: Row) -> str:
 
 
 def _m1(name: str, key: str) -> Published:
-    columns = {"question": str, "options": dict, "answer": str, "answer_idx": str}
+    columns = {"question": str, "options": dict, "answer_idx": str}
     address = f"{M1}: m1_eval_data.json, written by src/collect_eval_data/collect_eval_data.py"
     return Published(name, address, M1_REVISION, columns, _m23k, "choice", key=key)
 
@@ -67,7 +67,7 @@ medmcqa = Published(
     "medmcqa",
     "openlifescienceai/medmcqa:data/validation-00000-of-00001.parquet",
     "91c6572c454088bf71b679ad90aa8dffcd0d5868",
-    {"id": str, "question": str, "opa": str, "opb": str, "opc": str, "opd": str, "cop": int},
+    {"question": str, "opa": str, "opb": str, "opc": str, "opd": str, "cop": int},
     _medmcqa,
     "choice",
     "id",
@@ -96,8 +96,6 @@ medcalc = Published(
     f"{MEDCALC}/blob/main/datasets/test_data.csv",
     MEDCALC_REVISION,
     {
-        "Row Number": str,
-        "Calculator ID": str,
         "Output Type": str,
         "Patient Note": str,
         "Question": str,

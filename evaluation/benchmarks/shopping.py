@@ -21,7 +21,7 @@ esci = Published(
     "your own esci.parquet: 10,000 rows sampled from the test split of the Shopping Queries data set, joined with "
     "its products",
     "arXiv:2206.06588, https://github.com/amazon-science/esci-data",
-    {"example_id": int, "query": str, "product_title": str, "esci_label": str},
+    {"query": str, "product_title": str, "esci_label": str},
     _esci,
     "exact",
     "example_id",

@@ -12,7 +12,7 @@ from common.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 BASE = "base"  # every recipe's `defaults:` start with this file
-GROUPS = ("model", "data", "objective", "sft", "rl", "eval", "platform")  # config groups: folders of choices
+GROUPS = ("model", "data", "rewrite", "objective", "sft", "rl", "eval", "platform")  # config groups: folders of choices
 PAPERS = ("lp_sft", "sed_sft", "prift", "target_sft", "talr")  # folders of recipes, one for each published experiment
 SETTINGS = "settings"  # of a paper's folder: what its experiments share; no recipe of its own
 TEMPLATES = RECIPES / "templates"  # chat templates by name

@@ -41,6 +41,10 @@ EVAL = {
     "dtype": "float32", "replicas": 1, "tensor_parallel": 1, "max_length": LENGTH, "resamples": 50, "batch_size": 64,
     "k": [1, 2], "base_minimum": None,
 }  # fmt: skip
+REWRITE = {
+    "model": None, "samples": 2, "max_tokens": RESPONSE, "max_length": 4 * LENGTH, "unanswered": "demonstration",
+    "dtype": "float32", "replicas": 1, "tensor_parallel": 1, "batch_size": 64,
+}  # fmt: skip
 SAMPLING = {"num_samples": 2, "max_tokens": RESPONSE}
 TASKS = {
     "tiny_choice": ("multiple_choice", 'doc_to_choice: ["1", "2", "3"]\ndoc_to_target: "{{answer}}"\n', "acc"),
@@ -61,6 +65,7 @@ def shrunk(tree: dict[str, Any]) -> dict[str, Any]:
     folder = Path(root).expanduser().resolve() / FOLDER
     found = {**tree, "platform": _platform(tree["platform"]), "model": _model(tree["model"], folder)}
     found["data"] = _data(tree["data"])
+    found["rewrite"] = {**tree["rewrite"], **REWRITE}
     found["sft"] = {**tree["sft"], **SFT}
     found["cache"] = {**tree["cache"], **CACHE}
     found["rl"] = _rl(tree["rl"])

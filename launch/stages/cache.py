@@ -11,9 +11,9 @@ from common.errors import ConfigError
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step
+from launch.stages.contract import Branch, Cost, Counts, Settings, StageKind, Step
 from launch.stages.memory import FLOAT, GB, REST, WIDTH, Memory, Shape, forward_pass, gathered, logits_of_rows
-from launch.stages.references import is_cached, is_live, model_of, numerics, sources
+from launch.stages.references import is_cached, is_live, model_of, numerics, sources, training_chats
 from launch.stages.sizes import more_processes, spread
 
 # Bytes of logits that one product of a forward pass makes, and that one pass of the statistics reads: LOGITS_BYTES and
@@ -50,7 +50,7 @@ class CacheStage(StageKind):
     function = "data_prep.reference.stage:run"
     section = Cache
     describes = "reference cache"
-    after = ("prepare", "pretrain")
+    after = ("prepare", "pretrain", "rewrite")
     halves = ("cache.tokens_per_batch",)
 
     def check(self, recipe: Any) -> None:
@@ -67,7 +67,7 @@ class CacheStage(StageKind):
                 continue
             self._check_fields(branch, role)
             self._check_kernel(recipe)
-            inputs: dict[str, Any] = {"model": model_of(recipe, role), "data": Made("prepare:sft")}
+            inputs: dict[str, Any] = {"model": model_of(recipe, role), "data": training_chats(recipe)}
             if role != "base":
                 inputs["student"] = model_of(recipe, "base")
             yield Step(

@@ -47,6 +47,11 @@ def model_of(recipe: Any, role: str) -> Made | Outside:
     return Outside(model.path, f"{field}.path", model.revision, model=True, eos=eos, revision_field=f"{field}.revision")
 
 
+def training_chats(recipe: Any) -> Made:
+    """The demonstrations that are trained on: prepared, or as a data-level method has rewritten them."""
+    return Made("prepare:sft" if recipe.rewrite.method is None else "rewrite")
+
+
 def local_directory(model: Made | Outside) -> Path | None:
     """Where a model's configuration and tokenizer are at hand: its directory, or the local hub cache; else None."""
     if isinstance(model, Made):

@@ -35,6 +35,7 @@ from launch.stages.references import (
     model_of,
     numerics,
     sources,
+    training_chats,
     without_loggers,
 )
 from launch.stages.sizes import more_processes, optimizer_bytes, placed, spread, weight_bytes
@@ -103,7 +104,7 @@ class SftStage(StageKind):
     function = "sft_objectives.trainer.stage:run"
     section = Sft
     describes = "supervised fine-tuning"
-    after = ("prepare", "pretrain", "cache")
+    after = ("prepare", "pretrain", "rewrite", "cache")
     halves = ("sft.tokens_per_micro_batch", "sft.micro_batch_size")
     decides = True
 
@@ -190,7 +191,7 @@ class SftStage(StageKind):
                 "seed": recipe.seed,
                 **numerics(recipe, "attention", "dtype"),
             },
-            {**inputs, "data": Made("prepare:sft")},
+            {**inputs, "data": training_chats(recipe)},
             (published,),
         )
 

@@ -36,7 +36,10 @@ RUNS = {
     "target_sft/t1_math": 24, "target_sft/t2_medical": 16, "target_sft/t6_ablation": 11,
     "talr/f2_medcalc": 36, "talr/f5_kl": 6, "talr/d3_tau": 1,
 }  # fmt: skip
-GRIDS = ("lp_sft/f4_mu", "prift/f6_ema", "prift/f6_threshold", "talr/f1_rates", "talr/f4_rates", "talr/f6_choice")
+GRIDS = (
+    "lp_sft/f4_mu", "prift/f6_ema", "prift/f6_threshold", "target_sft/t5_data_level", "talr/f1_rates", "talr/f4_rates",
+    "talr/f6_choice",
+)  # fmt: skip
 
 
 @cache

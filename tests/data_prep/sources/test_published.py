@@ -84,6 +84,8 @@ def test_a_rationale_is_trained_on_where_its_column_is_named(tmp_path):
     fixture = sources.load("esci").fixture()
     first = rows_of("esci", fixture, reasoning="rationale")[0].value["messages"]
     assert first[0]["role"] == "system" and first[-1]["content"].startswith("<think>\n")
+    asked = rows_of("esci", fixture, prompt="reasoning")[0].value["messages"]
+    assert asked[:-1] == first[:-1] and asked[-1]["content"] == "<answer>0</answer>"  # a stage samples the reasoning
     missing = rows_of("esci", fixture, reasoning="none_such")[0].value
     assert isinstance(missing, RowError) and "no rationale in column none_such" in str(missing)
 

@@ -267,8 +267,8 @@ def test_what_is_not_as_published_is_named(tmp_path):
     del row["answer"]
     with pytest.raises(ValueError, match=r"row 0: no column 'answer'"):
         write_problems("math500", publish(tmp_path, "math500", row), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"level is 'five'"):
-        changed = {**ROWS["math500"][0], "level": "five"}
+    with pytest.raises(ValueError, match=r"problem is 5, published is <class 'str'>"):
+        changed = {**ROWS["math500"][0], "problem": 5}
         write_problems("math500", publish(tmp_path, "math500", changed), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"HuggingFaceH4/MATH-500:test\.jsonl"):
         write_problems("math500", tmp_path / "none.jsonl", tmp_path / "x.parquet")
@@ -278,6 +278,30 @@ def test_what_is_not_as_published_is_named(tmp_path):
     broken.write_text("\n{\n")
     with pytest.raises(ValueError, match=r"broken\.jsonl: line 2: not JSON"):
         write_problems("math500", broken, tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_a_file_needs_only_the_columns_that_are_read(tmp_path, name):
+    """Owners publish a set with and without row numbers, sources, licences; none of those is asked for."""
+    entry, (whole, right, wrong) = BENCHMARKS[name], ROWS[name]
+    kept = {column: whole[column] for column in entry.columns}
+    assert entry.identity not in kept
+    write_problems(name, publish(tmp_path, name, kept), tmp_path / "problems.parquet")
+    (problem,) = read_problems(tmp_path, name)
+    assert problem.id == "0"  # by its number
+    for response, correct in ((right, True), (wrong, False)):
+        grade = grade_answer(response, problem.answer, problem.grader, run_generated_code=True)
+        assert grade.correct is correct
+
+
+def test_a_file_that_names_its_problems_names_all_of_them(tmp_path):
+    path = tmp_path / "test.jsonl"
+    rows = [{"question": "1+1?", "answer": "#### 2", "idx": 7}, {"question": "1+2?", "answer": "#### 3"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=r"test\.jsonl: row 1: idx is None, and names other problems"):
+        list(BENCHMARKS["gsm8k"].read(path))
+    path.write_text(json.dumps(rows[0]) + "\n")
+    assert [row["id"] for row in BENCHMARKS["gsm8k"].read(path)] == ["7"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Stage `rewrite`: the training chats with other answers, as a data-level method chooses them."""
