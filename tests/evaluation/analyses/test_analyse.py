@@ -197,4 +197,4 @@ def test_names_and_runs_import_no_plotting_library():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert Given.__dataclass_fields__.keys() == {"path", "kind", "line", "seed", "model", "name"}
+    assert Given.__dataclass_fields__.keys() == {"path", "kind", "line", "seed", "model", "name", "objective"}
