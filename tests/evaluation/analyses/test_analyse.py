@@ -192,7 +192,7 @@ def test_an_input_that_is_not_there_is_named(tmp_path, study):
 def test_names_and_runs_import_no_plotting_library():
     code = (
         "import sys; from evaluation import analyse, analyses;"
-        "assert analyses.names() == ['entropy_histogram', 'pass_at_k'];"
+        "assert {'entropy_histogram', 'pass_at_k'} <= set(analyses.names());"
         "heavy = {'torch', 'vllm', 'ray', 'transformers', 'matplotlib', 'pandas'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
