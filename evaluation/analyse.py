@@ -24,10 +24,11 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
     """Write the findings of an analysis.
 
     settings: `analysis`, its name or dotted path; `settings`, a mapping for its section; `given`, a list that says what
-    each input is: {input, kind, line, seed, model, name, objective} (see `analyses.Given`). Writes tables/<name>.json ({title,
-    columns, rows, note}) and .csv, figures/<name>.svg and .png, data/<name>.parquet, pages/<name>.html and
-    findings.json ({sentence, figures: {name: caption}, tables, data, pages: [names]}). The same findings are the same bytes. Raises ConfigError for an unknown analysis, settings that
-    are not its own, an input that is not given, and where there is nothing to analyse.
+    each input is: {input, kind, line, seed, model, name, objective} (see `analyses.Given`); `target`, the benchmark of
+    the SFT domain. Writes tables/<name>.json ({title, columns, rows, note}) and .csv, figures/<name>.svg and .png,
+    data/<name>.parquet, pages/<name>.html and findings.json ({sentence, figures: {name: caption}, tables, data, pages:
+    [names]}). The same findings are the same bytes. Raises ConfigError for an unknown analysis, settings that are not
+    its own, an input that is not given, and where there is nothing to analyse.
     """
     analysis = analyses.load(settings.analysis)
     own = analyses.check_settings(settings.analysis, settings.settings)

@@ -20,7 +20,15 @@ def ordered(values: np.ndarray) -> np.ndarray:
 
 def values_of(bins: np.ndarray) -> np.ndarray:
     """The middle values of bins of `ordered`, float64."""
-    key = (bins.astype(np.uint32) << np.uint32(32 - BITS)) | np.uint32(1 << (31 - BITS))
+    return _decoded((bins.astype(np.uint32) << np.uint32(32 - BITS)) | np.uint32(1 << (31 - BITS)))
+
+
+def least_of(bins: np.ndarray) -> np.ndarray:
+    """The least values of bins of `ordered`, float64."""
+    return _decoded(bins.astype(np.uint32) << np.uint32(32 - BITS))
+
+
+def _decoded(key: np.ndarray) -> np.ndarray:
     bits = np.where(key >> 31, key & np.uint32(0x7FFFFFFF), ~key).astype(np.uint32)
     return bits.view(np.float32).astype(np.float64)
 
@@ -41,16 +49,15 @@ class Quantiles:
 
     def at(self, shares: Sequence[float]) -> list[float]:
         """The values below which these shares lie, one for each; NaN of an empty stream."""
-        sums = np.cumsum(self.counts)
-        if not sums[-1]:
-            return [float("nan")] * len(shares)
-        places = np.searchsorted(sums, [max(1, np.ceil(share * sums[-1])) for share in shares])
-        return values_of(places).tolist()
+        return values_of(self._places(shares)).tolist() if self.total else [float("nan")] * len(shares)
 
-    def share_from(self, bound: float) -> float:
-        """Share of the stream whose values are at least `bound`, the bin of `bound` counted whole."""
-        first = int(ordered(np.array([bound]))[0])
-        return float(self.counts[first:].sum() / max(1, self.total))
+    def above(self, share: float) -> float:
+        """The least bound above all values that equal the quantile of this share; NaN of an empty stream."""
+        return float(least_of(self._places([share]) + 1)[0]) if self.total else float("nan")
+
+    def _places(self, shares: Sequence[float]) -> np.ndarray:
+        sums = np.cumsum(self.counts)
+        return np.searchsorted(sums, [max(1, np.ceil(share * sums[-1])) for share in shares])
 
 
 def mid_ranks(counts: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import ConfigError
 from evaluation.analyses.contract import Given
 
-BASE = "base"
+BASE, TEACHER = "base", "teacher"
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Model:
     @property
     def label(self) -> str:
         """As a legend names it."""
-        if self.model == BASE:
-            return "base"
+        if self.model in (BASE, TEACHER):
+            return self.model
         return " ".join(filter(None, (self.line, self.seed, self.model)))
 
     @property
@@ -67,7 +67,7 @@ def runs(name: str, inputs: Iterable[Given]) -> tuple[Model, dict[str, list[Mode
         raise ConfigError(f"{name}: no held-out tokens of the base model, against which all others are compared")
     found: dict[str, list[Model]] = {}
     for one in there:
-        if one.model != BASE:
+        if one.model not in (BASE, TEACHER):
             found.setdefault(one.run, []).append(one)
     if not found:
         raise ConfigError(f"{name}: the base model alone; run sft, and name sft.publish_steps to see its checkpoints")

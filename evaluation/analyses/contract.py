@@ -70,7 +70,8 @@ class Analysis:
 
     name: as recipes name it. version: to be raised with every change of what it finds. needs: kinds of the stages whose
     artifacts it reads; none: it reads nothing. measured: of scores and answers those of benchmark, task or held_out;
-    none named: all. checkpoints: whether it looks at the held-out chats of every checkpoint in `sft.publish_steps`.
+    none named: all. also: whose held-out chats it looks at beside those of measured models: `checkpoints` in
+    `sft.publish_steps`, the `teacher`.
     section: type of its settings, if it has any; a field `target` that is left "" becomes the recipe's `eval.target`.
     """
 
@@ -78,7 +79,7 @@ class Analysis:
     version: int = 1
     needs: tuple[str, ...] = ("measure",)
     measured: tuple[str, ...] = ()
-    checkpoints: bool = False
+    also: tuple[str, ...] = ()
     section: type[BaseModel] | None = None
 
     def run(self, inputs: Sequence[Given], settings: Any) -> Findings:

@@ -61,7 +61,7 @@ class Drift(Analysis):
     name = "drift"
     needs = ("generate", "measure")
     measured = ("held_out", "benchmark")
-    checkpoints = True
+    also = ("checkpoints",)
     section = Settings
 
     def run(self, inputs: Sequence[Given], settings: Settings) -> Findings:
@@ -79,7 +79,8 @@ class Drift(Analysis):
                 "Median label probability by fifths of the initial rank (ties of rank by initial probability).",
             ),
             "drift_tokens": Figure(
-                partial(_draw_heat, heat), f"Label probability of the first tokens of chat {settings.chat}, by checkpoint."
+                partial(_draw_heat, heat),
+                f"Label probability of the first tokens of chat {settings.chat}, by checkpoint.",
             ),
         }
         if settings.references:
@@ -147,12 +148,22 @@ def _initial(batch: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _table(by_run: Mapping[str, list[Moved]]) -> Table:
     rows = [
-        [run, one.model.model, one.pairs.correlation, one.ranks.correlation, one.pairs.mean_apart, one.mean_kl, one.tokens]
+        [
+            run,
+            one.model.model,
+            one.pairs.correlation,
+            one.ranks.correlation,
+            one.pairs.mean_apart,
+            one.mean_kl,
+            one.tokens,
+        ]
         for run, checkpoints in by_run.items()
         for one in checkpoints
     ]
     columns = ("run", "checkpoint", "Pearson", "Spearman", "mean absolute error", "KL from base", "tokens")
-    note = "Of the label probabilities of held-out response tokens against the base's; KL(base || model) in nats a token."
+    note = (
+        "Of the label probabilities of held-out response tokens against the base's; KL(base || model) in nats a token."
+    )
     return Table("Drift from the base", columns, [[_finite(cell) for cell in row] for row in rows], note)
 
 
@@ -165,9 +176,7 @@ def _by_rank(start: Sequence[Quantiles], by_run: Mapping[str, list[Moved]]) -> T
         return [_finite(one.at([0.5])[0]) for one in groups]
 
     rows = [["", "base", *cells(start)]]
-    rows += [
-        [run, one.model.model, *cells(one.groups)] for run, checkpoints in by_run.items() for one in checkpoints
-    ]
+    rows += [[run, one.model.model, *cells(one.groups)] for run, checkpoints in by_run.items() for one in checkpoints]
     columns = ("run", "checkpoint", *(f"fifth {place + 1}" for place in range(GROUPS)))
     note = "Medians; fifth 1 holds the tokens that the base ranked highest, equal ranks in the order of probability."
     return Table("Median label probability by initial rank", columns, rows, note)
@@ -190,7 +199,9 @@ def _references(inputs: Sequence[Given], settings: Settings) -> tuple[Table, Fig
     )
     cells = [[line, samples, one["value"], one["low"], one["high"]] for line, samples, one in rows]
     columns = ("line", "samples the reference saw", "pass@1", "low", "high")
-    note = f"pass@1 of {settings.target} after SFT, 95% intervals, by how much its frozen reference had been fine-tuned."
+    note = (
+        f"pass@1 of {settings.target} after SFT, 95% intervals, by how much its frozen reference had been fine-tuned."
+    )
     caption = f"Score of {settings.target} by the training samples that the frozen reference had seen."
     figure = Figure(partial(_draw_references, cells, settings.target), caption)
     return Table("Contaminated references", columns, cells, note), figure
@@ -283,7 +294,9 @@ def _plain(text: str) -> str:
 def _draw_references(rows: Sequence[Sequence[Any]], target: str, figure: Any) -> None:
     axis = figure.subplots()
     places = range(len(rows))
-    _style.band(axis, places, [dict(zip(("value", "low", "high"), row[2:], strict=True)) for row in rows], color="#0072B2")
+    _style.band(
+        axis, places, [dict(zip(("value", "low", "high"), row[2:], strict=True)) for row in rows], color="#0072B2"
+    )
     axis.set_xticks(places, [f"{row[1]:g}\n{row[0]}" for row in rows], fontsize=7)
     axis.set(xlabel="samples that the reference saw", ylabel=f"pass@1, {target}, 95% intervals")
 

@@ -187,8 +187,8 @@ def _ridges(found: Iterable[Density], settings: Settings) -> Table:
     columns = ("source", *(f"k = {k}" for k in range(2, settings.largest + 1)))
     rows = [[one.name, *(one.ridge(k) for k in range(2, settings.largest + 1))] for one in found]
     note = (
-        "Of tokens with R over 0.9, those within 0.1 of k as a share of them and the mean of the ones as near to k - 1/2 "
-        "and to k + 1/2: 0.5 is no ridge, 1 is nothing but a ridge."
+        "Of tokens with R over 0.9, those within 0.1 of k as a share of them and the mean of the ones as near to "
+        "k - 1/2 and to k + 1/2: 0.5 is no ridge, 1 is nothing but a ridge."
     )
     return Table("Ridges at integers", columns, rows, note)
 

@@ -1,4 +1,4 @@
-"""What a loss drives the student to: the induced target Q = p - dL/dz by label probability (TARGET-SFT, section 5.2)."""
+"""What a loss drives the student to: the induced target Q = p - dL/dz by label probability (TARGET-SFT, 5.2)."""
 
 from __future__ import annotations
 

@@ -102,7 +102,8 @@ def _readings(analysis: Any, branch: Branch) -> Iterable[Reading]:
             if analysis.measured and of.kind not in analysis.measured:
                 continue
             found = found.model_copy(update={"model": of.model.removesuffix("@final"), "name": of.name})
-        if found.model == "base" or kind == "cache":
+        if found.model in ("base", "teacher") or kind == "cache":
+            # Branches share them, so they are of none.
             found = found.model_copy(update={"line": "base model" if found.model == "base" else "", "seed": ""})
         else:
             found = found.model_copy(update={"objective": dict(branch.recipe.objective)})

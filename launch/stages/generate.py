@@ -135,12 +135,10 @@ class Generate(StageKind):
                     if recipe.eval.task_files is not None:
                         inputs["task_files"] = Outside(recipe.eval.task_files, "eval.task_files", local=True)
                 yield self._step(recipe, thing, model.name, model.label, inputs, extra)
-        for thing in (thing for thing in things if thing.held_out and _follows_checkpoints(recipe)):
-            for step in sorted(set(recipe.sft.publish_steps)) if recipe.sft.enabled else ():
-                name = f"sft@{step}"
-                if name not in {model.name for model in branch.models if model.measured}:
-                    made = {"model": Made("sft", f"checkpoint:{step}"), **_held_out_inputs(recipe, name)}
-                    yield self._step(recipe, thing, name, f"{branch.recipe.objective['name']}-{step}", made, {})
+        for thing in (thing for thing in things if thing.held_out):
+            for name, label, source in _looked_at(branch):
+                made = {"model": source, **_held_out_inputs(recipe, name)}
+                yield self._step(recipe, thing, name, label, made, {})
 
     def _step(
         self, recipe: Any, thing: Measured, model: str, label: str, inputs: dict[str, Any], extra: dict[str, Any]
@@ -207,16 +205,26 @@ class Generate(StageKind):
 
 def _held_out_inputs(recipe: Any, model: str) -> dict[str, Any]:
     """What forward passes over held-out chats read beside the model called `model`."""
-    base = {} if model == "base" else {"base": model_of(recipe, "base")}
+    base = {} if model in ("base", "teacher") else {"base": model_of(recipe, "base")}
     return {"data": Made("prepare:sft"), **base}
 
 
-def _follows_checkpoints(recipe: Any) -> bool:
-    """Whether an analysis of the recipe looks at the checkpoints of `sft.publish_steps`."""
+def _looked_at(branch: Branch) -> Iterable[tuple[str, str, Any]]:
+    """Models whose held-out chats an analysis of the recipe looks at, though nothing else is measured of them: name,
+    label and source of each."""
     from evaluation import analyses
 
+    recipe = branch.recipe
     names = [entry if isinstance(entry, str) else str(entry.get("name", "")) for entry in recipe.analyses]
-    return any(analyses.load(name).checkpoints for name in names)
+    also = {one for name in names for one in analyses.load(name).also}
+    measured_too = {model.name for model in branch.models if model.measured}
+    if "checkpoints" in also and recipe.sft.enabled:
+        for step in sorted(set(recipe.sft.publish_steps)):
+            if f"sft@{step}" not in measured_too:
+                yield f"sft@{step}", f"{recipe.objective['name']}-{step}", Made("sft", f"checkpoint:{step}")
+    teacher = recipe.model.teacher
+    if "teacher" in also and (teacher.path is not None or teacher.pretrain is not None):
+        yield "teacher", "teacher", model_of(recipe, "teacher")
 
 
 def check_memory(settings: Mapping[str, Any], size: float, base: float) -> None:

@@ -1,4 +1,4 @@
-"""Induced targets equal p - dL/dz of the oracle's formulas for every objective, and table 5 is what the paper prints."""
+"""Induced targets equal p - dL/dz of the oracle's formulas for every objective; table 5 is the paper's."""
 
 import sys
 from pathlib import Path
