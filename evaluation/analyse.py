@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from common.errors import ConfigError
 from common.files import write_json, write_text
 from evaluation import analyses
 from evaluation.analyses import Analysis, Figure, Given, Table
+from evaluation.analyses._progress import listening
 
 Report = Callable[..., None]
 
@@ -22,18 +24,23 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
     """Write the findings of an analysis.
 
     settings: `analysis`, its name or dotted path; `settings`, a mapping for its section; `given`, a list that says what
-    each input is: {input, kind, line, seed, model, name} (see `analyses.Given`). Writes tables/<name>.json ({title,
-    columns, rows, note}) and .csv, figures/<name>.svg and .png, findings.json ({sentence, figures: {name: caption},
-    tables: [names]}). The same findings are the same bytes. Raises ConfigError for an unknown analysis, settings that
-    are not its own, an input that is not given, and where there is nothing to analyse.
+    each input is: {input, kind, line, seed, model, name, objective} (see `analyses.Given`); `target`, the benchmark of
+    the SFT domain. Writes tables/<name>.json ({title, columns, rows, note}) and .csv, figures/<name>.svg and .png,
+    data/<name>.parquet, pages/<name>.html and findings.json ({sentence, figures: {name: caption}, tables, data, pages:
+    [names]}). The same findings are the same bytes. Raises ConfigError for an unknown analysis, settings that are not
+    its own, an input that is not given, and where there is nothing to analyse.
     """
     analysis = analyses.load(settings.analysis)
     own = analyses.check_settings(settings.analysis, settings.settings)
+    if getattr(own, "target", None) == "":
+        own = own.model_copy(update={"target": settings.target})
     given = _given(analysis, settings.given, inputs)
     report(0, 1)
-    findings = analysis.run(given, own)
+    with listening(report):
+        findings = analysis.run(given, own)
     total = len(findings.tables) + len(findings.figures)
-    for folder, found in (("tables", findings.tables), ("figures", findings.figures)):
+    shown = {"tables": findings.tables, "figures": findings.figures, "data": findings.data, "pages": findings.pages}
+    for folder, found in shown.items():
         if found:
             (output / folder).mkdir()
     for done, (name, table) in enumerate(findings.tables.items(), start=1):
@@ -42,12 +49,18 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
     for done, (name, figure) in enumerate(findings.figures.items(), start=len(findings.tables) + 1):
         _write_figure(output / "figures", name, figure)
         report(done, total)
+    for name, data in findings.data.items():
+        pq.write_table(data, output / "data" / f"{name}.parquet", compression="zstd")
+    for name, page in findings.pages.items():
+        write_text(output / "pages" / f"{name}.html", page)
     write_json(
         output / "findings.json",
         {
             "sentence": findings.sentence,
             "figures": {name: figure.caption for name, figure in findings.figures.items()},
             "tables": list(findings.tables),
+            "data": list(findings.data),
+            "pages": list(findings.pages),
         },
     )
 
@@ -61,7 +74,7 @@ def _given(analysis: Analysis, described: Any, inputs: dict[str, Path]) -> list[
             raise ConfigError(f"analysis {analysis.name!r}: no input {name!r}; there are {', '.join(inputs) or 'none'}")
         if fields["kind"] in analysis.needs:
             found.append(Given(path=inputs[name], **fields))
-    if not found:
+    if not found and analysis.needs:
         raise ConfigError(f"analysis {analysis.name!r}: nothing to analyse; it reads {', '.join(analysis.needs)}")
     return found
 

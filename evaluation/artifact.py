@@ -1,8 +1,9 @@
 """The artifacts of `generate` and `measure`; other packages read them through here.
 
 generate: generations.parquet (`GENERATIONS`), task.parquet (`TASK_ROWS`) with task.json, or held_out.parquet
-(`evaluation.held_out`); engine.json. measure: metrics.json, one measured thing (`Measured`), and outcomes.parquet
-(`OUTCOMES` of a benchmark, `SCORES` of a task).
+(`evaluation.held_out`) with held_out_tokens.parquet and held_out_texts.parquet (`evaluation.token_table`); engine.json.
+measure: metrics.json, one measured thing (`Measured`), and outcomes.parquet (`OUTCOMES` of a benchmark, `SCORES` of a
+task).
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def run(settings: Any, inputs: dict[str, Path], output: Path, scratch: Path, rep
     entry of eval.tasks), `held_out` (true). inputs: `model`, a Hugging Face directory, and optional `chat_template`, a
     Jinja file in place of its own; for a benchmark `problems`, prepared; for held_out `data`, the prepared SFT chats,
     and optional `base`, the model before fine-tuning. Writes generations.parquet, task.parquet (with task.json) or
-    held_out.parquet (all in `evaluation.artifact`), engine.json and timings.jsonl. Responses are kept in `scratch`
+    held_out.parquet (all in `evaluation.artifact`) with a row for every token (`evaluation.token_table`), engine.json
+    and timings.jsonl. Responses are kept in `scratch`
     shard by shard: what depends on the seed alone is equal after a kill. The process keeps its engine for the next
     call. Raises ConfigError for settings or data that cannot be evaluated, before the engine starts.
     """
@@ -127,6 +128,7 @@ def _task(settings: Any, task: Any, inputs, output: Path, scratch: Path, report:
 
 def _held_out(settings: Any, _: bool, inputs, output: Path, scratch: Path, report: Report):
     from evaluation.held_out import encode, forward, write
+    from evaluation.token_table import TokenWriter
 
     evaluation = settings.eval
     context, limited_by = _context(evaluation, inputs)
@@ -148,15 +150,18 @@ def _held_out(settings: Any, _: bool, inputs, output: Path, scratch: Path, repor
         raise ConfigError(f"{path}: no chat fits {limited_by} tokens; raise it")
     if settings.platform.name != "cpu":
         _leave_device()
-    found = forward(
-        inputs["model"],
-        inputs.get("base"),
-        chats,
-        dtype=evaluation.dtype,
-        device="cpu" if settings.platform.name == "cpu" else "cuda",
-        progress=lambda done: report(done, len(chats)),
-        trust_remote_code=settings.model.trust_remote_code,
-    )
+    with TokenWriter(output, lambda one: prompter.tokenizer.decode([one])) as tokens:
+        found = forward(
+            inputs["model"],
+            inputs.get("base"),
+            chats,
+            dtype=evaluation.dtype,
+            device="cpu" if settings.platform.name == "cpu" else "cuda",
+            progress=lambda done: report(done, len(chats)),
+            trust_remote_code=settings.model.trust_remote_code,
+            tokens_to=tokens,
+            places=[place for place, chat in enumerate(encoded) if chat is not None],
+        )
     write(output / "held_out.parquet", found, [chat is not None for chat in encoded])
     timings = [{"what": "held_out", "seconds": time.monotonic() - started}]
     report(len(chats), len(chats))

@@ -19,6 +19,7 @@ from common.errors import ConfigError
 
 if TYPE_CHECKING:
     from evaluation.generation.prompts import Prompter
+    from evaluation.token_table import TokenWriter
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,15 +85,20 @@ def forward(
     device: str,
     progress: Callable[[int], None],
     trust_remote_code: bool = False,
+    tokens_to: TokenWriter | None = None,
+    places: Sequence[int] | None = None,
 ) -> HeldOut:
     """Forward passes of `model`, and of `base` if given, over encoded chats, one at a time.
 
     dtype: of the weights (`float32`, `bfloat16`); distributions are always reduced in float32. device: `cpu` or `cuda`.
-    progress(done) is called after each chat; the device's memory is free again afterwards. Raises ConfigError if the
-    two vocabularies differ in size.
+    progress(done) is called after each chat; the device's memory is free again afterwards. tokens_to: takes a row for
+    every response token; places: numbers of the chats in it, by default 0, 1, ... Raises ConfigError if the two
+    vocabularies differ in size.
     """
     import torch
     from transformers import AutoModelForCausalLM
+
+    from evaluation.token_table import statistics
 
     def load(path: Path):
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -130,10 +136,22 @@ def forward(
                 rows["loss"][row] -= log_p.gather(1, labels[part, None]).sum(dtype=torch.float64).item()
                 counts = torch.bincount(torch.bucketize(entropy, edges, right=True), minlength=histogram.shape[1])
                 histogram[row] += counts.cpu().numpy()
+                columns = None if tokens_to is None else {**statistics(log_p, labels[part]), "entropy": entropy}
                 if reference_head is not None and reference_hidden is not None:
                     log_q = reference_head(reference_hidden[part]).float().log_softmax(-1)
                     kl = (log_q.exp() * (log_q - log_p)).sum(-1)
                     rows["kl"][row] += kl.sum(dtype=torch.float64).item()
+                    if columns is not None:
+                        columns["kl"] = kl
+                if tokens_to is not None and columns is not None:
+                    found = {name: values.cpu().numpy() for name, values in columns.items()}
+                    count = len(found["rank"])
+                    tokens_to.add(
+                        chat=np.full(count, row if places is None else places[row], dtype=np.int32),
+                        position=np.arange(start + begin, start + begin + count, dtype=np.int32),
+                        token=labels[part].cpu().numpy(),
+                        **{"kl": None, **found},
+                    )
             rows["tokens"][row] = len(labels)
             progress(row + 1)
     return HeldOut(rows["entropy"], rows["loss"], rows["kl"] if base is not None else None, rows["tokens"], histogram)

@@ -7,7 +7,7 @@ import json
 import os
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OPEN_SHARDS = 256  # each memory map holds a file descriptor
 READ_BYTES = 1 << 20
+STREAM_ROWS = 1 << 17
 _REMEDY = "run again: the cache is mended from its whole shards, or remove the artifact"
 
 
@@ -169,6 +170,27 @@ class ReferenceCache:
         if names is None:
             names = ("packed", *self.layout.fields, *SEQUENCE_FIELDS)
         return {name: shard[name][local] if name in SEQUENCE_FIELDS else shard[name][start:end] for name in names}
+
+    def stream(self, names: Iterable[str], rows: int = STREAM_ROWS) -> Iterator[dict[str, np.ndarray]]:
+        """Token fields of the whole cache in order, at most `rows` tokens at a time, new (n,) arrays each.
+
+        Read without memory maps, so that memory stays the same however large the cache is.
+
+        Raises:
+            ConfigError: a field is absent.
+        """
+        wanted = list(names)
+        self.require(wanted)
+        for record in self.shards:
+            blocks = self.layout.blocks(record["tokens"], record["sequences"])
+            with (self.directory / record["file"]).open("rb") as file:
+                for start in range(0, record["tokens"], rows):
+                    found = {}
+                    for name in wanted:
+                        offset, dtype, _ = blocks[name]
+                        file.seek(offset + start * dtype.itemsize)
+                        found[name] = np.fromfile(file, dtype, min(rows, record["tokens"] - start))
+                    yield found
 
     def column(self, name: str) -> np.ndarray:
         """A token field (tokens,) or a sequence field (sequences,) of the whole cache as one new array."""

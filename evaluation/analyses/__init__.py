@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from common.errors import ConfigError
 from common.registry import Registry
+from evaluation.analyses._progress import beat
 from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Table
 
-__all__ = ["Analysis", "Figure", "Findings", "Given", "Table", "check_settings", "load", "names"]
+__all__ = ["Analysis", "Figure", "Findings", "Given", "Table", "beat", "check_settings", "load", "names"]
 
 _registry = Registry("evaluation.analyses", Analysis, "analysis", apart=("contract",))
 names, load = _registry.names, _registry.load

@@ -31,3 +31,27 @@ def band(axis: Any, places: Any, estimates: Any, dash: str = "-", **options: Any
 def legend(axis: Any) -> None:
     """Beside the axis."""
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def boxes(
+    axis: Any, quantiles: Any, places: Any, width: float, colour: str, label: str, *, across: bool = False
+) -> None:
+    """Box plots from quantiles (mappings with whislo, q1, med, q3, whishi) in one colour, named in the legend; `across`
+    lays them down."""
+    from matplotlib.patches import Patch
+
+    drawn = axis.bxp(
+        quantiles,
+        positions=places,
+        widths=width * 0.85,
+        showfliers=False,
+        patch_artist=True,
+        boxprops={"facecolor": colour, "alpha": 0.45, "edgecolor": colour},
+        medianprops={"color": "black", "linewidth": 1.2},
+        whiskerprops={"color": colour},
+        capprops={"color": colour},
+        manage_ticks=False,
+        orientation="horizontal" if across else "vertical",
+    )
+    patch: Patch = drawn["boxes"][0]
+    patch.set_label(label)

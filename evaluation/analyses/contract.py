@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from matplotlib.figure import Figure as Canvas
 
 
@@ -18,7 +19,9 @@ class Given:
     """One artifact.
 
     path: its directory. kind: of the stage that made it. line: its branch, without the seed; seed: of that branch.
-    model: whose it is, `base`, `sft`, `rl` or other. name: of what was measured, a benchmark's, a task's or `held_out`.
+    model: whose it is, `base`, `sft`, `rl` or other. name: of what was measured, a benchmark's, a task's or `held_out`;
+    of another stage its role in the branch (`base` and `teacher` of caches). objective: of that branch, name and
+    settings; empty for what precedes it.
     """
 
     path: Path
@@ -27,6 +30,7 @@ class Given:
     seed: str
     model: str
     name: str
+    objective: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,30 +53,39 @@ class Figure:
 
 @dataclass(frozen=True)
 class Findings:
-    """What an analysis found, tables and figures by name (which are file names), and in one sentence."""
+    """What an analysis found, by name (which are file names), and in one sentence.
+
+    tables and figures: the report shows them. data: what figures were drawn from and no report shows. pages: HTML.
+    """
 
     tables: Mapping[str, Table] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
     sentence: str = ""
+    data: Mapping[str, pa.Table] = field(default_factory=dict)
+    pages: Mapping[str, str] = field(default_factory=dict)
 
 
 class Analysis:
     """Base class; a file holds one instance.
 
     name: as recipes name it. version: to be raised with every change of what it finds. needs: kinds of the stages whose
-    artifacts it reads. measured: of scores those of benchmark, task or held_out; none named: all. section: type of its
-    settings, if it has any.
+    artifacts it reads; none: it reads nothing. measured: of scores and answers those of benchmark, task or held_out;
+    none named: all. also: whose held-out chats it looks at beside those of measured models: `checkpoints` in
+    `sft.publish_steps`, the `teacher`.
+    section: type of its settings, if it has any; a field `target` that is left "" becomes the recipe's `eval.target`.
     """
 
     name: str
     version: int = 1
     needs: tuple[str, ...] = ("measure",)
     measured: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     section: type[BaseModel] | None = None
 
     def run(self, inputs: Sequence[Given], settings: Any) -> Findings:
         """The findings of these artifacts, in the order given.
 
-        settings: a `section`, or None. Raises ConfigError where there is nothing of what it looks for.
+        settings: a `section`, or None. `evaluation.analyses.beat(done, total)` is progress and sign of life. Raises
+        ConfigError where there is nothing of what it looks for.
         """
         raise NotImplementedError

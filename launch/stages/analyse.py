@@ -20,7 +20,8 @@ class Reading(Section):
     line: str = setting("", "branch without its seed")
     seed: str = setting("", "seed=... of the branch")
     model: str = setting("", "base, sft, rl, or the checkpoint that one of them is or started from (sft@50)")
-    name: str = setting("", "benchmark, task or held_out")
+    name: str = setting("", "benchmark, task or held_out; of another stage its role in the branch (base, teacher)")
+    objective: dict[str, Any] = setting({}, "SFT objective of the branch, with its settings")
 
 
 class AnalyseSettings(Settings):
@@ -32,7 +33,7 @@ class AnalyseSettings(Settings):
 
 class Analyse(StageKind):
     name = "analyse"
-    version = 1
+    version = 2
     function = "evaluation.analyse:run"
     after = ("measure",)
     tables = ("tables/*.json",)
@@ -60,7 +61,7 @@ class Analyse(StageKind):
                     key = f"{len(inputs)}"
                     inputs[key] = Given(name, reading.input)
                     given.append(reading.model_copy(update={"input": key}))
-            if not inputs:
+            if not inputs and analysis.needs:
                 continue
             settings = AnalyseSettings(
                 analysis=path,
@@ -91,17 +92,21 @@ def _readings(analysis: Any, branch: Branch) -> Iterable[Reading]:
     """The steps of a branch that an analysis reads; `input` is the role."""
     line, seed = line_of(branch)
     for role, step in branch.steps.items():
-        kind = role.partition(":")[0].partition("@")[0]
+        kind, _, rest = role.partition(":")
+        kind = kind.partition("@")[0]
         if kind not in analysis.needs:
             continue
-        found = Reading(input=role, kind=kind, line=line, seed=seed)
-        if step.measures is not None:
-            if analysis.measured and step.measures.kind not in analysis.measured:
+        found = Reading(input=role, kind=kind, line=line, seed=seed, name=rest)
+        of = step.measures or step.asks
+        if of is not None:
+            if analysis.measured and of.kind not in analysis.measured:
                 continue
-            model = step.measures.model.removesuffix("@final")
-            found = found.model_copy(update={"model": model, "name": step.measures.name})
-            if model == "base":
-                found = found.model_copy(update={"line": "base model", "seed": ""})
+            found = found.model_copy(update={"model": of.model.removesuffix("@final"), "name": of.name})
+        if found.model in ("base", "teacher") or kind == "cache":
+            # Branches share them, so they are of none.
+            found = found.model_copy(update={"line": "base model" if found.model == "base" else "", "seed": ""})
+        else:
+            found = found.model_copy(update={"objective": dict(branch.recipe.objective)})
         yield found
 
 

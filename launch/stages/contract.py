@@ -97,6 +97,7 @@ class Step:
     inputs: Mapping[str, Made | Outside] = field(default_factory=dict)
     publishes: tuple[Published, ...] = ()
     measures: Measures | None = None
+    asks: Measures | None = None
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from pydantic import model_validator
 
 from common.errors import ConfigError
 from common.templates import template_file
+from evaluation.token_table import VERSION as TABLE_VERSION
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Settings, StageKind, Step
+from launch.stages.contract import Branch, Cost, Counts, Made, Measures, Outside, Settings, StageKind, Step
 from launch.stages.memory import GB, GIB, REST, WIDTH, Memory, Shape, forward_pass, logits_of_rows
 from launch.stages.prepare import benchmark_name
 from launch.stages.references import model_of, numerics
@@ -19,6 +20,7 @@ from launch.stages.sizes import spread
 
 FILLED = 0.5  # of max_tokens that a response fills when nothing is known
 RESPONSE_BYTES = 2.5  # of a sampled token in a Parquet file
+TOKEN_BYTES = 160.0  # of a held-out token with its most probable ids
 TASK_PROBLEMS, TASK_TOKENS = 1000.0, 256.0  # of a harness task, when nothing is known
 HELD_OUT = "held_out"
 HELD_OUT_ROWS = 1024  # positions whose logits exist at a time (evaluation.held_out.POSITIONS_PER_CHUNK)
@@ -123,9 +125,7 @@ class Generate(StageKind):
                 if thing.benchmark is not None:
                     inputs["problems"] = Made(f"prepare:benchmark/{thing.name}")
                 if thing.held_out:
-                    inputs["data"] = Made("prepare:sft")
-                    if model.name != "base":
-                        inputs["base"] = model_of(recipe, "base")
+                    inputs |= _held_out_inputs(recipe, model.name)
                 extra: dict[str, Any] = {}
                 if thing.task is not None:
                     extra = {"eos": recipe.model.eos}
@@ -134,13 +134,23 @@ class Generate(StageKind):
                         inputs["chat_template"] = Outside(template, "model.chat_template", local=True)
                     if recipe.eval.task_files is not None:
                         inputs["task_files"] = Outside(recipe.eval.task_files, "eval.task_files", local=True)
-                yield Step(
-                    f"generate:{model.name}/{thing.name}",
-                    f"{model.label}.{thing.name}",
-                    thing.settings(MeasuredSettings, recipe),
-                    {**thing.generated(recipe), **extra, **numerics(recipe)},
-                    inputs,
-                )
+                yield self._step(recipe, thing, model.name, model.label, inputs, extra)
+        for thing in (thing for thing in things if thing.held_out):
+            for name, label, source in _looked_at(branch):
+                made = {"model": source, **_held_out_inputs(recipe, name)}
+                yield self._step(recipe, thing, name, label, made, {})
+
+    def _step(
+        self, recipe: Any, thing: Measured, model: str, label: str, inputs: dict[str, Any], extra: dict[str, Any]
+    ) -> Step:
+        return Step(
+            f"generate:{model}/{thing.name}",
+            f"{label}.{thing.name}",
+            thing.settings(MeasuredSettings, recipe),
+            {**thing.generated(recipe), **extra, **numerics(recipe)},
+            inputs,
+            asks=Measures(model, thing.name, thing.kind),
+        )
 
     def check(self, recipe: Any) -> None:
         if recipe.platform.name == "cpu" and recipe.eval.tensor_parallel > 1:
@@ -187,9 +197,34 @@ class Generate(StageKind):
             sampled = counts.rows("problems") * (benchmark["num_samples"] + benchmark["greedy"]) * length
         elif settings["held_out"]:
             sampled = evaluation["held_out_chats"] * settings["eval"]["max_length"] * FILLED
+            return Cost(2 * size * sampled, 20_000 + TOKEN_BYTES * sampled, start_seconds=40.0)
         else:
             sampled = (settings["task"]["limit"] or TASK_PROBLEMS) * TASK_TOKENS
         return Cost(2 * size * sampled, 20_000 + RESPONSE_BYTES * sampled, start_seconds=40.0, sampling=True)
+
+
+def _held_out_inputs(recipe: Any, model: str) -> dict[str, Any]:
+    """What forward passes over held-out chats read beside the model called `model`."""
+    base = {} if model in ("base", "teacher") else {"base": model_of(recipe, "base")}
+    return {"data": Made("prepare:sft"), **base}
+
+
+def _looked_at(branch: Branch) -> Iterable[tuple[str, str, Any]]:
+    """Models whose held-out chats an analysis of the recipe looks at, though nothing else is measured of them: name,
+    label and source of each."""
+    from evaluation import analyses
+
+    recipe = branch.recipe
+    names = [entry if isinstance(entry, str) else str(entry.get("name", "")) for entry in recipe.analyses]
+    also = {one for name in names for one in analyses.load(name).also}
+    measured_too = {model.name for model in branch.models if model.measured}
+    if "checkpoints" in also and recipe.sft.enabled:
+        for step in sorted(set(recipe.sft.publish_steps)):
+            if f"sft@{step}" not in measured_too:
+                yield f"sft@{step}", f"{recipe.objective['name']}-{step}", Made("sft", f"checkpoint:{step}")
+    teacher = recipe.model.teacher
+    if "teacher" in also and (teacher.path is not None or teacher.pretrain is not None):
+        yield "teacher", "teacher", model_of(recipe, "teacher")
 
 
 def check_memory(settings: Mapping[str, Any], size: float, base: float) -> None:
@@ -259,7 +294,7 @@ class Measured:
         if not self.held_out:
             common["tensor_parallel"] = evaluation.tensor_parallel
         if self.held_out:
-            return {"held_out": evaluation.held_out_chats, **common}
+            return {"held_out": evaluation.held_out_chats, "tokens": TABLE_VERSION, **common}
         common |= {"seed": evaluation.seed, "batch_size": evaluation.batch_size}
         if self.task is not None:
             return {"task": identity(self.task), "run_generated_code": evaluation.run_generated_code, **common}
