@@ -102,6 +102,8 @@ def _readings(analysis: Any, branch: Branch) -> Iterable[Reading]:
             found = found.model_copy(update={"model": model, "name": step.measures.name})
             if model == "base":
                 found = found.model_copy(update={"line": "base model", "seed": ""})
+            elif model.startswith("rl@base"):  # branches share it
+                found = found.model_copy(update={"line": "base model", "model": model.replace("@base", "", 1)})
         yield found
 
 
