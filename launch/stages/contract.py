@@ -89,7 +89,7 @@ class Step:
 
     role: its name in the branch. label: a word for its address. settings: what the function receives. identity: those
     of its settings that determine the result. publishes: models in its artifact. measures: what its artifact has scores
-    of.
+    of. of: name of the model that it is about, where it has no scores of one.
     """
 
     role: str
@@ -99,6 +99,7 @@ class Step:
     inputs: Mapping[str, Made | Outside] = field(default_factory=dict)
     publishes: tuple[Published, ...] = ()
     measures: Measures | None = None
+    of: str = ""
 
 
 @dataclass(frozen=True)

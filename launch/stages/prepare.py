@@ -55,7 +55,7 @@ class Prepare(StageKind):
         chats = recipe.sft.enabled or (recipe.eval.enabled and recipe.eval.held_out_chats)
         if chats:
             yield self._step(branch, "prepare:sft", "sft", "", feeds_of(recipe.data, "sft"), benchmarks)
-        if recipe.rl.enabled:
+        if recipe.rl.enabled or recipe.readiness.enabled:
             shared = {"sft": Made("prepare:sft")} if chats and not recipe.data.allow_shared_prompts else {}
             prompts = feeds_of(recipe.data, "rl")
             yield self._step(branch, "prepare:rl", "rl", "", prompts, {**benchmarks, **shared})

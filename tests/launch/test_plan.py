@@ -146,6 +146,22 @@ def test_every_published_checkpoint_is_evaluated(recipe):
         make_plan(recipe, ["sft.publish_steps=[5]", "rl.from=[5]", "average.weight=0.5"])
 
 
+def test_readiness_is_measured_of_every_model_before_reinforcement(recipe):
+    more = ["sft.publish_steps=[5]", "sft.steps=9", "rl.from=[base,final]", "eval.benchmarks=[{name: target}]"]
+    plan = make_plan(recipe, ["readiness.enabled=true", *more])
+    found = {stage.label: stage for stage in plan.stages.values() if stage.kind == "readiness"}
+    assert set(found) == {"base", "sft", "sft-5"} and kinds(plan).count("rollouts") == 3
+    assert found["base"].inputs.keys() == {"rollouts", "target", "held_out"}
+    assert found["sft-5"].inputs.keys() == {"rollouts", "base_rollouts", "target", "held_out"}
+    without = make_plan(recipe, ["readiness.enabled=true", *more, "rl.enabled=false"])
+    assert {s.fingerprint for s in without.stages.values() if s.kind == "readiness"} == {
+        s.fingerprint for s in found.values()
+    }
+    again = make_plan(recipe, ["readiness.enabled=true", *more, "rl.lr=1e-5", "rl.steps=7"])
+    assert {s.fingerprint for s in found.values()} <= again.stages.keys(), "what RL does later has no say"
+    assert "readiness" not in kinds(make_plan(recipe, []))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
