@@ -178,7 +178,8 @@ class Task(_Measured):
 
 
 class HeldOut(_Measured):
-    """Per token, in nats: entropy, loss, kl_from_base; and the token entropies as a histogram."""
+    """Per token, in nats: entropy, loss, plausible_entropy, kl_from_base; label_drift, the mean change of the written
+    token's probability; and the token entropies as a histogram."""
 
     kind: Literal["held_out"]
     counts: HeldOutCounts

@@ -18,12 +18,16 @@ import numpy as np
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from evaluation.generation.prompts import Prompter
     from evaluation.token_table import TokenWriter
 
 P = ParamSpec("P")
 T = TypeVar("T")
 POSITIONS_PER_CHUNK = 1024
+STATISTICS = 2  # to be raised when the sums below are others
+MOST_PLAUSIBLE = 30  # ids of a position (the window of LP-SFT, eq. 2)
 ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, float("inf"))
 
 
@@ -33,7 +37,8 @@ class HeldOut:
 
     entropy: of the student's next-token distribution. loss: -log p of the written token. kl: KL(base || student), or
     None without a base. tokens: response tokens. histogram: (chats, len(ENTROPY_EDGES) - 1) int64, tokens by entropy
-    between `ENTROPY_EDGES`.
+    between `ENTROPY_EDGES`. plausible: entropy of the student's distribution among the base's plausible ids, without a
+    base its own (see `plausible_entropy`). drift: |p - q| of the written token, q the base's, or None without a base.
     """
 
     entropy: np.ndarray
@@ -41,6 +46,8 @@ class HeldOut:
     kl: np.ndarray | None
     tokens: np.ndarray
     histogram: np.ndarray
+    plausible: np.ndarray
+    drift: np.ndarray | None
 
 
 def encode(
@@ -116,7 +123,7 @@ def forward(
             f"{base}: vocabulary of {reference_vocabulary}, the student's has {vocabulary}; KL from base needs the same"
         )
     edges = torch.tensor(ENTROPY_EDGES[1:-1], dtype=torch.float32, device=device)
-    rows = {name: np.zeros(len(chats)) for name in ("entropy", "loss", "kl", "tokens")}
+    rows = {name: np.zeros(len(chats)) for name in ("entropy", "loss", "kl", "tokens", "plausible", "drift")}
     histogram = np.zeros((len(chats), len(ENTROPY_EDGES) - 1), dtype=np.int64)
     with torch.inference_mode():
         for row, (ids, start) in enumerate(chats):
@@ -133,7 +140,9 @@ def forward(
                 log_p = student_head(hidden[part]).float().log_softmax(-1)
                 entropy = -(log_p.exp() * log_p).sum(-1)
                 rows["entropy"][row] += entropy.sum(dtype=torch.float64).item()
-                rows["loss"][row] -= log_p.gather(1, labels[part, None]).sum(dtype=torch.float64).item()
+                written = log_p.gather(1, labels[part, None])
+                rows["loss"][row] -= written.sum(dtype=torch.float64).item()
+                log_q, base_entropy = log_p, entropy
                 counts = torch.bincount(torch.bucketize(entropy, edges, right=True), minlength=histogram.shape[1])
                 histogram[row] += counts.cpu().numpy()
                 columns = None if tokens_to is None else {**statistics(log_p, labels[part]), "entropy": entropy}
@@ -143,6 +152,11 @@ def forward(
                     rows["kl"][row] += kl.sum(dtype=torch.float64).item()
                     if columns is not None:
                         columns["kl"] = kl
+                    base_entropy = -(log_q.exp() * log_q).sum(-1)
+                    moved = (written.exp() - log_q.gather(1, labels[part, None]).exp()).abs()
+                    rows["drift"][row] += moved.sum(dtype=torch.float64).item()
+                plausible = plausible_entropy(log_p, log_q, base_entropy)
+                rows["plausible"][row] += plausible.sum(dtype=torch.float64).item()
                 if tokens_to is not None and columns is not None:
                     found = {name: values.cpu().numpy() for name, values in columns.items()}
                     count = len(found["rank"])
@@ -154,7 +168,25 @@ def forward(
                     )
             rows["tokens"][row] = len(labels)
             progress(row + 1)
-    return HeldOut(rows["entropy"], rows["loss"], rows["kl"] if base is not None else None, rows["tokens"], histogram)
+    kl, drift = (rows[name] if base is not None else None for name in ("kl", "drift"))
+    return HeldOut(rows["entropy"], rows["loss"], kl, rows["tokens"], histogram, rows["plausible"], drift)
+
+
+def plausible_entropy(log_p: Tensor, log_q: Tensor, entropy: Tensor) -> Tensor:
+    """Entropy of p, renormalised among the ceil(exp(entropy of q)) most probable ids of q, in nats.
+
+    log_p, log_q: (n, V) float; entropy: (n,) of q. Returns (n,). At most `MOST_PLAUSIBLE` ids count; of one the entropy
+    is 0. These are the words whose probabilities LP-SFT preserves (its eq. 2-4), here with the label.
+    """
+    import torch
+
+    values, ids = log_q.topk(min(MOST_PLAUSIBLE, log_q.shape[-1]), dim=-1)
+    counted = torch.arange(values.shape[-1], device=values.device) < entropy.exp().ceil()[:, None]
+    kept = log_p.gather(1, ids).masked_fill(~counted, -torch.inf)
+    return torch.special.entr(kept.softmax(-1)).sum(-1)
+
+
+SUMS = ("entropy", "loss", "kl", "plausible", "drift")  # columns of nats and probabilities, a row for each chat
 
 
 def write(path: Path, found: HeldOut, fits: Sequence[bool]) -> None:
@@ -171,7 +203,7 @@ def write(path: Path, found: HeldOut, fits: Sequence[bool]) -> None:
     columns = {
         "chat": pa.array(range(len(at)), pa.int32()),
         "tokens": column(found.tokens.astype(np.int64), pa.int64()),
-        **{name: column(getattr(found, name), pa.float64()) for name in ("entropy", "loss", "kl")},
+        **{name: column(getattr(found, name), pa.float64()) for name in SUMS},
     }
     for bin in range(found.histogram.shape[1]):
         columns[f"entropy_{bin}"] = column(found.histogram[:, bin], pa.int64())
@@ -185,10 +217,9 @@ def read(path: Path) -> tuple[HeldOut, int]:
     table = pq.read_table(path)
     rows = table.filter(table["tokens"].is_valid()).to_pydict()
     entropies = [rows[f"entropy_{bin}"] for bin in range(len(ENTROPY_EDGES) - 1)]
+    sums = {name: None if None in rows[name] else np.array(rows[name], dtype=np.float64) for name in SUMS}
     found = HeldOut(
-        entropy=np.array(rows["entropy"], dtype=np.float64),
-        loss=np.array(rows["loss"], dtype=np.float64),
-        kl=None if None in rows["kl"] else np.array(rows["kl"], dtype=np.float64),
+        **sums,
         tokens=np.array(rows["tokens"], dtype=np.float64),
         histogram=np.array(entropies, dtype=np.int64).T,
     )

@@ -143,7 +143,7 @@ def _task(evaluation: Any, task: Any, inputs: dict[str, Path], report: Report):
 
 
 def _held_out(evaluation: Any, _: bool, inputs: dict[str, Path], report: Report):
-    from evaluation.held_out import read
+    from evaluation.held_out import SUMS, read
 
     path = inputs["generations"] / "held_out.parquet"
     found, too_long = read(path)
@@ -153,5 +153,5 @@ def _held_out(evaluation: Any, _: bool, inputs: dict[str, Path], report: Report)
         "counts": {"chats": len(found.tokens), "chats_too_long": too_long, "tokens": int(found.tokens.sum())},
         **of_held_out(found, evaluation.seed, evaluation.resamples),
     }
-    outcomes = pq.read_table(path, columns=["chat", "tokens", "entropy", "loss", "kl"])
+    outcomes = pq.read_table(path, columns=["chat", "tokens", *SUMS])
     return measured, outcomes, {}

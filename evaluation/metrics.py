@@ -112,7 +112,7 @@ def _diversity(name: str, drawn, pool: GradingPool, beat: Callable[[], None]) ->
 
 
 def of_held_out(found: HeldOut, seed: int, resamples: int) -> dict[str, Any]:
-    """{"metrics": per token in nats, "entropy_histogram": {"edges", "shares"}} of sums over chats."""
+    """{"metrics": per token, "entropy_histogram": {"edges", "shares"}} of sums over chats."""
 
     def per_token(sums: np.ndarray) -> dict[str, Any]:
         # Token-weighted: the ratio of two sums over the resampled chats.
@@ -126,8 +126,11 @@ def of_held_out(found: HeldOut, seed: int, resamples: int) -> dict[str, Any]:
         return per_token(tokens)
 
     metrics = {"entropy": per_token(found.entropy), "loss": per_token(found.loss)}
+    metrics["plausible_entropy"] = per_token(found.plausible)
     if found.kl is not None:
         metrics["kl_from_base"] = per_token(found.kl)
+    if found.drift is not None:
+        metrics["label_drift"] = per_token(found.drift)
     shares = [share(tokens) for tokens in found.histogram.T]
     return {"metrics": metrics, "entropy_histogram": {"edges": list(ENTROPY_EDGES[:-1]), "shares": shares}}
 

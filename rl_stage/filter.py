@@ -11,9 +11,8 @@ from typing import Any
 from common.chats import template_arguments
 from common.errors import ConfigError
 from common.files import write_json
-from rl_stage.rewards import check_rows, load_reward, row_grader, score_many
-
-SHARD = 256  # requests between two saved shards
+from rl_stage.answers import Drawing, answers
+from rl_stage.rewards import check_rows, load_reward
 
 
 def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, report: Callable[..., None]) -> None:
@@ -65,56 +64,19 @@ def pass_rates(
 ) -> tuple[list[float | None], int]:
     """The share of right responses to each row's prompt (None for a prompt over `rl.max_prompt_length`), and how many
     rewards failed."""
-    from evaluation.generation import EngineOptions, Prompter, Sampling, engine_for, sample
-
-    rl = settings.rl
+    chosen = settings.rl.filter
     # The recipe's template is its base model's; a model that only filters has its own.
-    own = rl.filter.model is not None
-    template = None if own else settings.model.chat_template
-    prompter = Prompter(
-        model,
-        template and Path(template).expanduser(),
-        settings.model.trust_remote_code,
+    own = chosen.model is not None
+    drawing = Drawing(
+        chosen.samples,
+        chosen.temperature,
+        settings.seed,
+        None if own else settings.model.chat_template,
         {} if own else template_arguments(settings.model),
     )
-    prompts = [prompter.prompt(row["prompt"]).ids for row in rows]
-    fits = [number for number, ids in enumerate(prompts) if len(ids) <= rl.max_prompt_length]
-    options = EngineOptions(
-        platform=settings.platform.name,
-        dtype=settings.model.dtype,
-        max_length=rl.max_prompt_length + rl.max_response_length,
-        gpu_memory=rl.gpu_memory,
-        tensor_parallel=rl.tensor_parallel,
-        trust_remote_code=settings.model.trust_remote_code,
-        eager=rl.eager,
-    )
-    total = len(fits) * rl.filter.samples
-    drawn = sample(
-        engine_for(model, options),
-        [prompts[number] for number in fits],
-        Sampling(
-            num_samples=rl.filter.samples,
-            temperature=rl.filter.temperature,
-            top_p=rl.top_p,
-            max_tokens=rl.max_response_length,
-        ),
-        seed=settings.seed,
-        directory=scratch / "samples",
-        batch_size=SHARD,
-        progress=lambda done, _: report(done, 2 * total),
-    )
-    pairs = [
-        (response.text, str(rows[number]["reward_model"]["ground_truth"]))
-        for number, samples in zip(fits, drawn, strict=True)
-        for response in samples
-    ]
-    own = [row_grader(rows[number].get("extra_info")) for number in fits for _ in range(rl.filter.samples)]
-    scored = score_many(rl.reward, pairs, lambda done: report(total + done, 2 * total), own)
-    rates: list[float | None] = [None] * len(rows)
-    for place, number in enumerate(fits):
-        part = scored[place * rl.filter.samples : (place + 1) * rl.filter.samples]
-        rates[number] = sum(result.correct for result in part) / len(part)
-    return rates, sum(result.failed for result in scored)
+    found = answers(settings, model, rows, drawing, scratch, report)
+    rates = [None if one is None else sum(answer.scored.correct for answer in one) / len(one) for one in found]
+    return rates, sum(answer.scored.failed for one in found for answer in one or ())
 
 
 def histogram(rates: list[float | None], samples: int) -> dict[str, int]:

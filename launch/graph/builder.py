@@ -143,6 +143,7 @@ class _Branch:
                 model.start,
                 model.source.role if isinstance(model.source, Made) else None,
                 measures.get(model.name, {}),
+                model.step,
             )
             for model in self.models
         )

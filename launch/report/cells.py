@@ -194,7 +194,7 @@ class Cells:
         records: list[str] = []
         target = self.settings.target
         for member in line.members:
-            pair = [member.models[phase] for phase in ("sft", "rl") if phase in member.models]
+            pair = [model for model in (member.start, member.models.get("rl")) if model is not None]
             scores = [self.source.scores(model, target, mode) for model in pair]
             if len(pair) < 2 or not all(scores):
                 continue

@@ -11,8 +11,8 @@ from launch.report.parts import Figure
 from launch.report.source import Source
 
 PANELS = (("sft", "loss", "SFT loss"), ("sft", "entropy", "SFT token entropy"), ("rl", "reward", "RL reward"))
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-_STYLE: dict[Any, Any] = {
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "sft-then-rl",
     "font.size": 9,
     "axes.spines.top": False,
@@ -31,7 +31,7 @@ def training_curves(lines: Sequence[Line], source: Source) -> Figure | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with pyplot.rc_context(_STYLE):
+    with pyplot.rc_context(STYLE):
         figure, row = pyplot.subplots(1, len(panels), figsize=(2 + 3 * len(panels), 3.2), squeeze=False)
         shown: dict[str, Any] = {}
         for axis, (title, curves) in zip(row[0], panels, strict=True):
@@ -54,6 +54,6 @@ def _curves(lines: Sequence[Line], source: Source, phase: str, metric: str) -> l
         for stage in (stage for member in line.members for stage in member.trained.get(phase, ())):
             rows = [row for row in source.curve(stage) if metric in row]
             if rows:
-                colour = _COLOURS[index % len(_COLOURS)]
+                colour = COLOURS[index % len(COLOURS)]
                 found.append((line.name, colour, [row["step"] for row in rows], [row[metric] for row in rows]))
     return found

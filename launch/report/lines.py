@@ -11,6 +11,8 @@ from launch.graph.names import without_seed
 from launch.graph.plan import Branch, Plan, Stage
 
 BASE = "base model"
+FROM_BASE = "RL from the base"
+SFT_ALONE = ("objective", "sft", "cache", "average")  # sections that RL from the base does not read
 PHASES = {"sft": "SFT", "rl": "RL"}  # the phases that have columns, in their order, and how they are called
 
 
@@ -24,12 +26,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Member:
-    """One seed of a row: by phase its model, and the stages that trained it."""
+    """One seed of a row: by phase its model, and the stages that trained it.
+
+    start: the model that RL started from. checkpoints: models before the last ones, by phase and step.
+    """
 
     seed: str = ""
     models: Mapping[str, Model] = field(default_factory=dict)
     trained: Mapping[str, tuple[Stage, ...]] = field(default_factory=dict)
     branch: str = ""  # name of the branch; of a base model one of those that start from it
+    start: Model | None = None
+    checkpoints: Mapping[tuple[str, int], Model] = field(default_factory=dict)
 
     @property
     def last(self) -> Model | None:
@@ -39,7 +46,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Line:
-    """One row: the base model, or a branch from one SFT checkpoint, with each of its seeds."""
+    """One row: the base model, RL from it, or a branch from one SFT checkpoint, with each of its seeds."""
 
     name: str
     members: tuple[Member, ...]
@@ -49,14 +56,21 @@ class Line:
         """Whether this is a model before any training of a branch."""
         return self.name == BASE
 
+    @property
+    def from_base(self) -> bool:
+        """Whether this is RL without SFT, which branches share."""
+        return self.name.startswith(FROM_BASE)
+
 
 def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
-    """The rows of a plan: base models first, then branches; branches that differ in `seed` alone make one row.
+    """The rows of a plan: base models first, RL from them, then branches; those that differ in `seed` alone make one
+    row.
 
     `ended` are the branches that selection left at SFT; they have no row. A base model shows what it scores under the
     columns of SFT.
     """
     bases: dict[tuple[str, ...], Line] = {}
+    without_sft: dict[tuple[str, ...], dict[str, Member]] = defaultdict(dict)
     members: dict[tuple[str, ...], list[Member]] = defaultdict(list)
     names: dict[tuple[str, ...], str] = {}
     for branch in plan.branches:
@@ -67,16 +81,32 @@ def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
                 bases.setdefault(
                     key, Line(BASE, (Member(models={"base": measured, "sft": measured}, branch=branch.name),))
                 )
-        if branch.name in ended:
+        ends = [model for model in _of_phase(branch, "rl") if model.step is None]
+        for model in ends:
+            if model.start == "base" and model.role in branch.stages:
+                key = tuple(text for text in branch.overrides if _bears_on_rl(text))
+                without_sft[key].setdefault(branch.stages[model.role], _member(plan, branch, model))
+        tuned = [model for model in ends if model.start != "base"]
+        if branch.name in ended or len(ends) > len(tuned) == 0:
             continue
-        trained = _of_phase(branch, "rl") or [None]
+        trained = tuned or [None]
         for model in trained:
             start = None if model is None else model.start
             key = (*(text for text in branch.overrides if not text.startswith("seed=")), str(start))
             members[key].append(_member(plan, branch, model))
             name = without_seed(branch.name, branch.overrides)[0] or str(branch.recipe.objective["name"])
             names[key] = name if len(trained) == 1 else f"{name}, from {start}"
-    return [*bases.values(), *(Line(names[key], tuple(found)) for key, found in members.items())]
+    from_base = [Line(_without_sft(key), tuple(found.values())) for key, found in without_sft.items()]
+    return [*bases.values(), *from_base, *(Line(names[key], tuple(found)) for key, found in members.items())]
+
+
+def _bears_on_rl(override: str) -> bool:
+    key = override.partition("=")[0]
+    return key != "seed" and key.partition(".")[0] not in SFT_ALONE
+
+
+def _without_sft(overrides: Sequence[str]) -> str:
+    return ", ".join([FROM_BASE, *overrides])
 
 
 def _of_phase(branch: Branch, phase: str) -> list[BranchModel]:
@@ -91,13 +121,17 @@ def _measured(plan: Plan, model: BranchModel) -> Model:
 
 def _member(plan: Plan, branch: Branch, rl: BranchModel | None) -> Member:
     seed = next((text for text in branch.overrides if text.startswith("seed=")), "")
-    tuned = _of_phase(branch, "sft")
     start = None if rl is None else rl.start
+    tuned = [] if start == "base" else _of_phase(branch, "sft")
     ended_at = _checkpoint(tuned, "" if start in (None, "final") else str(start))
     chosen = {"base": next(iter(_of_phase(branch, "base")), None), "sft": ended_at, "rl": rl}
     trained = {"sft": _stages(plan, branch, tuned), "rl": _stages(plan, branch, [] if rl is None else [rl])}
     models = {phase: _measured(plan, model) for phase, model in chosen.items() if model is not None}
-    return Member(seed, models, trained, branch.name)
+    before = [m for m in (*tuned, *_of_phase(branch, "rl")) if m.step is not None and m.start in (None, start)]
+    checkpoints = {(model.phase, model.step): _measured(plan, model) for model in before if model.step is not None}
+    return Member(
+        seed, models, trained, branch.name, None if rl is None else models.get("sft", models.get("base")), checkpoints
+    )
 
 
 def _checkpoint(tuned: Sequence[BranchModel], step: str) -> BranchModel | None:

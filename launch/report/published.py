@@ -36,7 +36,7 @@ def _grid(plan: Plan, cells: Cells, lines: Sequence[Line], paper: str) -> Grid:
     rows: list[Row] = []
     for line in lines:
         branch = branches.get(line.members[0].branch)
-        if branch is None:
+        if branch is None or line.from_base:
             continue
         phases = {"sft": "base"} if line.is_base else PHASES
         for phase, said in phases.items():

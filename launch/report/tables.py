@@ -73,7 +73,7 @@ def _after_each_phase(lines: Sequence[Line]) -> list[tuple[Line, str, str]]:
     for line in lines:
         for phase, title in PHASES.items():
             if any(phase in member.models and member.models[phase].measures for member in line.members):
-                found.append((line, phase, line.name if line.is_base else f"{line.name} {title}"))
+                found.append((line, phase, line.name if line.is_base or line.from_base else f"{line.name} {title}"))
     return found
 
 
@@ -96,8 +96,8 @@ def drift(cells: Cells, lines: Sequence[Line]) -> Grid:
 
 
 def reference(lines: Sequence[Line]) -> Line | None:
-    """The line that the others are compared with: the first one after the base."""
-    return next((line for line in lines if not line.is_base), None)
+    """The line that the others are compared with: the first one that was fine-tuned."""
+    return next((line for line in lines if not line.is_base and not line.from_base), None)
 
 
 def contrasts(cells: Cells, lines: Sequence[Line]) -> Grid:

@@ -16,7 +16,7 @@ from launch.report.render import as_html, as_markdown
 from launch.report.source import Source
 from launch.store import Corrupt, Store
 
-VERSION = 6
+VERSION = 7
 
 
 def write_report(plan: Plan, *, as_json: bool = False, output: Path | None = None) -> int:

@@ -10,7 +10,9 @@ from common.errors import ConfigError
 from common.registry import Registry
 from launch.stages.contract import StageKind
 
-_REGISTRY: Registry[StageKind] = Registry(__name__, StageKind, "stage", apart=("contract", "references", "sizes"))
+_REGISTRY: Registry[StageKind] = Registry(
+    __name__, StageKind, "stage", apart=("contract", "references", "sizes", "starts")
+)
 
 
 def names() -> list[str]:

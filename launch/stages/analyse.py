@@ -101,10 +101,13 @@ def _readings(analysis: Any, branch: Branch) -> Iterable[Reading]:
         if of is not None:
             if analysis.measured and of.kind not in analysis.measured:
                 continue
-            found = found.model_copy(update={"model": of.model.removesuffix("@final"), "name": of.name})
+            model = of.model.removesuffix("@final")
+            found = found.model_copy(update={"model": model, "name": of.name})
         if found.model in ("base", "teacher") or kind == "cache":
             # Branches share them, so they are of none.
             found = found.model_copy(update={"line": "base model" if found.model == "base" else "", "seed": ""})
+        elif found.model.startswith("rl@base"):  # branches share it
+            found = found.model_copy(update={"line": "base model", "model": found.model.replace("@base", "", 1)})
         else:
             found = found.model_copy(update={"objective": dict(branch.recipe.objective)})
         yield found

@@ -59,8 +59,9 @@ class Outside:
 class Published:
     """A model in a step's artifact that is worth measuring.
 
-    name: of the model in its branch ("base", "sft", "sft@50", "rl@final"). phase: base, sft or rl. source: the input
-    that leads to it. label: what it is called in addresses. start: of an RL model, the checkpoint it started from.
+    name: of the model in its branch ("base", "sft", "sft@50", "rl@final", "rl@final-20"). phase: base, sft or rl.
+    source: the input that leads to it. label: what it is called in addresses. start: of an RL model, what it started
+    from ("base", "final", "50"). step: of a checkpoint before the last; None: the model with which the phase ended.
     measured: False where another model of the branch is measured in its place.
     """
 
@@ -69,6 +70,7 @@ class Published:
     source: Made | Outside
     label: str
     start: str | None = None
+    step: int | None = None
     measured: bool = True
 
 
@@ -87,7 +89,8 @@ class Step:
 
     role: its name in the branch. label: a word for its address. settings: what the function receives. identity: those
     of its settings that determine the result. publishes: models in its artifact. measures: what its artifact has scores
-    of.
+    of. asks: what its artifact has answers or log-probabilities of, not yet scored. of: name of the model that it is
+    about, where it has neither.
     """
 
     role: str
@@ -98,6 +101,7 @@ class Step:
     publishes: tuple[Published, ...] = ()
     measures: Measures | None = None
     asks: Measures | None = None
+    of: str = ""
 
 
 @dataclass(frozen=True)

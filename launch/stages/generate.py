@@ -294,7 +294,10 @@ class Measured:
         if not self.held_out:
             common["tensor_parallel"] = evaluation.tensor_parallel
         if self.held_out:
-            return {"held_out": evaluation.held_out_chats, "tokens": TABLE_VERSION, **common}
+            from evaluation.held_out import STATISTICS
+
+            common |= {"tokens": TABLE_VERSION, "statistics": STATISTICS}
+            return {"held_out": evaluation.held_out_chats, **common}
         common |= {"seed": evaluation.seed, "batch_size": evaluation.batch_size}
         if self.task is not None:
             return {"task": identity(self.task), "run_generated_code": evaluation.run_generated_code, **common}

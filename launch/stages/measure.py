@@ -10,6 +10,7 @@ from launch.stages._code import own_graders
 from launch.stages.contract import Branch, Cost, Counts, Made, Measures, StageKind, Step
 from launch.stages.generate import MeasuredSettings, measured
 from launch.stages.prepare import problem_sources
+from launch.stages.starts import BASE
 
 SCORE_BYTES = 30_000.0
 
@@ -30,7 +31,8 @@ class Measure(StageKind):
                 role = f"generate:{model.name}/{thing.name}"
                 inputs = {"generations": Made(role)}
                 if thing.benchmark is not None and model.phase != "base":
-                    inputs["trained_on_sft"] = Made("prepare:sft")
+                    if model.start != BASE:
+                        inputs["trained_on_sft"] = Made("prepare:sft")
                     if model.phase == "rl":
                         inputs["trained_on_rl"] = Made("prepare:rl")
                 yield Step(

@@ -52,10 +52,11 @@ class Prepare(StageKind):
                 role = f"prepare:benchmark/{benchmark_name(entry.name)}"
                 yield self._step(branch, role, "benchmark", entry.name, problem_sources(recipe, entry), {})
                 benchmarks[f"benchmark_{benchmark_name(entry.name)}"] = Made(role, identifies=False)
-        if recipe.sft.enabled or (recipe.eval.enabled and recipe.eval.held_out_chats):
+        chats = recipe.sft.enabled or (recipe.eval.enabled and recipe.eval.held_out_chats)
+        if chats:
             yield self._step(branch, "prepare:sft", "sft", "", feeds_of(recipe.data, "sft"), benchmarks)
-        if recipe.rl.enabled:
-            shared = {} if recipe.data.allow_shared_prompts else {"sft": Made("prepare:sft")}
+        if recipe.rl.enabled or recipe.readiness.enabled:
+            shared = {"sft": Made("prepare:sft")} if chats and not recipe.data.allow_shared_prompts else {}
             prompts = feeds_of(recipe.data, "rl")
             yield self._step(branch, "prepare:rl", "rl", "", prompts, {**benchmarks, **shared})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +29,10 @@ from launch.stages.memory import (
     training_step,
     whole_logits,
 )
-from launch.stages.references import numerics, without_loggers
+from launch.stages.references import model_of, numerics, without_loggers
 from launch.stages.sft import Lora
 from launch.stages.sizes import more_processes, optimizer_bytes, spread, weight_bytes
+from launch.stages.starts import BASE, NAMED, starts
 from rl_stage.demands import demand_of
 from sft_objectives.trainer.supported import flat
 
@@ -91,8 +92,8 @@ class DifficultyFilter(Section):
 
 class Rl(Section):
     enabled: bool = setting(True, "run reinforcement learning")
-    start: str | list[int] = setting(
-        "final", "SFT checkpoints RL starts from: final, best, all or a list of steps", alias="from"
+    start: str | list[int | str] = setting(
+        "final", "what RL starts from: final, best, all or steps of SFT, base: no SFT; several as a list", alias="from"
     )
     algorithm: Literal["grpo", "dapo"] = setting("grpo", "label of the group of settings below")
     steps: int = setting(100, "updates of the rollout policy", gt=0)
@@ -124,7 +125,7 @@ class Rl(Section):
     on_unreachable: Literal["warn", "stop"] = setting("warn", "the probe found no or only solved prompts")
     lora: Lora | None = setting(None, "train a low-rank update")
     validate_every: int = setting(0, "steps between validations; 0: before and after", ge=0)
-    publish_steps: list[int] = setting([], "checkpoints published beside the final one")
+    publish_steps: list[int] = setting([], "checkpoints published, and evaluated, beside the final one")
     full_determinism: bool = setting(False, "verl's full-determinism mode: slower, equal bit for bit")
     eager: bool = setting(False, "without CUDA graphs and compilation: starts in seconds, steps are slower")
     mode: Literal["sync", "colocate_async"] = setting("sync", "verl's V1 trainer mode")
@@ -142,9 +143,10 @@ class Rl(Section):
 
     @field_validator("start")
     @classmethod
-    def _start_is_known(cls, value: str | list[int]) -> str | list[int]:
-        if isinstance(value, str) and value not in ("final", "best", "all"):
-            raise ValueError("allowed: final, best, all, or a list of steps like [50,100]")
+    def _start_is_known(cls, value: str | list[int | str]) -> str | list[int | str]:
+        given = [value] if isinstance(value, str) else value
+        if not given or any(isinstance(one, str) and one not in NAMED for one in given):
+            raise ValueError(f"allowed: {', '.join(NAMED)}, steps of SFT, or several of them like [base,50,final]")
         return value
 
 
@@ -228,16 +230,20 @@ class RlStage(StageKind):
             return
         label = recipe.objective["name"]
         tuned = "average" if "average" in branch.steps else "sft"
-        prompts = "filter" if "filter" in branch.steps else "prepare:rl"
+        prompts = prompts_of(branch)
         counted = {
             key: value for key, value in identity(recipe.rl).items() if key not in ("enabled", "start", "filter")
         }
-        for start in _starts(recipe):
-            name = label if start == "final" else f"{label}-{start}"
+        for start in starts(recipe):
+            name = {"final": label, BASE: BASE}.get(start, f"{label}-{start}")
             role = f"rl@{start}"
-            model = Made(tuned, f"checkpoint:{start}")
-            published = [Published(role, "rl", Made(role, "checkpoint:final"), f"{name}.rl", start)]
-            if start != "final":
+            model = model_of(recipe, "base") if start == BASE else _checkpoint(tuned, start)
+            published = [
+                Published(f"{role}-{step}", "rl", Made(role, f"checkpoint:{step}"), f"{name}.rl-{step}", start, step)
+                for step in _before(recipe.rl.publish_steps, recipe.rl.steps)
+            ]
+            published.append(Published(role, "rl", Made(role, "checkpoint:final"), f"{name}.rl", start))
+            if start == "best":  # the steps are published by the stage `sft`
                 published.insert(0, Published(f"sft@{start}", "sft", model, name))
             yield Step(
                 role,
@@ -345,15 +351,24 @@ def reward_code(recipe: Any) -> dict[str, Any]:
     return {**own_code(reward.name), **found}
 
 
-def _starts(recipe: Any) -> list[str]:
-    """The SFT checkpoints that RL starts from (`rl.from`)."""
-    start, published = recipe.rl.start, list(map(str, recipe.sft.publish_steps))
-    if isinstance(start, str):
-        return [*published, "final"] if start == "all" else [start]
-    missing = [step for step in map(str, start) if step not in published]
-    if missing:
-        raise ConfigError(f"rl.from={start}: step {missing[0]} is not published; add it to sft.publish_steps")
-    return list(map(str, start))
+def prompts_of(branch: Branch) -> str:
+    """The role of the step whose prompts RL trains on."""
+    return "filter" if "filter" in branch.steps else "prepare:rl"
+
+
+def _checkpoint(tuned: str, start: str) -> Made:
+    """An SFT checkpoint. Raises ConfigError for one of several whose average alone goes on."""
+    if tuned != "sft" and start != "final":
+        raise ConfigError(
+            f"rl.from={start}: average.weight makes one model, of the last checkpoint; set rl.from=final, or leave "
+            "average.weight out"
+        )
+    return Made(tuned, f"checkpoint:{start}")
+
+
+def _before(steps: Sequence[int], last: int) -> list[int]:
+    """Published steps before the last one, which is published anyway, in order and each once."""
+    return sorted({step for step in steps if step < last})
 
 
 RL = RlStage()

@@ -39,6 +39,7 @@ from launch.stages.references import (
     without_loggers,
 )
 from launch.stages.sizes import more_processes, optimizer_bytes, placed, spread, weight_bytes
+from launch.stages.starts import BASE, fine_tunes, starts
 from sft_objectives import load
 from sft_objectives.trainer.supported import check_model, check_settings
 from sft_objectives.trainer.vocabularies import check_vocabulary
@@ -78,7 +79,7 @@ class Sft(Section):
     router_aux_loss: float = setting(0.0, "weight of a mixture-of-experts router's auxiliary loss; 0: off", ge=0)
     metrics: SftMetrics = setting(SftMetrics(), "extra measurements")
     validate_every: int = setting(0, "steps between validations; 0: only at the end", ge=0)
-    publish_steps: list[int] = setting([], "checkpoints published beside the final one")
+    publish_steps: list[int] = setting([], "checkpoints published, and evaluated, beside the final one")
     fused: Literal["auto", "on", "off"] = runtime("auto", "compute the objective without whole logits")
     processes: int = runtime(1, "data-parallel processes (devices)", gt=0)
     sequence_parallel: int = runtime(1, "Ulysses sequence parallel size", gt=0)
@@ -110,9 +111,13 @@ class SftStage(StageKind):
 
     def check(self, recipe: Any) -> None:
         sft = recipe.sft
-        after = "rl.enabled" if recipe.rl.enabled else "average.weight" if recipe.average.weight is not None else ""
-        if not sft.enabled and after:
-            raise ValueError(f"sft.enabled=false: {after} starts from a fine-tuned model; leave that out as well")
+        tuned = fine_tunes(recipe)
+        reads = recipe.rl.enabled and starts(recipe) != [BASE]
+        after = f"rl.from={recipe.rl.start}" if reads else "average.weight" if recipe.average.weight is not None else ""
+        if not tuned and after:
+            why = "rl.from=base" if sft.enabled else "sft.enabled=false"
+            other = "set rl.from=base, or rl.enabled=false" if reads else "leave that out as well"
+            raise ValueError(f"{why}: {after} starts from a fine-tuned model; {other}")
         late = [step for step in sft.publish_steps if step < 1 or (sft.steps is not None and step > sft.steps)]
         if late:
             raise ValueError(f"sft.publish_steps={late}: allowed: 1 to sft.steps={sft.steps}")
@@ -156,7 +161,7 @@ class SftStage(StageKind):
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
-        if not recipe.sft.enabled:
+        if not fine_tunes(recipe):
             return
         self._check_devices(recipe)
         base = model_of(recipe, "base")
@@ -173,7 +178,12 @@ class SftStage(StageKind):
         objective = recipe.objective
         label = objective["name"]
         averaged = recipe.average.weight is not None
-        published = Published("sft", "sft", Made("sft", "checkpoint:final"), label, measured=not averaged)
+        published = [
+            Published(f"sft@{step}", "sft", Made("sft", f"checkpoint:{step}"), f"{label}-{step}", step=step)
+            for step in sorted(set(recipe.sft.publish_steps))
+            if step != recipe.sft.steps or str(step) in starts(recipe)
+        ]
+        last = Published("sft", "sft", Made("sft", "checkpoint:final"), label, measured=not averaged)
         yield Step(
             "sft",
             label,
@@ -192,7 +202,7 @@ class SftStage(StageKind):
                 **numerics(recipe, "attention", "dtype"),
             },
             {**inputs, "data": training_chats(recipe)},
-            (published,),
+            (*published, last),
         )
 
     def _check_model(self, base: Made | Outside, recipe: Any) -> None:

@@ -115,6 +115,11 @@ class ObjectiveTrainer(SFTTrainer):
         Returns {"final", "best", "steps", "metrics"}: published steps and the last row of the curve. Unlike verl's, a
         finished run does not train another step when it is started again.
         """
+        late = [step for step in self.publish if step > self.total_training_steps]
+        if late:
+            raise ConfigError(
+                f"sft.publish_steps={late}: training has {self.total_training_steps} steps; leave them out"
+            )
         curve = Curve(self.directory / "curve.jsonl", self.resume_global_step, self.rank == 0)
         step = self.resume_global_step
         for step, batch in self._batches(self.resume_global_step):

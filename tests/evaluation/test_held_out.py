@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evaluation.generation import Prompter
-from evaluation.held_out import ENTROPY_EDGES, HeldOut, encode, forward, read, write
+from evaluation.held_out import ENTROPY_EDGES, HeldOut, encode, forward, plausible_entropy, read, write
 
 CHAT = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2 of course"}]
 
@@ -27,8 +27,26 @@ def test_sums_equal_float64_formulas_over_the_response_only(model_directory):
     assert found.entropy[0] == pytest.approx(entropies.sum(), rel=1e-5)
     assert found.loss[0] == pytest.approx(-p[np.arange(len(p)), ids[start:]].sum(), rel=1e-5)
     assert found.kl[0] == pytest.approx((np.exp(q) * (q - p)).sum(), rel=1e-4)
+    labels = ids[start:]
+    rows = np.arange(len(labels))
+    assert found.drift[0] == pytest.approx(np.abs(np.exp(p) - np.exp(q))[rows, labels].sum(), rel=1e-4)
+    plausible = 0.0
+    for ours, theirs in zip(np.exp(p), np.exp(q), strict=True):
+        count = min(30, int(np.ceil(np.exp(-(theirs * np.log(theirs)).sum()))))
+        kept = ours[np.argsort(-theirs)[:count]] / ours[np.argsort(-theirs)[:count]].sum()
+        plausible -= (kept * np.log(kept)).sum()
+    assert found.plausible[0] == pytest.approx(plausible, rel=1e-4)
     assert found.tokens[0] == len(ids) - start and calls == [1]
     assert found.histogram[0].tolist() == np.histogram(entropies, bins=ENTROPY_EDGES)[0].tolist()
+
+
+def test_the_entropy_of_plausible_tokens_is_that_of_the_bases_choices():
+    import torch
+
+    q = torch.tensor([[0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]).clamp(min=1e-30)
+    p = torch.tensor([[0.1, 0.1, 0.8, 0.0], [0.25, 0.25, 0.25, 0.25]]).clamp(min=1e-30)
+    entropy = -(q * q.log()).sum(-1) - 1e-6  # two choices, and one
+    assert plausible_entropy(p.log(), q.log(), entropy).tolist() == pytest.approx([np.log(2), 0.0], abs=1e-6)
 
 
 def test_a_model_is_at_distance_zero_from_itself(model_directory):
@@ -51,10 +69,10 @@ def test_sums_are_written_and_read_back_to_the_bit(tmp_path):
     histogram = rng.integers(0, 9, size=(3, len(ENTROPY_EDGES) - 1))
     tokens = histogram.sum(axis=1).astype(np.float64)
     for kl in (rng.random(3), None):
-        found = HeldOut(rng.random(3), rng.random(3), kl, tokens, histogram)
+        found = HeldOut(rng.random(3), rng.random(3), kl, tokens, histogram, rng.random(3), kl)
         write(tmp_path / "held_out.parquet", found, [True, False, True, True])
         again, too_long = read(tmp_path / "held_out.parquet")
         assert too_long == 1 and (again.kl is None) == (kl is None)
-        for name in ("entropy", "loss", "tokens", "histogram") + (() if kl is None else ("kl",)):
+        for name in ("entropy", "loss", "tokens", "histogram", "plausible") + (() if kl is None else ("kl", "drift")):
             assert np.array_equal(getattr(again, name), getattr(found, name))
             assert getattr(again, name).dtype == getattr(found, name).dtype

@@ -86,14 +86,15 @@ def measures(model, label, names=MEASURED):
 
 
 def branch_of(name, overrides, recipe, models):
-    """A branch from (name, phase, start, role, the stage that made it, its measures) of every model; and its stages."""
+    """A branch from (name, phase, start, role, the stage that made it, its measures) of every model, and the step where
+    it is not the last one; and its stages."""
     stages, made = {}, []
-    for model, phase, start, role, stage, measured in models:
+    for model, phase, start, role, stage, measured, *step in models:
         if stage is not None:
             stages[role] = stage
         stages |= {f"measure:{model}:{of}": one for of, one in measured.items()}
         marks = {of: one.fingerprint for of, one in measured.items()}
-        made.append(BranchModel(model, phase, start, role, marks))
+        made.append(BranchModel(model, phase, start, role, marks, *step))
     roles = {role: stage.fingerprint for role, stage in stages.items()}
     return Branch(name, overrides, recipe, roles, made), list(stages.values())
 

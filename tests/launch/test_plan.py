@@ -95,6 +95,73 @@ def test_reinforcement_starts_from_published_checkpoints(recipe):
     assert "rl" not in kinds(make_plan(recipe, ["rl.enabled=false"]))
 
 
+def test_reinforcement_starts_from_the_base_once_for_all_objectives(recipe):
+    plan = make_plan(recipe, ["objective=sft,dft", "rl.from=[base,final]", "seed=1,2"])
+    from_base = [stage for stage in plan.stages.values() if (stage.kind, stage.label) == ("rl", "base")]
+    assert kinds(plan).count("rl") == 6 and len(from_base) == 2, "one for each seed"
+    assert {plan.stages[stage.inputs["model"].stage].kind for stage in from_base} == {"pretrain"}
+    measured = [stage for stage in plan.stages.values() if stage.label.startswith("base.rl.")]
+    assert measured and all("trained_on_sft" not in stage.inputs for stage in measured)
+
+
+@pytest.mark.parametrize("more", [[], ["sft.enabled=false"]])
+def test_reinforcement_from_the_base_alone_trains_no_sft(recipe, more):
+    plan = make_plan(recipe, ["objective=lp_sft", "rl.from=base", *more])
+    assert not {"sft", "cache"} & set(kinds(plan)) and kinds(plan).count("rl") == 1
+    assert [model.name for model in plan.branches[0].models] == ["base", "rl@base"]
+    with pytest.raises(RecipeError, match=r"sft\.enabled=false: rl\.from=\['base', 'final'\] starts from a fine-tuned"):
+        make_plan(recipe, ["rl.from=[base,final]", "sft.enabled=false"])
+    with pytest.raises(RecipeError, match=r"rl\.from=base: average\.weight starts from a fine-tuned model"):
+        make_plan(recipe, ["rl.from=base", "average.weight=0.5"])
+    with pytest.raises(RecipeError, match=r"rl\.from.*allowed: base, final, best, all, steps of SFT"):
+        make_plan(recipe, ["rl.from=[bse]"])
+
+
+def test_reinforcement_from_the_base_needs_no_chats(recipe, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "1+1", "answer": "2"}))
+    own = ["data.source=files", f"data.files.rl_train={prompts}", "eval.enabled=false"]
+    plan = make_plan(recipe, [*own, "rl.from=base", "sft.enabled=false"])
+    assert [stage.label for stage in plan.stages.values() if stage.kind == "prepare"] == ["pretrain", "rl"]
+
+
+def test_every_published_checkpoint_is_evaluated(recipe):
+    steps = ["sft.publish_steps=[5,10]", "sft.steps=10", "eval.benchmarks=[{name: target}]"]
+    plan = make_plan(recipe, [*steps, "rl.enabled=false"])
+    assert [model.name for model in plan.branches[0].models] == ["base", "sft@5", "sft"]
+    assert all(model.measures.keys() == {"held_out", "target"} for model in plan.branches[0].models)
+    plan = make_plan(recipe, [*steps, "rl.publish_steps=[20,40]", "rl.steps=40", "rl.from=[base,10,final]"])
+    names = [model.name for model in plan.branches[0].models]
+    assert names == [
+        "base", "sft@5", "sft@10", "sft", "rl@base-20", "rl@base", "rl@10-20", "rl@10", "rl@final-20", "rl@final",
+    ]  # fmt: skip
+    assert all(model.measures.keys() == {"held_out", "target"} for model in plan.branches[0].models)
+    selects = {
+        stage.label: stage.inputs["model"].select
+        for stage in plan.stages.values()
+        if stage.kind == "generate" and stage.label.endswith(".target")
+    }
+    assert selects["sft-5.target"] == "checkpoint:5" and selects["base.rl-20.target"] == "checkpoint:20"
+    with pytest.raises(RecipeError, match=r"rl\.from=\['5'\]|rl\.from=5: average\.weight makes one model"):
+        make_plan(recipe, ["sft.publish_steps=[5]", "rl.from=[5]", "average.weight=0.5"])
+
+
+def test_readiness_is_measured_of_every_model_before_reinforcement(recipe):
+    more = ["sft.publish_steps=[5]", "sft.steps=9", "rl.from=[base,final]", "eval.benchmarks=[{name: target}]"]
+    plan = make_plan(recipe, ["readiness.enabled=true", *more])
+    found = {stage.label: stage for stage in plan.stages.values() if stage.kind == "readiness"}
+    assert set(found) == {"base", "sft", "sft-5"} and kinds(plan).count("rollouts") == 3
+    assert found["base"].inputs.keys() == {"rollouts", "target", "held_out"}
+    assert found["sft-5"].inputs.keys() == {"rollouts", "base_rollouts", "target", "held_out"}
+    without = make_plan(recipe, ["readiness.enabled=true", *more, "rl.enabled=false"])
+    assert {s.fingerprint for s in without.stages.values() if s.kind == "readiness"} == {
+        s.fingerprint for s in found.values()
+    }
+    again = make_plan(recipe, ["readiness.enabled=true", *more, "rl.lr=1e-5", "rl.steps=7"])
+    assert {s.fingerprint for s in found.values()} <= again.stages.keys(), "what RL does later has no say"
+    assert "readiness" not in kinds(make_plan(recipe, []))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

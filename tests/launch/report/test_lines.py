@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import toy
-from measured import branch_of, curve, measures, publish
+from measured import AFTER, BEFORE, branch_of, curve, measures, publish, publish_measure
 
+from launch.report import steps
 from launch.report.cells import Cells
 from launch.report.lines import lines
 from launch.report.source import Source
@@ -75,3 +76,67 @@ def test_branches_that_selection_ended_have_no_row_and_what_it_dropped_is_no_mea
     line = lines(replace(plan, stages=stages))[1]
     assert set(line.members[0].models["sft"].measures) == set(measured) - {"target"}
     assert write_report(replace(plan, stages=stages)) == 0
+
+
+def test_rl_from_the_base_is_one_row_after_the_base_for_all_branches(tmp_path):
+    recipe = toy.plan(tmp_path).branches[0].recipe
+    base, alone = measures(None, "base"), toy.steps("base", "rl")
+    after = measures(alone, "base.rl")
+    branches, stages = [], {}
+    for objective in ("sft", "dft"):
+        sft = toy.steps(objective)
+        tuned = toy.steps(objective, "rl", inputs={"model": sft})
+        models = [
+            ("base", "base", None, None, None, base),
+            ("sft", "sft", None, "sft", sft, measures(sft, objective)),
+            ("rl@base", "rl", "base", "rl@base", alone, after),
+            ("rl@final", "rl", "final", "rl@final", tuned, measures(tuned, f"{objective}.rl")),
+        ]
+        branch, found = branch_of(objective, (f"objective={objective}",), recipe, models)
+        branches.append(branch)
+        stages |= {stage.fingerprint: stage for stage in found}
+    plan = replace(toy.plan(tmp_path), branches=branches, stages=stages)
+    found = lines(plan)
+    assert [line.name for line in found] == ["base model", "RL from the base", "sft", "dft"]
+    (member,) = found[1].members
+    assert set(member.models) == {"base", "rl"} and member.start is member.models["base"]
+    assert member.trained == {"sft": (), "rl": (alone,)} and found[1].from_base
+    assert [line.name for line in lines(plan, frozenset({"sft", "dft"}))] == ["base model", "RL from the base"]
+
+
+def test_checkpoints_before_the_last_are_no_rows_but_known_by_phase_and_step(tmp_path):
+    sft = toy.steps("dft")
+    rl = toy.steps("dft", "rl", inputs={"model": sft})
+    models = [
+        ("sft@50", "sft", None, "sft", sft, measures(sft, "dft-50"), 50),
+        ("sft", "sft", None, "sft", sft, measures(sft, "dft")),
+        ("rl@final-20", "rl", "final", "rl@final", rl, measures(rl, "dft.rl-20"), 20),
+        ("rl@final", "rl", "final", "rl@final", rl, measures(rl, "dft.rl")),
+    ]
+    (line,) = lines(planned(tmp_path, models))
+    (member,) = line.members
+    assert member.models["sft"].name == "sft" and member.models["rl"].name == "rl@final"
+    found = {place: model.measures["target"].label for place, model in member.checkpoints.items()}
+    assert found == {("sft", 50): "dft-50.target", ("rl", 20): "dft.rl-20.target"}
+
+
+def test_scores_over_the_steps_end_with_the_last_checkpoint(tmp_path):
+    sft = toy.steps("dft")
+    early, last = measures(sft, "dft-50"), measures(sft, "dft")
+    models = [("sft@50", "sft", None, "sft", sft, early, 50), ("sft", "sft", None, "sft", sft, last)]
+    plan = planned(tmp_path, models)
+    store = Store(plan.root)
+    publish(store, sft, lambda folder: (folder / "checkpoints.json").write_text('{"final": 80, "steps": [50, 80]}'))
+    for stages, counts in ((early, BEFORE), (last, AFTER)):
+        for stage in stages.values():
+            publish_measure(store, stage, counts)
+    cells = Cells(Source(store), plan.branches[0].recipe.eval)
+    (section,) = steps.sections(cells, lines(plan))
+    (table,) = section.grids
+    assert [name for name, _ in table.rows] == ["dft, SFT step 50", "dft, SFT step 80"]
+    first, second = (dict(zip(table.columns, found, strict=True)) for _, found in table.rows)
+    assert first["pass@1"].value == pytest.approx(sum(BEFORE["target"]) / 48)
+    assert second["pass@1"].value == pytest.approx(sum(AFTER["target"]) / 48)
+    assert first["pass@1"].records != second["pass@1"].records and "KL from base" not in table.columns
+    assert section.figures[0].svg.startswith("<svg")
+    assert steps.sections(cells, [replace(lines(plan)[0], members=())]) == []

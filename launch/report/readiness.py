@@ -1,0 +1,61 @@
+"""What was known before RL: the predictors of every model that RL could start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from evaluation import readiness
+from evaluation.readiness.stage import read_figures
+from launch.graph.names import without_seed
+from launch.graph.plan import Plan, Stage
+from launch.report.cells import spread
+from launch.report.lines import BASE
+from launch.report.parts import Cell, Section, grid
+from launch.report.source import Source
+
+NOTE = (
+    "Of each model before RL, with 95% intervals over problems, prompts or chats; with several seeds the mean and, "
+    "after ±, the standard deviation over seeds, and the means of the bounds. An arrow shows which value speaks for RL."
+)
+ARROWS = {"max": "↑", "min": "↓"}
+PREFIX = "readiness:"  # before the model's name in a stage's role
+
+
+def sections(plan: Plan, source: Source) -> list[Section]:
+    """The table of predictors; none where none was measured. A row for each model, its seeds taken together."""
+    rows: dict[str, dict[str, Stage]] = {}
+    for branch in plan.branches:
+        line = without_seed(branch.name, branch.overrides)[0] or str(branch.recipe.objective["name"])
+        for role, mark in branch.stages.items():
+            if role.startswith(PREFIX) and mark in plan.stages and source.whole(plan.stages[mark]):
+                model = role.removeprefix(PREFIX)
+                name = {"base": BASE, "sft": line, "average": line}.get(model, f"{line}, {model}")
+                rows.setdefault(name, {})[mark] = plan.stages[mark]
+    found = {
+        name: [(read_figures(source.store.directory(stage)), stage.address) for stage in stages.values()]
+        for name, stages in rows.items()
+    }
+    names = _in_order({key for seeds in found.values() for figures, _ in seeds for key in figures})
+    columns = [f"{title} {ARROWS[readiness.goal_of(name)]}" for name, title in names.items()]
+    table = grid(columns, [(row, [_cell(seeds, name) for name in names]) for row, seeds in found.items()])
+    return [Section("Before RL", NOTE, (table,))] if table.rows else []
+
+
+def _in_order(present: set[str]) -> dict[str, str]:
+    """Title by name of every figure that is present, predictor by predictor, small k first."""
+    titles = {}
+    for predictor in map(readiness.load, readiness.names()):
+        own = [name for name in present if predictor.has(name)]
+        for name in sorted(own, key=lambda one: (len(one), one)):
+            titles[name] = predictor.title.replace(predictor.name, name)
+    return titles
+
+
+def _cell(seeds: Sequence[tuple[Mapping[str, Mapping[str, float]], str]], name: str) -> Cell:
+    found = [(figures[name], address) for figures, address in seeds if name in figures]
+    if not found:
+        return Cell()
+    value, low, high = (sum(one[part] for one, _ in found) / len(found) for part in ("value", "low", "high"))
+    deviation = f" ± {spread([one['value'] for one, _ in found]):.3f}" if len(found) > 1 else ""
+    text = f"{value:.3f}{deviation} ({low:.3f} to {high:.3f})"
+    return Cell(text, value, low, high, tuple(address for _, address in found))

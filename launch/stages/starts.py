@@ -1,0 +1,36 @@
+"""Which models RL starts from (`rl.from`), and whether a branch fine-tunes at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.errors import ConfigError
+
+BASE = "base"  # RL from the base model, without SFT
+NAMED = (BASE, "final", "best", "all")
+
+
+def starts(recipe: Any) -> list[str]:
+    """What RL starts from, each once: `base`, `final`, `best` or the step of a published SFT checkpoint.
+
+    Raises ConfigError for a step that is not published.
+    """
+    if not recipe.rl.enabled:
+        return []
+    given, published = recipe.rl.start, list(map(str, recipe.sft.publish_steps))
+    found: dict[str, None] = {}
+    for one in [given] if isinstance(given, str) else map(str, given):
+        if one == "all":
+            found |= dict.fromkeys([*published, "final"])
+        elif one in NAMED or one in published:
+            found[one] = None
+        else:
+            raise ConfigError(f"rl.from={given}: step {one} is not published; add it to sft.publish_steps")
+    return list(found)
+
+
+def fine_tunes(recipe: Any) -> bool:
+    """Whether a branch trains SFT: not where it is off, nor where RL starts from the base alone."""
+    start = recipe.rl.start
+    only_base = start == BASE or (isinstance(start, list) and set(start) == {BASE})
+    return recipe.sft.enabled and not (recipe.rl.enabled and only_base)
