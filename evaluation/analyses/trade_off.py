@@ -132,12 +132,14 @@ def _points(inputs: Sequence[Given], settings: Settings) -> list[Point]:
         raise ConfigError(
             f"trade_off: settings.target={settings.target!r}: was not measured; there are {', '.join(names) or 'none'}"
         )
-    missing = [name for name in settings.general if name not in names or name == settings.target]
+    others = tuple(name for name in names if name != settings.target)
+    missing = [name for name in settings.general if name not in others]
     if missing:
         raise ConfigError(
-            f"trade_off: settings.general={missing[0]}: allowed: measured ones beside {settings.target!r}"
+            f"trade_off: settings.general={missing[0]}: allowed: measured ones beside the target: "
+            f"{', '.join(others) or 'none'}"
         )
-    general = settings.general or tuple(name for name in names if name != settings.target)
+    general = settings.general or others
     points = []
     for (line, model), found in groups.items():
         if settings.target not in found:

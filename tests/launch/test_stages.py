@@ -56,6 +56,7 @@ def test_kinds_stand_in_the_order_of_the_walk():
     names = stages.names()
     assert set(names) == {
         "prepare", "pretrain", "rewrite", "cache", "filter", "sft", "average", "rl", "generate", "measure", "analyse",
+        "rollouts", "readiness",
     }  # fmt: skip
     for kind in map(stages.load, names):
         assert all(names.index(before) < names.index(kind.name) for before in kind.after)
