@@ -176,8 +176,8 @@ def _page(
     data = {
         "about": (
             f"{shown} tokens of {len(chats)} held-out chats, {len(there)} models. Weight is -dL/dlog p and gradient "
-            "dL/dz, both of the label, of the objective that a model was trained with, as if the text were one batch; a "
-            "dash stands where the loss needs more than is kept. Hover or choose a token to see all models."
+            "dL/dz, both of the label, of the objective that a model was trained with, as if the text were one batch; "
+            "a dash stands where the loss needs more than is kept. Hover or choose a token to see all models."
         ),
         "models": [
             {"label": one.label, "objective": str(one.objective.get("name", "")), "why": why}

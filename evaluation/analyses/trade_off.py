@@ -134,8 +134,9 @@ def _points(inputs: Sequence[Given], settings: Settings) -> list[Point]:
         )
     missing = [name for name in settings.general if name not in names or name == settings.target]
     if missing:
+        allowed = ", ".join(name for name in names if name != settings.target) or "none"
         raise ConfigError(
-            f"trade_off: settings.general={missing[0]}: allowed: measured ones beside {settings.target!r}"
+            f"trade_off: settings.general={missing[0]}: allowed: measured ones beside the target: {allowed}"
         )
     general = settings.general or tuple(name for name in names if name != settings.target)
     points = []
