@@ -13,7 +13,7 @@ from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Tabl
 
 __all__ = ["Analysis", "Figure", "Findings", "Given", "Table", "beat", "check_settings", "load", "names"]
 
-_registry = Registry("evaluation.analyses", Analysis, "analysis", apart=("contract",))
+_registry = Registry("evaluation.analyses", Analysis, "analysis", apart=("contract", "synthetic", "bench"))
 names, load = _registry.names, _registry.load
 
 

@@ -10,22 +10,22 @@ BITS = 20  # of a value that tell its bin: relative width 2^-11
 BINS = 1 << BITS
 
 
-def ordered(values: np.ndarray) -> np.ndarray:
-    """Bins (n,) int64 in [0, BINS) of float32 values, in the order of the values; NaN is not allowed."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+def ordered(values: np.ndarray, bits: int = BITS) -> np.ndarray:
+    """Bins (n,) int64 in [0, 2^bits) of float32 values, in the order of the values; NaN is not allowed."""
+    found = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     # The bits of floats are ordered as integers, but for the sign.
-    key = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    return (key >> np.uint32(32 - BITS)).astype(np.int64)
+    key = np.where(found >> 31, ~found, found | np.uint32(1 << 31))
+    return (key >> np.uint32(32 - bits)).astype(np.int64)
 
 
-def values_of(bins: np.ndarray) -> np.ndarray:
+def values_of(bins: np.ndarray, bits: int = BITS) -> np.ndarray:
     """The middle values of bins of `ordered`, float64."""
-    return _decoded((bins.astype(np.uint32) << np.uint32(32 - BITS)) | np.uint32(1 << (31 - BITS)))
+    return _decoded((bins.astype(np.uint32) << np.uint32(32 - bits)) | np.uint32(1 << (31 - bits)))
 
 
-def least_of(bins: np.ndarray) -> np.ndarray:
+def least_of(bins: np.ndarray, bits: int = BITS) -> np.ndarray:
     """The least values of bins of `ordered`, float64."""
-    return _decoded(bins.astype(np.uint32) << np.uint32(32 - BITS))
+    return _decoded(bins.astype(np.uint32) << np.uint32(32 - bits))
 
 
 def _decoded(key: np.ndarray) -> np.ndarray:
@@ -34,14 +34,14 @@ def _decoded(key: np.ndarray) -> np.ndarray:
 
 
 class Quantiles:
-    """Quantiles of a stream to a relative precision of 2^-12."""
+    """Quantiles of a stream to a relative precision of 2^(8 - bits), in 2^(bits + 3) bytes."""
 
-    def __init__(self) -> None:
-        self.counts = np.zeros(BINS, dtype=np.int64)
+    def __init__(self, bits: int = BITS) -> None:
+        self.bits, self.counts = bits, np.zeros(1 << bits, dtype=np.int64)
 
     def add(self, values: np.ndarray) -> None:
         """(n,) float values."""
-        self.counts += np.bincount(ordered(values), minlength=BINS)
+        self.counts += np.bincount(ordered(values, self.bits), minlength=len(self.counts))
 
     @property
     def total(self) -> int:
@@ -49,11 +49,11 @@ class Quantiles:
 
     def at(self, shares: Sequence[float]) -> list[float]:
         """The values below which these shares lie, one for each; NaN of an empty stream."""
-        return values_of(self._places(shares)).tolist() if self.total else [float("nan")] * len(shares)
+        return values_of(self._places(shares), self.bits).tolist() if self.total else [float("nan")] * len(shares)
 
     def above(self, share: float) -> float:
         """The least bound above all values that equal the quantile of this share; NaN of an empty stream."""
-        return float(least_of(self._places([share]) + 1)[0]) if self.total else float("nan")
+        return float(least_of(self._places([share]) + 1, self.bits)[0]) if self.total else float("nan")
 
     def _places(self, shares: Sequence[float]) -> np.ndarray:
         sums = np.cumsum(self.counts)

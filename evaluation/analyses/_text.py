@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-ACROSS = 84  # characters of a line
-LINE = 0.2  # inches
+ACROSS = 104  # characters of a line
+WIDTH, LINE = 7.6, 0.2  # inches
+ADVANCE = 0.602  # of a character of DejaVu Sans Mono, which matplotlib brings along, over the font size
 
 
 def laid_out(tokens: Sequence[str], across: int = ACROSS) -> tuple[list[tuple[int, int, str]], int]:
@@ -30,13 +31,13 @@ def draw(figure: Any, tokens: Sequence[str], colours: Sequence[Any], inks: Seque
 
     placed, lines = laid_out(tokens)
     height = lines * LINE + bottom + 0.1
-    figure.set_size_inches(7.6, height)
+    figure.set_size_inches(WIDTH, height)
+    size = 0.98 * WIDTH * 72 / ACROSS / ADVANCE
     axis = figure.add_axes((0.01, bottom / height, 0.98, 1 - bottom / height))
     axis.set(xlim=(0, ACROSS), ylim=(lines, 0))
     axis.set_axis_off()
     for (line, column, shown), colour, ink in zip(placed, colours, inks, strict=True):
         axis.add_patch(Rectangle((column, line + 0.06), len(shown), 0.88, color=colour, linewidth=0))
-        for place, letter in enumerate(shown):
-            look = {"family": "monospace", "fontsize": 7, "ha": "center", "va": "center", "color": ink}
-            axis.text(column + place + 0.5, line + 0.52, letter.replace("$", r"\$"), **look)
+        look = {"family": "DejaVu Sans Mono", "fontsize": size, "va": "center", "color": ink}
+        axis.text(column, line + 0.52, shown.replace("$", r"\$"), **look)
     return axis

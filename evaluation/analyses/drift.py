@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import ConfigError
 from evaluation.analyses import _style
-from evaluation.analyses._counts import BINS, Moments, Quantiles, mid_ranks, ordered
+from evaluation.analyses._counts import Moments, Quantiles, mid_ranks, ordered
 from evaluation.analyses._lines import over_seeds
 from evaluation.analyses._models import Model, one_line, runs, shortened
 from evaluation.analyses._progress import beat
@@ -21,6 +21,8 @@ from evaluation.artifact import read_measured
 from evaluation.token_table import aligned, rows_of, texts
 
 GROUPS = 5  # of the tokens by their initial rank
+GROUP_BITS = 16  # of the quantiles of a group, of which there are many
+COUNT_BITS = 18  # of the ranks of log-probabilities
 RANKS, LEVELS = 1024, 1024  # bins of the initial rank, and within one of the initial probability
 SHARE_OF_LEVELS = 0.25  # their width in -log p at 0, as a power: fine near p = 1
 
@@ -45,8 +47,8 @@ class Moved:
     model: Model
     pairs: Moments = field(default_factory=Moments)
     ranks: Moments = field(default_factory=Moments)
-    groups: list[Quantiles] = field(default_factory=lambda: [Quantiles() for _ in range(GROUPS)])
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
+    groups: list[Quantiles] = field(default_factory=lambda: [Quantiles(GROUP_BITS) for _ in range(GROUPS)])
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(1 << COUNT_BITS, dtype=np.int64))
     kl: float = 0.0
     tokens: int = 0
 
@@ -94,14 +96,14 @@ def _walk(base: Model, found: Mapping[str, list[Model]], settings: Settings) -> 
     by_run = {name: [Moved(model) for model in models] for name, models in found.items()}
     moved = [one for checkpoints in by_run.values() for one in checkpoints]
     total, done = 2 * rows_of(base.path), 0
-    counts, initial = np.zeros(BINS, dtype=np.int64), np.zeros(RANKS * LEVELS, dtype=np.int64)
+    counts, initial = np.zeros(1 << COUNT_BITS, dtype=np.int64), np.zeros(RANKS * LEVELS, dtype=np.int64)
     heat: list[tuple[int, np.ndarray]] = []
     folders = [base.path, *(one.model.path for one in moved)]
     for first, *others in aligned(folders, ("log_p", "rank", "kl")):
-        counts += np.bincount(ordered(first["log_p"]), minlength=BINS)
+        counts += np.bincount(ordered(first["log_p"], COUNT_BITS), minlength=len(counts))
         initial += np.bincount(_initial(first), minlength=RANKS * LEVELS)
         for one, batch in zip(moved, others, strict=True):
-            one.counts += np.bincount(ordered(batch["log_p"]), minlength=BINS)
+            one.counts += np.bincount(ordered(batch["log_p"], COUNT_BITS), minlength=len(counts))
             one.pairs.add(_p(first), _p(batch))
             one.kl += float(batch["kl"].sum(dtype=np.float64))
             one.tokens += len(batch["kl"])
@@ -112,16 +114,16 @@ def _walk(base: Model, found: Mapping[str, list[Model]], settings: Settings) -> 
         beat(done, total)
     if not heat:
         raise ConfigError(f"drift: settings.chat={settings.chat}: no token of that chat was measured; take another")
-    start = [Quantiles() for _ in range(GROUPS)]
+    start = [Quantiles(GROUP_BITS) for _ in range(GROUPS)]
     group = np.minimum(GROUPS * mid_ranks(initial) / max(1, counts.sum()), GROUPS - 1).astype(np.int64)
     ranks, of_moved = mid_ranks(counts), [mid_ranks(one.counts) for one in moved]
     for first, *others in aligned(folders, ("log_p", "rank")):
         groups = group[_initial(first)]
-        of_first = ranks[ordered(first["log_p"])]
+        of_first = ranks[ordered(first["log_p"], COUNT_BITS)]
         for place in range(GROUPS):
             start[place].add(_p(first)[groups == place])
         for one, theirs, batch in zip(moved, of_moved, others, strict=True):
-            one.ranks.add(of_first, theirs[ordered(batch["log_p"])])
+            one.ranks.add(of_first, theirs[ordered(batch["log_p"], COUNT_BITS)])
             for place in range(GROUPS):
                 one.groups[place].add(_p(batch)[groups == place])
         done += len(first["log_p"])

@@ -23,6 +23,7 @@ from evaluation.token_table import WINDOW, batches, contexts, rows_of, texts
 WIDTH, FLATNESS = 0.3, 0.95  # of a plateau (eq. 12)
 N1_STEP, R_STEP = 0.05, 0.01  # bins of the joint density
 SHOWN = 10  # ids of an example's table
+MARKS = "osD^vPX*"
 
 
 class Settings(BaseModel):
@@ -131,7 +132,8 @@ class Plateaus(Analysis):
             ),
             "plateau_shares": Figure(
                 partial(_draw_shares, found),
-                f"Share of tokens on a plateau of k equal ids: N1 within {WIDTH} of k and R over {FLATNESS}.",
+                f"Share of tokens on a plateau of k equal ids: N1 within {WIDTH} of k and R over {FLATNESS}; no mark: "
+                "none.",
             ),
         }
         return Findings(tables, figures, _sentence(found), {"plateau_density": _data(found)})
@@ -269,13 +271,15 @@ def _draw_density(shown: Sequence[Density], figure: Any) -> None:
 
 def _draw_shares(found: Sequence[Density], figure: Any) -> None:
     axis = figure.subplots()
-    width = 0.8 / len(found)
-    names = shortened([one.name for one in found])
-    for place, (one, name) in enumerate(zip(found, names, strict=True)):
+    drawn = [one for one in found if "@" not in one.name]  # checkpoints on the way are in the table
+    width = 0.8 / len(drawn)
+    for place, (one, name) in enumerate(zip(drawn, shortened([one.name for one in drawn]), strict=True)):
         k = np.arange(1, one.largest + 1)
-        shares = one.plateaus / max(1, one.tokens)
-        look = {"color": _style.colour(place), "hatch": "//" if place >= len(_style.COLOURS) else None}
-        axis.bar(k + (place - (len(found) - 1) / 2) * width, shares, width, label=name, **look)
+        shares = np.where(one.plateaus > 0, one.plateaus / max(1, one.tokens), np.nan)
+        look = {"color": _style.colour(place), "marker": MARKS[place % len(MARKS)], "linestyle": "none"}
+        axis.plot(k + (place - (len(drawn) - 1) / 2) * width, shares, label=name, markersize=4, **look)
+    for k in range(1, found[0].largest):
+        axis.axvline(k + 0.5, color="#dddddd", linewidth=0.6, zorder=0)
     axis.set_yscale("log")
     axis.set_xticks(range(1, found[0].largest + 1))
     axis.set(xlabel="plateau k", ylabel="share of tokens")

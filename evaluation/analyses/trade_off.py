@@ -85,7 +85,7 @@ class TradeOff(Analysis):
         if both:
             tables["trade_off_rl"] = _rl_table(both, k)
             figures["trade_off_rl"] = Figure(
-                partial(_draw_rl, both, settings),
+                partial(_draw_rl, both, settings, _lines(points)),
                 f"{settings.target} after SFT and after RL from it, 95% intervals; on the grey line RL gains nothing.",
             )
             best, gained = max(both, key=lambda pair: pair[1].target["value"])
@@ -135,9 +135,9 @@ def _points(inputs: Sequence[Given], settings: Settings) -> list[Point]:
     others = tuple(name for name in names if name != settings.target)
     missing = [name for name in settings.general if name not in others]
     if missing:
+        allowed = ", ".join(others) or "none"
         raise ConfigError(
-            f"trade_off: settings.general={missing[0]}: allowed: measured ones beside the target: "
-            f"{', '.join(others) or 'none'}"
+            f"trade_off: settings.general={missing[0]}: allowed: measured ones beside the target: {allowed}"
         )
     general = settings.general or others
     points = []
@@ -215,9 +215,15 @@ def _best(points: Sequence[Point], settings: Settings) -> str:
     return f"{best.label} is highest on {settings.target}: {best.target['value']:.3f}."
 
 
-def _scatter(axis: Any, points: Sequence[Any], xs: Sequence[Estimate], ys: Sequence[Estimate]) -> None:
-    """Points with their intervals, a colour for each line, a mark for each phase."""
-    lines = list(dict.fromkeys(point.line for point in points if point.model != BASE))
+def _lines(points: Sequence[Point]) -> list[str]:
+    """Names of the lines, in the order of their colours."""
+    return list(dict.fromkeys(point.line for point in points if point.model != BASE))
+
+
+def _scatter(
+    axis: Any, points: Sequence[Point], xs: Sequence[Estimate], ys: Sequence[Estimate], lines: Sequence[str]
+) -> None:
+    """Points with their intervals, a colour for each of `lines`, a mark for each phase."""
     for point, x, y in zip(points, xs, ys, strict=True):
         colour = _style.GREY if point.model == BASE else _style.colour(lines.index(point.line))
         spread = [[[one["value"] - one["low"]], [one["high"] - one["value"]]] for one in (x, y)]
@@ -242,25 +248,35 @@ def _draw_general(points: Sequence[Point], front: Sequence[str], settings: Setti
     there = [point for point in points if point.general is not None]
     by_label = {point.label: point for point in there}
     on = [by_label[name] for name in front]
-    # Beyond the front nothing was found: the steps bound what is dominated.
+    # The steps bound what the front dominates.
     steps = [(point.general["value"], point.target["value"]) for point in on if point.general is not None]
-    axis.step(*zip(*steps, strict=True), where="pre", color="black", linewidth=0.8, linestyle="--", zorder=0)
-    _scatter(axis, there, [point.general for point in there if point.general], [point.target for point in there])
+    axis.step(*zip(*steps, strict=True), where="post", color="black", linewidth=0.8, linestyle="--", zorder=0)
+    _scatter(
+        axis,
+        there,
+        [point.general for point in there if point.general],
+        [point.target for point in there],
+        _lines(points),
+    )
     axis.set(xlabel="general: mean of the other benchmarks", ylabel=f"target: {settings.target}")
     _style.legend(axis)
 
 
 def _draw_pass(points: Sequence[Point], k: int, settings: Settings, figure: Any) -> None:
     axis = figure.subplots()
-    _scatter(axis, points, [point.many[1] for point in points], [point.many[k] for point in points])
+    _scatter(axis, points, [point.many[1] for point in points], [point.many[k] for point in points], _lines(points))
     axis.set(xlabel=f"pass@1, {settings.target}", ylabel=f"pass@{k}, {settings.target}")
     _style.legend(axis)
 
 
-def _draw_rl(both: Sequence[tuple[Point, Point]], settings: Settings, figure: Any) -> None:
+def _draw_rl(both: Sequence[tuple[Point, Point]], settings: Settings, lines: Sequence[str], figure: Any) -> None:
     axis = figure.subplots()
     _scatter(
-        axis, [after for _, after in both], [before.target for before, _ in both], [after.target for _, after in both]
+        axis,
+        [after for _, after in both],
+        [before.target for before, _ in both],
+        [after.target for _, after in both],
+        lines,
     )
     ends = [value for pair in both for point in pair for value in (point.target["low"], point.target["high"])]
     axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color=_style.GREY, linewidth=0.8, zorder=0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
+from launch.commands.analyse import ANALYSE
 from launch.commands.check import CHECK
 from launch.commands.contract import Command
 from launch.commands.plan import PLAN
@@ -23,7 +24,7 @@ from launch.commands.watch import STATUS, STOP
 from launch.recipe.library import RecipeWarning, groups, recipe_names
 from launch.store import StoreError
 
-COMMANDS = (PLAN, RUN, PREPARE, STATUS, STOP, CHECK, REPORT, PUBLISHED, EXPLAIN, GC)
+COMMANDS = (PLAN, RUN, PREPARE, STATUS, STOP, CHECK, REPORT, ANALYSE, PUBLISHED, EXPLAIN, GC)
 # What the file system may refuse whatever the code does.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
@@ -39,6 +40,7 @@ examples:
   {program} run microworld sft.lr=1e-5,5e-5 rl.enabled=false
   {program} status microworld objective=sft,lp_sft --watch
   {program} report microworld objective=sft,lp_sft
+  {program} analyse drift microworld objective=sft,dft sft.publish_steps=[20,40]
   ray job submit --working-dir . -- python -m launch run math_1p5b run.root=/shared/runs
 """
 
@@ -67,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=_choices() if command.of_recipe else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        command.before(sub)
         if command.of_recipe:
             sub.add_argument("recipe", help=f"{', '.join(recipe_names())}, or a path to a .yaml file")
             sub.add_argument(

@@ -15,7 +15,7 @@ from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Measures, Outside, Settings, StageKind, Step
 from launch.stages.memory import GB, GIB, REST, WIDTH, Memory, Shape, forward_pass, logits_of_rows
 from launch.stages.prepare import benchmark_name
-from launch.stages.references import model_of, numerics
+from launch.stages.references import model_of, numerics, sources
 from launch.stages.sizes import spread
 
 FILLED = 0.5  # of max_tokens that a response fills when nothing is known
@@ -222,8 +222,7 @@ def _looked_at(branch: Branch) -> Iterable[tuple[str, str, Any]]:
         for step in sorted(set(recipe.sft.publish_steps)):
             if f"sft@{step}" not in measured_too:
                 yield f"sft@{step}", f"{recipe.objective['name']}-{step}", Made("sft", f"checkpoint:{step}")
-    teacher = recipe.model.teacher
-    if "teacher" in also and (teacher.path is not None or teacher.pretrain is not None):
+    if "teacher" in also and recipe.sft.enabled and "teacher" in sources(branch):
         yield "teacher", "teacher", model_of(recipe, "teacher")
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from evaluation.generation import Prompter
 from evaluation.held_out import ENTROPY_EDGES, HeldOut, encode, forward, plausible_entropy, read, write
+from evaluation.token_table import TOP, TokenWriter, aligned, batches, contexts, texts
 
 CHAT = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2 of course"}]
 
@@ -76,3 +77,50 @@ def test_sums_are_written_and_read_back_to_the_bit(tmp_path):
         for name in ("entropy", "loss", "tokens", "histogram", "plausible") + (() if kl is None else ("kl", "drift")):
             assert np.array_equal(getattr(again, name), getattr(found, name))
             assert getattr(again, name).dtype == getattr(found, name).dtype
+
+
+def test_every_response_token_leaves_a_row(tmp_path, model_directory):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, base = model_directory(tied=True, seed=1), model_directory(tied=True, seed=0)
+    prompter = Prompter(model)
+    chats = [encode(prompter, [CHAT[0], {"role": "assistant", "content": text}], 256) for text in ("2 of course", "3")]
+    with TokenWriter(tmp_path, lambda one: prompter.tokenizer.decode([one])) as tokens:
+        found = forward(
+            model, base, chats, dtype="float32", device="cpu", progress=lambda _: None, tokens_to=tokens, places=[4, 9]
+        )
+    names = ("chat", "position", "token", "log_p", "rank", "mass", "entropy", "n1", "n2", "kl", "top_ids", "top_log_p")
+    (rows,) = batches(tmp_path, names)
+    p, q = (
+        [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)(torch.tensor([ids])).logits[0].detach()
+         for ids, _ in chats]
+        for path in (model, base)
+    )  # fmt: skip
+    log_p, log_q = (
+        torch.cat([z[start - 1 : -1] for z, (_, start) in zip(of, chats, strict=True)]).log_softmax(-1).numpy()
+        for of in (p, q)
+    )
+    labels = np.concatenate([ids[start:] for ids, start in chats])
+    own = log_p[np.arange(len(labels)), labels]
+    assert rows["token"].tolist() == labels.tolist() and rows["log_p"] == pytest.approx(own, abs=1e-5)
+    lengths = [len(ids) - start for ids, start in chats]
+    assert rows["chat"].tolist() == [4] * lengths[0] + [9] * lengths[1]
+    assert rows["position"].tolist() == [at for ids, start in chats for at in range(start, len(ids))]
+    assert rows["rank"].tolist() == (1 + (log_p > own[:, None]).sum(-1)).tolist()
+    mass = np.where(log_p <= own[:, None], np.exp(log_p), 0).sum(-1)
+    assert rows["mass"] == pytest.approx(np.where(rows["rank"] == 1, 1, mass), abs=1e-5)
+    assert rows["entropy"] == pytest.approx(-(np.exp(log_p) * log_p).sum(-1), rel=1e-5)
+    assert rows["kl"] == pytest.approx((np.exp(log_q) * (log_q - log_p)).sum(-1), rel=1e-3, abs=1e-6)
+    window = np.sort(np.exp(log_p), axis=-1)[:, ::-1][:, :30]
+    window /= window.sum(-1, keepdims=True)
+    assert rows["n1"] == pytest.approx(np.exp(-(window * np.log(window)).sum(-1)), rel=1e-5)
+    assert rows["n2"] == pytest.approx(1 / (window**2).sum(-1), rel=1e-5)
+    assert rows["top_log_p"] == pytest.approx(np.sort(log_p, axis=-1)[:, ::-1][:, :TOP], abs=1e-5)
+    assert np.take_along_axis(log_p, rows["top_ids"].astype(int), 1) == pytest.approx(rows["top_log_p"], abs=1e-5)
+    assert found.entropy.sum() == pytest.approx(rows["entropy"].sum(), rel=1e-5)
+    assert texts(tmp_path)[int(labels[0])] == prompter.tokenizer.decode([int(labels[0])])
+    first = chats[0][1]
+    before, token, after = contexts(tmp_path, [(4, first + 1)])[4, first + 1]
+    assert before + token + after == "".join(texts(tmp_path)[one] for one in labels[:6].tolist())
+    assert [len(side) for side in aligned([tmp_path, tmp_path], ("log_p",))] == [2]

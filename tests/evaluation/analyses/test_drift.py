@@ -49,7 +49,7 @@ def test_planted_drift_is_recovered(tmp_path):
     kl = {"dft@10": 0.3, "dft@20": 0.8, "dft": 1.5, "prift": 0.1}
     for (name, noise), row in zip(kl.items(), rows.values(), strict=True):
         assert row["Pearson"] == pytest.approx(np.corrcoef(p["base"], p[name])[0, 1], abs=1e-9)
-        # Spearman's goes by bins of 2^-12 of a value.
+        # Spearman's goes by bins of 2^-9 of a value.
         assert row["Spearman"] == pytest.approx(stats.spearmanr(p["base"], p[name]).statistic, abs=1e-4)
         assert row["mean absolute error"] == pytest.approx(np.abs(p["base"] - p[name]).mean(), abs=1e-9)
         assert row["KL from base"] == pytest.approx(noise, rel=1e-6) and row["tokens"] == N
@@ -58,7 +58,7 @@ def test_planted_drift_is_recovered(tmp_path):
     found = {(row["run"], row["checkpoint"]): row for row in table(output, "drift_by_rank")}
     for key, name in ((("", "base"), "base"), (("dft seed=0", "sft"), "dft")):
         medians = [found[key][f"fifth {place}"] for place in range(1, 6)]
-        assert medians == pytest.approx([np.median(p[name][one]) for one in fifths], abs=4e-3)
+        assert medians == pytest.approx([np.median(p[name][one]) for one in fifths], abs=5e-3)
     assert found["dft seed=0", "sft"]["fifth 1"] > found["", "base"]["fifth 1"]
     assert found["dft seed=0", "sft"]["fifth 5"] < found["", "base"]["fifth 5"]
     heat = data(output, "drift_tokens")
