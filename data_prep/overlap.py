@@ -78,6 +78,10 @@ class Overlap:
         for name in hits:
             self._found[name]["rows"] += 1
 
+    def rows(self) -> dict[str, int]:
+        """Rows with a run of each benchmark."""
+        return {name: found["rows"] for name, found in self._found.items() if found["rows"]}
+
     def report(self) -> dict[str, Any]:
         """For every benchmark with any: `problems` of `of` with a run in some of `rows`, those `too_short`, examples.
 

@@ -25,6 +25,7 @@ from data_prep.overlap import Overlap
 from data_prep.rows import Parse, RowReader
 from data_prep.sources import Row
 from data_prep.sources.feeds import OpenFeed, open_feeds
+from data_prep.statistics import RowStatistics
 from data_prep.tables import (
     BATCH_ROWS,
     BENCHMARK_SCHEMA,
@@ -179,6 +180,7 @@ class _Split:
         self.data, self.feeds, self.parse, self.shape, self.schema = data, feeds, parse, shape, schema
         self.counts = {feed.label: Counter({self.train: 0, self.val: 0}) for feed in feeds}
         self.tokens = {name: Counter(chats=0, rows=0, tokens=0, response_tokens=0) for name in (self.train, self.val)}
+        self.statistics = RowStatistics()
         self.gives_val: dict[str, bool] = {}
         for feed in feeds:
             names = feed.names()
@@ -226,14 +228,22 @@ class _Split:
                     for copy in range(1, copies + 1):
                         numbered = row if copy == 1 else {**row, "id": f"{row['id']}#{copy}"}
                         self._add(train, feed, "train", numbered, measured)
-        return self._summary(reader, {self.train: train.rows, self.val: val.rows})
+        summary = self._summary(reader, {self.train: train.rows, self.val: val.rows})
+        self.statistics.write(output)
+        return summary
 
     def _read(
         self, reader: RowReader, feed: OpenFeed, name: str, drawn: Iterable[tuple[Row, int]], against: set[str]
     ) -> Iterator[tuple[bytes, dict[str, Any], int, Measured]]:
         prefix = f"{feed.label}/" if len(self.feeds) > 1 else ""
         extent, parse = feed.extent(name), self.parse(reader)
-        return reader.rows(name, drawn, extent, parse, against, prefix, claim=name == self.val)
+        dropped, shared = Counter(reader.dropped.get(name)), reader.shared()
+        for item in reader.rows(name, drawn, extent, parse, against, prefix, claim=name == self.val):
+            key, row, _, measured = item
+            self.statistics.add(feed.label, name, key, row, measured)
+            yield item
+        overlap = {benchmark: rows - shared.get(benchmark, 0) for benchmark, rows in reader.shared().items()}
+        self.statistics.ended(feed.label, name, reader.dropped[name] - dropped, overlap)
 
     def _is_held_out(self, key: bytes) -> bool:
         digest = hashlib.sha256(key + str(self.data.seed).encode()).digest()

@@ -243,7 +243,6 @@ class RowReader:
         if self.problems:
             self.long.append(row["id"])
             return found
-            return
         message = f"{where}: {found.longest} tokens, data.max_length={self.data.max_length}"
         if "messages" not in row or not self.data.on_long_row.startswith("truncate"):
             raise RowError("too long", message)
@@ -296,6 +295,10 @@ class RowReader:
         if self.data.system_prompt is None or any(turn["role"] in ("system", "developer") for turn in messages):
             return messages
         return [{"role": "system", "content": self.data.system_prompt}, *messages]
+
+    def shared(self) -> dict[str, int]:
+        """Rows so far that share a run of words with each benchmark."""
+        return {} if self.overlap is None else self.overlap.rows()
 
     def counted(self) -> dict[str, Any]:
         """What was dropped, truncated, not understood, recognised and found in the text; for summary.json."""

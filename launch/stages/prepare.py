@@ -36,9 +36,10 @@ class PrepareSettings(Settings):
 
 class Prepare(StageKind):
     name = "prepare"
-    version = 4
+    version = 5
     function = "data_prep.prepare:run"
     reads_rows = True
+    tables = ("statistics.json", "contamination.json")
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe

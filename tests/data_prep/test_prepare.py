@@ -104,8 +104,8 @@ def test_one_artifact_holds_one_part(prepared):
     held = {path.name: sorted(file.name for file in path.iterdir()) for path in prepared.folder.iterdir()}
     benchmark = ["problems.parquet", "summary.json"]
     assert held == {
-        "sft": ["sft_train.parquet", "sft_val.parquet", "summary.json"],
-        "rl": ["rl_train.parquet", "rl_val.parquet", "summary.json"],
+        "sft": ["sft_train.parquet", "sft_val.parquet", "statistics.json", "statistics.md", "summary.json"],
+        "rl": ["rl_train.parquet", "rl_val.parquet", "statistics.json", "statistics.md", "summary.json"],
         "pretrain": ["pretrain", "summary.json", "tokenizer"],
         **dict.fromkeys(("target", "reverse", "sort", "shift"), benchmark),
     }
