@@ -1,8 +1,9 @@
 """Choosing swept settings on validation data: every candidate is fine-tuned, the best goes on to RL and evaluation.
 
 `selection.fields=[sft.lr]` makes a group of the branches that differ in these fields, and in `seed`, alone. A group is
-decided by the mean over seeds of a scalar that SFT measured on held-out chats, once every candidate has its artifact;
-until then its branches end at SFT. What is decided follows from the store, so a killed run decides the same again.
+decided by the mean over seeds of a scalar that SFT measured on held-out chats, or of a figure of readiness, once every
+candidate has its artifact; until then its branches end there. What is decided follows from the store, so a killed run
+decides the same again.
 """
 
 from __future__ import annotations
@@ -13,34 +14,41 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from common.files import read_json
+from evaluation import readiness
 from launch import stages
 from launch.graph.plan import Branch, Plan, Stage
 from launch.recipe.compose import RecipeError
 from launch.store import Store, StoreError
 
+READINESS = "readiness/"  # before the name of a figure of readiness in `selection.metric`
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """One value of the selected fields: its branches (one a seed), their SFT stages, and the mean metric if known."""
+    """One value of the selected fields: its branches (one a seed), the stages that decide, the mean metric if known.
+
+    spent: fingerprints of all that was made of its branches alone to decide.
+    """
 
     setting: str
     branches: tuple[str, ...]
     stages: tuple[Stage, ...]
     value: float | None
+    spent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One group: what it is called, its candidates, and the setting that was chosen (None: not yet)."""
+    """One group: what it is called, its candidates, and the settings that were chosen (none: not yet)."""
 
     group: str
     candidates: tuple[Candidate, ...]
-    chosen: str | None
+    chosen: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Selected:
-    """The plan without what selection leaves out; `ended` are the branches that stop at SFT."""
+    """The plan without what selection leaves out; `ended` are the branches that stop at what decides."""
 
     plan: Plan
     choices: tuple[Choice, ...] = ()
@@ -49,21 +57,22 @@ class Selected:
     @property
     def undecided(self) -> tuple[Choice, ...]:
         """Groups whose candidates have not all been trained."""
-        return tuple(choice for choice in self.choices if choice.chosen is None)
+        return tuple(choice for choice in self.choices if not choice.chosen)
 
 
 def select(plan: Plan, store: Store) -> Selected:
     """Applies the recipe's `selection` to a plan, as far as the store's artifacts decide it.
 
-    Raises RecipeError for a field that is not swept or is not part of SFT, StoreError for a metric that SFT did not
-    publish.
+    Raises RecipeError for a field that is not swept or is not part of SFT, and for readiness that is not measured,
+    StoreError for a metric that was not published.
     """
     settings = plan.branches[0].recipe.selection
     if not settings.fields:
         return Selected(plan)
     for name in settings.fields:
-        if not name.startswith(("sft.", "objective.")):
-            raise RecipeError(f"selection.fields: {name} is not chosen on validation data; allowed: sft.*, objective.*")
+        if not name.startswith(("sft.", "objective.")) and name not in ("objective", "seed"):
+            allowed = "objective, objective.*, sft.*, seed"
+            raise RecipeError(f"selection.fields: {name} is not chosen on validation data; allowed: {allowed}")
         if not any(_is(text, name) for branch in plan.branches for text in branch.overrides):
             raise RecipeError(f"selection.fields: {name} is not swept; give several values, e.g. {name}=1e-5,3e-5")
     groups: dict[tuple[str, ...], dict[str, list[Branch]]] = defaultdict(lambda: defaultdict(list))
@@ -75,16 +84,22 @@ def select(plan: Plan, store: Store) -> Selected:
     for rest, by_setting in groups.items():
         candidates = []
         for setting, branches in by_setting.items():
-            trained = tuple(plan.stages[_deciding(plan, branch)] for branch in branches)
-            values = [_value(store, stage, settings.metric) for stage in trained]
+            deciding = tuple(plan.stages[_deciding(plan, branch, settings.metric)] for branch in branches)
+            values = [_value(store, stage, settings.metric) for stage in deciding]
             known = [value for value in values if value is not None]
             mean = sum(known) / len(known) if len(known) == len(values) else None
-            candidates.append(Candidate(setting, tuple(branch.name for branch in branches), trained, mean))
-        chosen = _best(candidates, settings.goal)
+            spent = {mark for branch in branches for mark in _spent(plan, branch, settings.metric)}
+            names = tuple(branch.name for branch in branches)
+            candidates.append(Candidate(setting, names, deciding, mean, frozenset(spent)))
+        chosen = _best(candidates, settings.goal or _goal(settings.metric), settings.keep)
         choices.append(Choice(" ".join(rest) or plan.recipe, tuple(candidates), chosen))
-        ended |= {name for c in candidates if c.setting != chosen for name in c.branches}
-    decided = all(choice.chosen is not None for choice in choices)
-    return Selected(_without(plan, ended, decided), tuple(choices), frozenset(ended))
+        ended |= {name for c in candidates if c.setting not in chosen for name in c.branches}
+    decided = all(choice.chosen for choice in choices)
+    return Selected(_without(plan, ended, decided, settings.metric), tuple(choices), frozenset(ended))
+
+
+def _goal(metric: str) -> str:
+    return readiness.goal_of(metric.removeprefix(READINESS)) if metric.startswith(READINESS) else "min"
 
 
 def _is(override: str, name: str) -> bool:
@@ -96,16 +111,21 @@ def _value(store: Store, stage: Stage, metric: str) -> float | None:
         return None
     path = store.directory(stage) / "metrics.json"
     metrics = read_json(path) or {}
+    if metric.startswith(READINESS):
+        metrics = {f"{READINESS}{name}": figure["value"] for name, figure in metrics["figures"].items()}
     if metric not in metrics:
         raise StoreError(f"selection.metric={metric}: {path} has none; allowed: {', '.join(sorted(metrics))}")
     found = metrics[metric]  # null where training diverged
     return math.nan if found is None else float(found)
 
 
-def _best(candidates: list[Candidate], goal: str) -> str | None:
-    """The setting of the best candidate; a run that diverged (not a number) is the worst. The first one wins a tie."""
+def _best(candidates: list[Candidate], goal: str, keep: int) -> tuple[str, ...]:
+    """The settings of the best candidates; a run that diverged (not a number) is the worst. The first ones win a tie.
+
+    None while a candidate's value is not known.
+    """
     if any(candidate.value is None for candidate in candidates):
-        return None
+        return ()
 
     def badness(candidate: Candidate) -> float:
         assert candidate.value is not None
@@ -113,12 +133,38 @@ def _best(candidates: list[Candidate], goal: str) -> str | None:
             return math.inf
         return candidate.value if goal == "min" else -candidate.value
 
-    return min(candidates, key=badness).setting
+    return tuple(candidate.setting for candidate in sorted(candidates, key=badness)[:keep])
 
 
-def _deciding(plan: Plan, branch: Branch) -> str:
-    """The stage of a branch whose metrics decide."""
-    return next(mark for mark in branch.stages.values() if stages.load(plan.stages[mark].kind).decides)
+def _deciding(plan: Plan, branch: Branch, metric: str) -> str:
+    """The stage of a branch whose metrics decide. Raises RecipeError where it has none."""
+    if not metric.startswith(READINESS):
+        return _trained(plan, branch)
+    for model in ("average", "sft"):
+        if f"readiness:{model}" in branch.stages:
+            return branch.stages[f"readiness:{model}"]
+    raise RecipeError(f"selection.metric={metric}: no readiness is measured; set readiness.enabled=true")
+
+
+def _trained(plan: Plan, branch: Branch) -> str:
+    """The stage of a branch from which on selection may leave stages out."""
+    found = (mark for mark in branch.stages.values() if stages.load(plan.stages[mark].kind).decides)
+    first = next(found, None)
+    if first is None:
+        raise RecipeError(f"selection.fields: branch {branch.name} trains no SFT; leave them out")
+    return first
+
+
+def _spent(plan: Plan, branch: Branch, metric: str) -> set[str]:
+    """What is made after SFT to decide on a branch, with SFT itself."""
+    trained, deciding = _trained(plan, branch), _deciding(plan, branch, metric)
+    needed, waiting = set(), [deciding]
+    while waiting:
+        mark = waiting.pop()
+        if mark not in needed:
+            needed.add(mark)
+            waiting += [given.stage for given in plan.stages[mark].inputs.values() if given.stage is not None]
+    return needed & (_below(plan, trained) | {trained})
 
 
 def _below(plan: Plan, mark: str) -> set[str]:
@@ -130,14 +176,16 @@ def _below(plan: Plan, mark: str) -> set[str]:
     return found - {mark}
 
 
-def _without(plan: Plan, ended: set[str], decided: bool) -> Plan:
+def _without(plan: Plan, ended: set[str], decided: bool, metric: str) -> Plan:
     """The plan in which the branches `ended` stop at the stage that decided.
 
     What reads several branches reads those that are left, once all is decided.
     """
     kept: dict[str, dict[str, str]] = {}
     for branch in plan.branches:
-        gone = _below(plan, _deciding(plan, branch)) if branch.name in ended else set()
+        gone: set[str] = set()
+        if branch.name in ended:
+            gone = _below(plan, _trained(plan, branch)) - _spent(plan, branch, metric)
         kept[branch.name] = {
             role: mark for role, mark in branch.stages.items() if mark not in gone and role not in plan.joint
         }

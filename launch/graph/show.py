@@ -71,7 +71,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "selection": [
             {
                 "group": choice.group,
-                "chosen": choice.chosen,
+                "chosen": list(choice.chosen) or None,
                 "candidates": {candidate.setting: candidate.value for candidate in choice.candidates},
             }
             for choice in selected.choices
@@ -129,7 +129,10 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     found = plan_json(plan)
     rows, total = found["stages"], found["total"]
     for choice in found["selection"]:
-        what = choice["chosen"] or f"undecided between {', '.join(choice['candidates'])}; RL and evaluation follow"
+        what = (
+            ", ".join(choice["chosen"] or ())
+            or f"undecided between {', '.join(choice['candidates'])}; RL and evaluation follow"
+        )
         console.print(f"selection: {choice['group']}: {what}", markup=False)
     short = {stage.address: f"{stage.kind}/{stage.label}" for stage in plan.stages.values()}
     table = Table(

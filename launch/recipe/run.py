@@ -10,9 +10,12 @@ from launch.recipe.section import Section, runtime
 class Selection(Section):
     """Of branches that differ in some fields (and in `seed`) alone, only the best goes on to RL and evaluation."""
 
-    fields: list[str] = runtime([], "swept fields to choose on validation data, e.g. [sft.lr]; empty: all go on")
-    metric: str = runtime("val_loss", "a scalar of SFT's metrics.json, averaged over seeds")
-    goal: Literal["min", "max"] = runtime("min", "which value of the metric is best")
+    fields: list[str] = runtime([], "swept fields to choose, e.g. [objective, sft.lr]; empty: all go on")
+    metric: str = runtime("val_loss", "a scalar of SFT's metrics.json, or readiness/<figure> as in docs/readiness.md")
+    goal: Literal["min", "max"] | None = runtime(
+        None, "which value of the metric is best; null: min, of readiness the direction that speaks for RL"
+    )
+    keep: int = runtime(1, "candidates of a group that go on", gt=0)
 
 
 class Run(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launch.graph.select import Selected
-from launch.report import artifacts, published, readiness, steps, tables
+from launch.report import artifacts, predicted, published, readiness, steps, tables
 from launch.report.cells import Cells
 from launch.report.figures import training_curves
 from launch.report.lines import Line, lines
@@ -45,6 +45,7 @@ def page(selected: Selected, source: Source) -> tuple[Page, list[tuple[Line, dic
     ]
     sections += steps.sections(cells, found)
     sections += readiness.sections(plan, source)
+    sections += predicted.sections(plan, cells, found)
     sections += published.sections(plan, cells, found)
     if selected.choices:
         sections += _section("Selection", tables.budget(selected), tables.selection(selected, source.store))

@@ -35,20 +35,20 @@ def sections(plan: Plan, source: Source) -> list[Section]:
         name: [(read_figures(source.store.directory(stage)), stage.address) for stage in stages.values()]
         for name, stages in rows.items()
     }
-    names = _in_order({key for seeds in found.values() for figures, _ in seeds for key in figures})
-    columns = [f"{title} {ARROWS[readiness.goal_of(name)]}" for name, title in names.items()]
+    names = titles({key for seeds in found.values() for figures, _ in seeds for key in figures})
+    columns = list(names.values())
     table = grid(columns, [(row, [_cell(seeds, name) for name in names]) for row, seeds in found.items()])
     return [Section("Before RL", NOTE, (table,))] if table.rows else []
 
 
-def _in_order(present: set[str]) -> dict[str, str]:
-    """Title by name of every figure that is present, predictor by predictor, small k first."""
-    titles = {}
+def titles(present: set[str]) -> dict[str, str]:
+    """Title, with its arrow, by name of every figure that is present, predictor by predictor, small k first."""
+    found = {}
     for predictor in map(readiness.load, readiness.names()):
         own = [name for name in present if predictor.has(name)]
         for name in sorted(own, key=lambda one: (len(one), one)):
-            titles[name] = predictor.title.replace(predictor.name, name)
-    return titles
+            found[name] = f"{predictor.title.replace(predictor.name, name)} {ARROWS[predictor.goal]}"
+    return found
 
 
 def _cell(seeds: Sequence[tuple[Mapping[str, Mapping[str, float]], str]], name: str) -> Cell:

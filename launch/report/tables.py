@@ -154,15 +154,14 @@ def costs(plan: Plan, store: Store) -> Grid:
 
 
 def selection(selected: Selected, store: Store) -> Grid:
-    """A row for each candidate: group, setting, seeds, mean validation metric, device-hours of its SFT, the choice."""
+    """A row for each candidate: group, setting, seeds, mean metric, device-hours spent to decide, the choice."""
     attempts = store.costs()
     rows: list[Row] = []
     for choice in selected.choices:
         for candidate in choice.candidates:
-            stages = {stage.fingerprint for stage in candidate.stages}
-            hours = sum(row["device_hours"] for row in attempts if row["fingerprint"] in stages)
+            hours = sum(row["device_hours"] for row in attempts if row["fingerprint"] in candidate.spent)
             value = "" if candidate.value is None else f"{candidate.value:.4f}"
-            chosen = "undecided" if choice.chosen is None else "yes" if candidate.setting == choice.chosen else ""
+            chosen = "undecided" if not choice.chosen else "yes" if candidate.setting in choice.chosen else ""
             texts = (candidate.setting, str(len(candidate.stages)), value, f"{hours:.2f}", chosen)
             rows.append((choice.group, _plain(*texts)))
     return grid(SELECTION, rows)

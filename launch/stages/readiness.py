@@ -27,6 +27,19 @@ class ReadinessStage(StageKind):
     describes = "which checkpoint deserves RL (docs/readiness.md)"
     after = ("rollouts", "measure")
 
+    def check(self, recipe: Any) -> None:
+        metric = recipe.selection.metric
+        if not metric.startswith("readiness/"):
+            return
+        if recipe.selection.fields and not recipe.readiness.enabled:
+            raise ValueError(f"selection.metric={metric}: no readiness is measured; set readiness.enabled=true")
+        from evaluation import readiness
+
+        try:
+            readiness.goal_of(metric.removeprefix("readiness/"))
+        except ValueError as error:
+            raise ValueError(f"selection.metric={metric}: {error}") from None
+
     def steps(self, branch: Branch) -> Iterable[Step]:
         from evaluation import readiness
 

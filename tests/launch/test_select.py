@@ -51,7 +51,7 @@ def test_candidates_end_at_sft_until_all_are_trained_and_then_the_best_goes_on(t
     assert kinds(before.plan) == {"prepare": 7, "pretrain": 1, "sft": 8, "generate": 5, "measure": 5}
     train(plan, store, {1e-4: 1.0, 3e-4: 0.5})
     after = select(plan, store)
-    assert not after.undecided and [choice.chosen for choice in after.choices] == ["sft.lr=0.0003"] * 2
+    assert not after.undecided and [choice.chosen for choice in after.choices] == [("sft.lr=0.0003",)] * 2
     assert kinds(after.plan) == {
         "prepare": 7, "pretrain": 1, "sft": 8, "rl": 4, "generate": 45, "measure": 45, "analyse": 2,
     }  # fmt: skip
@@ -67,22 +67,79 @@ def test_seeds_are_averaged_the_goal_can_be_the_largest_and_divergence_loses(tmp
     store = Store(tmp_path)
     train(plan, store, {1e-4: 1.0, 3e-4: 0.5})
     (choice,) = select(plan, store).choices
-    assert choice.chosen == "sft.lr=0.0001"
+    assert choice.chosen == ("sft.lr=0.0001",)
     assert [candidate.value for candidate in choice.candidates] == pytest.approx([1.0015, 0.5015])
     other = planned(tmp_path / "other", LRS)
     train(other, Store(tmp_path / "other"), {1e-4: 1.0, 3e-4: math.nan})
-    assert select(other, Store(tmp_path / "other")).choices[0].chosen == "sft.lr=0.0001"
+    assert select(other, Store(tmp_path / "other")).choices[0].chosen == ("sft.lr=0.0001",)
 
 
 def test_what_cannot_be_selected_is_refused(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(RecipeError, match=r"sft\.lr is not swept; give several values"):
         select(planned(tmp_path), store)
-    with pytest.raises(RecipeError, match=r"rl\.lr is not chosen on validation data; allowed: sft"):
+    with pytest.raises(RecipeError, match=r"rl\.lr is not chosen on validation data; allowed: objective"):
         select(make_plan("microworld", ["selection.fields=[rl.lr]", "rl.lr=1e-5,1e-6"]), store)
     plan = planned(tmp_path, LRS, "selection.metric=accuracy")
     train(plan, store, {1e-4: 1.0, 3e-4: 0.5})
     with pytest.raises(StoreError, match=r"selection\.metric=accuracy: .*allowed: val_loss"):
+        select(plan, store)
+
+
+def ready(plan, store, values):
+    """Publishes the readiness of every candidate: pass@4 by its objective's name."""
+    for stage in plan.stages.values():
+        if stage.kind == "readiness" and stage.label != "base":
+            figure = {"value": values[stage.label], "low": 0.0, "high": 1.0, "n": 9}
+            text = json.dumps({"figures": {"pass@4": figure, "learnable": figure}})
+            publish(store, stage, lambda folder, text=text: (folder / "metrics.json").write_text(text))
+
+
+def test_the_best_objectives_by_a_figure_of_readiness_go_on(tmp_path):
+    overrides = ["objective=sft,dft,lp_sft", "selection.fields=[objective]", "readiness.enabled=true"]
+    overrides += [
+        "selection.metric=readiness/pass@4",
+        "selection.keep=2",
+        f"run.root={tmp_path}",
+        "rl.from=[base,final]",
+    ]
+    plan = make_plan("microworld", overrides)
+    store = Store(tmp_path)
+    before = select(plan, store)
+    assert len(before.undecided) == 1 and len(before.ended) == 3
+    found = kinds(before.plan)
+    # the base's evaluation and RL from it do not wait; of a candidate there is only what its figures are computed from
+    assert (found["sft"], found["rollouts"], found["readiness"], found["rl"]) == (3, 4, 4, 1)
+    assert found["generate"] == 5 + 5 + 3 * 2
+    ready(before.plan, store, {"sft": 0.2, "dft": 0.4, "lp_sft": 0.3})
+    after = select(plan, store)
+    (choice,) = after.choices
+    assert choice.chosen == ("objective=dft", "objective=lp_sft") and after.ended == {"sft"}
+    assert kinds(after.plan)["rl"] == 3 and kinds(after.plan)["generate"] == 10 + 2 + 2 * (5 + 5)
+    (sft,) = [one for one in choice.candidates if one.setting == "objective=sft"]
+    spent = [plan.stages[mark].kind for mark in sft.spent]
+    assert sorted(spent) == ["generate", "generate", "measure", "measure", "readiness", "rollouts", "sft"]
+    assert [stage.kind for stage in sft.stages] == ["readiness"]
+    others = [text for text in overrides if not text.startswith("selection.keep")]
+    by_min = make_plan("microworld", [*others, "selection.goal=min"])
+    assert select(by_min, store).choices[0].chosen == ("objective=sft",)
+
+
+def test_readiness_that_is_not_there_is_refused(tmp_path):
+    given = [LRS, "selection.fields=[sft.lr]", f"run.root={tmp_path}"]
+    with pytest.raises(
+        RecipeError, match=r"readiness/learnable: no readiness is measured; set readiness\.enabled=true"
+    ):
+        make_plan("microworld", [*given, "selection.metric=readiness/learnable"])
+    on = [*given, "readiness.enabled=true"]
+    with pytest.raises(RecipeError, match=r"selection\.metric=readiness/luck: no predictor .*allowed: coverage_gained"):
+        make_plan("microworld", [*on, "selection.metric=readiness/luck"])
+    plan = make_plan("microworld", [*on, "selection.metric=readiness/pass@512"])
+    store = Store(tmp_path)
+    ready(plan, store, {"sft": 0.5})
+    with pytest.raises(
+        StoreError, match=r"readiness/pass@512: .* has none; allowed: readiness/learnable, readiness/pass@4"
+    ):
         select(plan, store)
 
 
