@@ -150,7 +150,7 @@ def _held_out(settings: Any, _: bool, inputs, output: Path, scratch: Path, repor
         raise ConfigError(f"{path}: no chat fits {limited_by} tokens; raise it")
     if settings.platform.name != "cpu":
         _leave_device()
-    with TokenWriter(output, lambda one: prompter.tokenizer.decode([one])) as tokens:
+    with TokenWriter(output, lambda one: str(prompter.tokenizer.decode([one]))) as tokens:
         found = forward(
             inputs["model"],
             inputs.get("base"),

@@ -217,10 +217,18 @@ def read(path: Path) -> tuple[HeldOut, int]:
     table = pq.read_table(path)
     rows = table.filter(table["tokens"].is_valid()).to_pydict()
     entropies = [rows[f"entropy_{bin}"] for bin in range(len(ENTROPY_EDGES) - 1)]
-    sums = {name: None if None in rows[name] else np.array(rows[name], dtype=np.float64) for name in SUMS}
+
+    def sums(name: str) -> np.ndarray:
+        return np.array(rows[name], dtype=np.float64)
+
+    based = None not in rows["kl"]
     found = HeldOut(
-        **sums,
-        tokens=np.array(rows["tokens"], dtype=np.float64),
-        histogram=np.array(entropies, dtype=np.int64).T,
+        sums("entropy"),
+        sums("loss"),
+        sums("kl") if based else None,
+        sums("tokens"),
+        np.array(entropies, dtype=np.int64).T,
+        sums("plausible"),
+        sums("drift") if based else None,
     )
     return found, table.num_rows - len(found.tokens)

@@ -44,7 +44,7 @@ def scene(p_label: Sequence[float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     }
 
 
-def induced(name: str, settings: Mapping[str, Any], p_label: Sequence[float]) -> Induced:
+def induced(name: str, settings: Mapping[str, Any], p_label: Sequence[float] | np.ndarray) -> Induced:
     """Of the objective `name`, an own one's path included. Raises ConfigError for unknown names and settings."""
     import torch
 
