@@ -55,7 +55,8 @@ def run(settings, inputs, output, scratch, report):
 def test_kinds_stand_in_the_order_of_the_walk():
     names = stages.names()
     assert set(names) == {
-        "prepare", "pretrain", "cache", "filter", "sft", "average", "rl", "generate", "measure", "analyse",
+        "prepare", "pretrain", "cache", "filter", "sft", "average", "rl", "generate", "measure", "rollouts",
+        "readiness", "analyse",
     }  # fmt: skip
     for kind in map(stages.load, names):
         assert all(names.index(before) < names.index(kind.name) for before in kind.after)
