@@ -12,8 +12,10 @@ from typing import Any
 
 from common.errors import ConfigError
 from launch.commands.analyse import ANALYSE
+from launch.commands.branches import RM, SHOW
 from launch.commands.check import CHECK
 from launch.commands.contract import Command
+from launch.commands.models import EVALUATE, EXPORT
 from launch.commands.plan import PLAN
 from launch.commands.prepare import PREPARE
 from launch.commands.published import PUBLISHED
@@ -24,7 +26,10 @@ from launch.commands.watch import STATUS, STOP
 from launch.recipe.library import RecipeWarning, groups, recipe_names
 from launch.store import StoreError
 
-COMMANDS = (PLAN, RUN, PREPARE, STATUS, STOP, CHECK, REPORT, ANALYSE, PUBLISHED, EXPLAIN, GC)
+COMMANDS = (
+    *(PLAN, RUN, PREPARE, STATUS, STOP, SHOW, CHECK),
+    *(REPORT, ANALYSE, PUBLISHED, EVALUATE, EXPORT, EXPLAIN, RM, GC),
+)
 # What the file system may refuse whatever the code does.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 

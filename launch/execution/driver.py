@@ -44,6 +44,7 @@ from launch.store import Store
 from launch.store.leases import Heartbeat
 from launch.store.ledger import device_hours
 from launch.store.places import attempt_file
+from launch.store.prune import is_pruned, take_away, wanted_again
 from launch.store.replica import Replica
 
 CONTINUES = "the same command continues"
@@ -80,13 +81,16 @@ class Driver:
 
     def run(self) -> int:
         begun = time.monotonic()
-        for progress in self.progress.values():
+        again = wanted_again(self.plan.stages, self.store)
+        for mark, progress in self.progress.items():
             record = self.store.find(progress.stage)
-            if record is not None:
+            if record is not None and mark in again:
+                take_away(self.store, progress.stage)
+            elif record is not None:
                 progress.state = "cached"
                 progress.seconds, progress.peak_memory_bytes = record.seconds, record.peak_memory_bytes
                 self.store.forget_dead_owner(progress.stage)
-                if self.copies is not None:
+                if self.copies is not None and not is_pruned(record):
                     self.copies.push(progress.stage)
         if any(p.state != "cached" for p in self.progress.values()):
             self._make()

@@ -25,6 +25,7 @@ from launch.stages.contract import Cost, StageKind, Tokens
 from launch.stages.memory import GB, GIB, Memory, Shape, shape_of, typical_shape
 from launch.stages.references import FROZEN
 from launch.store import Store
+from launch.store.prune import wanted_again
 
 # Operations a second that one device reaches, (training, sampling): guesses until the store holds a record of the kind.
 SPEED = {"gpu": (1.5e14, 1.5e13), "cpu": (6e10, 1e10)}
@@ -155,7 +156,8 @@ class Estimator:
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store = plan, store
         self.kinds: dict[str, StageKind] = {kind.name: kind for kind in stages.in_order(plan.own_stages)}
-        self.records = {mark: store.find(stage) for mark, stage in plan.stages.items()}
+        again = wanted_again(plan.stages, store)
+        self.records = {mark: None if mark in again else store.find(stage) for mark, stage in plan.stages.items()}
         self._recipes = {mark: branch.recipe for branch in plan.branches for mark in branch.stages.values()}
         self._attempts = {row["fingerprint"]: row["seconds"] for row in store.costs() if row["outcome"] == "ok"}
         self._speeds: dict[tuple[str, str], float] | None = None

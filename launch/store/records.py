@@ -45,7 +45,10 @@ _SECRET = re.compile(r"(token|secret|password|passwd|api_?key|credential)s?$", r
 
 @dataclass(frozen=True)
 class Record:
-    """What is known about one published artifact. `payload` maps a relative path to its size in bytes and sha256."""
+    """What is known about one published artifact.
+
+    payload: relative path -> its size in bytes, sha256 and, of a file that `rm` deleted, "pruned".
+    """
 
     version: int
     kind: str
@@ -66,8 +69,8 @@ class Record:
 
     @property
     def bytes(self) -> int:
-        """Size of the payload in bytes."""
-        return sum(entry["bytes"] for entry in self.payload.values())
+        """Size in bytes of the payload that is there."""
+        return sum(entry["bytes"] for entry in self.payload.values() if "pruned" not in entry)
 
     def comparable(self) -> dict[str, str]:
         """Relative path -> sha256 of every file that must be equal between two runs of the same fingerprint."""

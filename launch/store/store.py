@@ -50,6 +50,8 @@ class Store(Leases):
         if record.fingerprint != stage.fingerprint:
             raise StoreError(f"{directory} belongs to {record.fingerprint}, not {stage.fingerprint}: move it away")
         for name, entry in record.payload.items() if not stage.mendable else ():
+            if "pruned" in entry:
+                continue
             path = directory / name
             try:
                 size = patiently(path.stat).st_size
@@ -78,7 +80,7 @@ class Store(Leases):
         if record is None or record.fingerprint != fingerprint:
             raise damaged(directory, f"there is no valid record of {fingerprint}")
         prefix = below.rstrip("/") + "/" if below else ""
-        names = [name for name in record.payload if name.startswith(prefix)]
+        names = [name for name, one in record.payload.items() if name.startswith(prefix) and "pruned" not in one]
         if not names:
             raise damaged(directory, f"it holds no files under {below}")
 

@@ -1,0 +1,65 @@
+"""`evaluate` and `export`: a model from elsewhere comes in, a model of a branch goes out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.commands.contract import Command
+from launch.commands.planned import planned
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="directory of a Hugging Face model, or its hub name")
+    parser.add_argument("recipe", help="recipe whose `eval` and `data` sections say what is measured, and on what")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as eval=talr")
+    parser.add_argument("--revision", help="commit of a hub name")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan; start nothing")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    alone = ["model.pretrain=null", "sft.enabled=false", "rl.enabled=false", "average.weight=null"]
+    arguments.overrides += [f"model.path={_quoted(arguments.model)}", *alone]
+    if arguments.revision is not None:
+        arguments.overrides.append(f"model.revision={_quoted(arguments.revision)}")
+    plan = planned(arguments, write=not arguments.dry_run)
+    if arguments.dry_run:
+        from launch.graph.show import print_plan
+
+        print_plan(plan)
+        return 0
+    from launch import interrupts
+    from launch.execution.run import run
+
+    interrupts.raise_again()
+    return run(plan)
+
+
+def _quoted(text: str) -> str:
+    """A text as one value of Hydra's grammar."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--branch", help="name of a branch, as `plan` says; needless where there is one")
+    parser.add_argument("--model", default=None, help="sft, sft@50, rl@final, ...; default: the last one of the branch")
+    parser.add_argument("--to", required=True, metavar="DIR", help="directory to make")
+    parser.add_argument("--push", metavar="ORG/NAME", help="upload it to the hub as well; the token is HF_TOKEN's")
+    parser.add_argument("--licence", help="licence of the weights, for the card, such as apache-2.0")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from launch.export import export
+
+    return export(
+        planned(arguments),
+        arguments.branch,
+        arguments.model,
+        Path(arguments.to).expanduser(),
+        licence=arguments.licence,
+        push=arguments.push,
+    )
+
+
+EVALUATE = Command("evaluate", "measure a model from elsewhere; trains nothing", _evaluate, _evaluate_options, False)
+EXPORT = Command("export", "a branch's model as a directory with a model card", _export, _export_options)

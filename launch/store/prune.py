@@ -1,0 +1,74 @@
+"""Artifacts without their weights: the record stays and says which files were pruned, so that scores stay citable."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from common.files import write_json
+from launch.store.records import RECORD, Record
+from launch.store.store import Store
+
+if TYPE_CHECKING:
+    from launch.graph.plan import Stage
+
+FOLDER = "checkpoints"  # of an artifact, below which its models are
+
+
+def weights_of(record: Record) -> dict[str, dict[str, Any]]:
+    """The entries of a record's payload that are models and still there."""
+    return {
+        name: entry
+        for name, entry in record.payload.items()
+        if PurePosixPath(name).parts[0] == FOLDER and "pruned" not in entry
+    }
+
+
+def is_pruned(record: Record) -> bool:
+    """Whether `rm` has deleted files of it."""
+    return any("pruned" in entry for entry in record.payload.values())
+
+
+def wanted_again(stages: Mapping[str, Stage], store: Store) -> set[str]:
+    """Fingerprints of pruned artifacts that a stage reads which is missing, or which is itself wanted again.
+
+    stages: of a plan, inputs before users. Raises StoreError on a damaged artifact.
+    """
+    read: set[str | None] = set()
+    found: set[str] = set()
+    for mark, stage in reversed(stages.items()):
+        record = store.find(stage)
+        if record is not None and is_pruned(record) and mark in read:
+            found.add(mark)
+        if record is None or mark in found:
+            read |= {given.stage for given in stage.inputs.values() if given.select}
+    return found
+
+
+def take_away(store: Store, stage: Stage) -> None:
+    """Deletes a published artifact."""
+    with store.locked(stage.kind):
+        aside = store.set_aside([store.directory(stage)])
+    for path in aside:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def prune(store: Store, stage: Stage) -> None:
+    """Deletes the models of a published artifact and marks them in its record; the record is written first.
+
+    A process killed between the two leaves files that the record no longer counts; pruning again deletes them.
+    """
+    directory = store.directory(stage)
+    with store.locked(stage.kind):
+        record = store.record(directory)
+        if record is None:
+            return
+        gone = weights_of(record)
+        payload = {name: {**entry, "pruned": True} if name in gone else entry for name, entry in record.payload.items()}
+        write_json(directory / RECORD, asdict(replace(record, payload=payload)), durable=True)
+        for name in payload:
+            if "pruned" in payload[name]:
+                (directory / name).unlink(missing_ok=True)
