@@ -7,7 +7,7 @@ same at all positions, so that p_y alone varies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Induced:
     loss: np.ndarray
 
 
-def scene(p_label: Sequence[float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def scene(p_label: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits (n, V) float64 of the student, and by source those of the references."""
     p = np.asarray(p_label, dtype=np.float64)[:, None]
     student = np.concatenate([p, (1 - p) * np.array(STUDENT_TAIL)], axis=1)
@@ -44,7 +44,7 @@ def scene(p_label: Sequence[float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     }
 
 
-def induced(name: str, settings: Mapping[str, Any], p_label: Sequence[float] | np.ndarray) -> Induced:
+def induced(name: str, settings: Mapping[str, Any], p_label: np.ndarray) -> Induced:
     """Of the objective `name`, an own one's path included. Raises ConfigError for unknown names and settings."""
     import torch
 

@@ -90,8 +90,8 @@ def _has_tokens(inputs: Sequence[Given]) -> bool:
 def _of_caches(student: Path, teacher: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Label probabilities of both, some tokens at a time. Raises ConfigError where they are of other chats."""
     caches = [ReferenceCache(path) for path in (student, teacher)]
-    first, second = (np.concatenate([one.column("label_checksum")]) for one in caches)
-    if caches[0].tokens != caches[1].tokens or not np.array_equal(first, second):
+    sums = [one.column("label_checksum") for one in caches]
+    if caches[0].tokens != caches[1].tokens or not np.array_equal(sums[0], sums[1]):
         raise ConfigError(f"{student}, {teacher}: caches of different chats; make both from one prepared data set")
     done, sizes = 0, [[record["tokens"] for record in one.shards] for one in caches]
     rows = 1 << 17 if sizes[0] == sizes[1] else max(*sizes[0], *sizes[1])

@@ -195,8 +195,8 @@ def _references(inputs: Sequence[Given], settings: Settings) -> tuple[Table, Fig
             f"drift: settings.references: no score of {settings.target!r} of line {missing[0]!r}; there are "
             f"{', '.join(scores) or 'none'}"
         )
-    references = sorted(settings.references.items(), key=lambda one: one[1])
-    rows = [(line, samples, over_seeds(scores[line])) for line, samples in references]
+    ordered_lines = sorted(settings.references.items(), key=lambda pair: pair[1])
+    rows = [(line, samples, over_seeds(scores[line])) for line, samples in ordered_lines]
     cells = [[line, samples, one["value"], one["low"], one["high"]] for line, samples, one in rows]
     columns = ("line", "samples the reference saw", "pass@1", "low", "high")
     note = (

@@ -183,6 +183,7 @@ def _sentence(first: Masses, thresholds: dict[tuple[float, int], float], setting
 
 def _draw_masses(found: Sequence[Masses], wanted: Sequence[int], figure: Any) -> None:
     axis = figure.subplots()
+    found = [one for one in found if "@" not in one.model.model]  # checkpoints on the way are in the table
     width = 0.8 / len(found)
     for place, (one, name) in enumerate(zip(found, shortened([one.model.label for one in found]), strict=True)):
         boxes = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), one.mass(k, SHARES), strict=True)) for k in wanted]

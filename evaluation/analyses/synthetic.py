@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -176,7 +176,7 @@ def study(directory: Path, count: int, seed: int) -> tuple[dict[str, Path], list
     return inputs, given
 
 
-def analyse_all(directory: Path, count: int, seed: int, names: list[str], report: Callable[..., None]) -> None:
+def analyse_all(directory: Path, count: int, seed: int, names: Sequence[str], report: Callable[..., None]) -> None:
     """Writes the study to `directory`/study, and what each analysis finds to `directory`/<name>."""
     from evaluation import analyse, analyses
 

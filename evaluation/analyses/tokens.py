@@ -273,9 +273,10 @@ def _draw(there: Sequence[Model], movers: Sequence[Mapping[str, Any]], figure: A
     figure.set_size_inches(7.2, 0.2 * len(movers) + 1.1)
     axis = figure.subplots()
     names = shortened([one.label for one in there])
-    for place, name in enumerate(names):
-        base = there[place].model == BASE
-        look = {"facecolors": "none", "edgecolors": "black"} if base else {"color": _style.colour(place - 1)}
+    drawn = [place for place, one in enumerate(there) if "@" not in one.model]  # the page has every checkpoint
+    for nth, place in enumerate(drawn):
+        name, base = names[place], there[place].model == BASE
+        look = {"facecolors": "none", "edgecolors": "black"} if base else {"color": _style.colour(nth - 1)}
         axis.scatter([one["all"][place] for one in movers], range(len(movers)), s=26, label=name, zorder=3, **look)
     for at, one in enumerate(movers):
         axis.plot([min(one["all"]), max(one["all"])], [at, at], color="#cccccc", linewidth=1, zorder=1)
