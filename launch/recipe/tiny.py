@@ -42,7 +42,7 @@ EVAL = {
     "k": [1, 2], "base_minimum": None,
 }  # fmt: skip
 REWRITE = {
-    "model": None, "samples": 2, "max_tokens": RESPONSE, "max_length": 4 * LENGTH, "unanswered": "demonstration",
+    "model": None, "max_tokens": RESPONSE, "max_length": 4 * LENGTH, "unanswered": "demonstration",
     "dtype": "float32", "replicas": 1, "tensor_parallel": 1, "batch_size": 64,
 }  # fmt: skip
 SAMPLING = {"num_samples": 2, "max_tokens": RESPONSE}
@@ -65,7 +65,7 @@ def shrunk(tree: dict[str, Any]) -> dict[str, Any]:
     folder = Path(root).expanduser().resolve() / FOLDER
     found = {**tree, "platform": _platform(tree["platform"]), "model": _model(tree["model"], folder)}
     found["data"] = _data(tree["data"])
-    found["rewrite"] = {**tree["rewrite"], **REWRITE}
+    found["rewrite"] = _rewrite(tree["rewrite"])
     found["sft"] = {**tree["sft"], **SFT}
     found["cache"] = {**tree["cache"], **CACHE}
     found["rl"] = _rl(tree["rl"])
@@ -129,6 +129,12 @@ def _data(given: Mapping[str, Any]) -> dict[str, Any]:
             entries.append(own)
         found[part] = entries
     return found
+
+
+def _rewrite(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Few short answers of the base model; a random one is never right, so that demonstrations stay."""
+    most = 1 if given["temperature"] == 0 else SAMPLING["num_samples"]
+    return {**given, **REWRITE, "samples": min(given["samples"], most)}
 
 
 def _rl(given: Mapping[str, Any]) -> dict[str, Any]:

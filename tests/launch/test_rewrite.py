@@ -6,7 +6,10 @@ import pytest
 
 from launch.graph.builder import make_plan
 from launch.graph.estimate import Estimator
-from launch.recipe.compose import RECIPES, RecipeError
+from launch.recipe.compose import RECIPES, RecipeError, branches
+from launch.recipe.tiny import _rewrite
+from launch.stages import load
+from launch.stages.rewrite import Rewrite
 from launch.store import Store
 
 FAST = ["rl.enabled=false", "eval.enabled=false"]
@@ -113,6 +116,22 @@ def test_a_method_of_ones_own_is_a_dotted_path_with_its_code_in_the_hash(tmp_pat
     monkeypatch.syspath_prepend(str(tmp_path))
     found = stages_of("rewrite.method=own_method:METHOD")["rewrite"]
     assert found.label == "nothing" and len(found.identity["method"]["code"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "samples"),
+    [
+        ("microworld", ["rewrite=star"], 1),
+        ("microworld", ["rewrite=rft"], 2),
+        ("talr/f4_rates", ["data=esci_reasoning", "sft.lr=1e-6"], 1),
+    ],
+)
+def test_at_scale_tiny_the_base_answers_a_little(recipe, overrides, samples):
+    (branch,) = branches(recipe, overrides)
+    (cpu,) = branches("microworld", [])
+    small = _rewrite(branch.recipe.rewrite.model_dump())
+    assert (small["samples"], small["model"], small["unanswered"]) == (samples, None, "demonstration")
+    load("rewrite").check(cpu.recipe.model_copy(update={"rewrite": Rewrite.model_validate(small)}))
 
 
 def test_every_group_of_rewrite_is_a_method(tmp_path):
