@@ -74,10 +74,12 @@ def _one(outcomes: Sequence[Outcome], goal: str, seed: int, resamples: int) -> A
     sign = 1.0 if goal == "max" else -1.0
     x, y = _means(outcomes)
     drawn = resampled(outcomes, seed, resamples)
-    estimates = [_estimate(figure, sign * x, y, sign, drawn) for figure in (rank_correlation, kendall_tau, regret_of)]
+    ranks, taus, regret = (
+        _estimate(figure, sign * x, y, sign, drawn) for figure in (rank_correlation, kendall_tau, regret_of)
+    )
     p = spearman(sign * x, y, seed=seed).p
     chosen = outcomes[int(np.argmax(sign * x))].branch
-    return Association(len(outcomes), *estimates[:2], p, p, estimates[2], float(y.max() - y.mean()), chosen)
+    return Association(len(outcomes), ranks, taus, p, p, regret, float(y.max() - y.mean()), chosen)
 
 
 def _estimate(

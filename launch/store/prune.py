@@ -39,7 +39,7 @@ def wanted_again(stages: Mapping[str, Stage], store: Store) -> set[str]:
     """
     read: set[str | None] = set()
     found: set[str] = set()
-    for mark, stage in reversed(stages.items()):
+    for mark, stage in reversed(list(stages.items())):
         record = store.find(stage)
         if record is not None and is_pruned(record) and mark in read:
             found.add(mark)
