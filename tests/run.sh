@@ -9,5 +9,5 @@ if (($#)); then
 fi
 .venv/bin/ruff check .
 .venv/bin/pyright --pythonpath .venv/bin/python
-.venv/bin/python -m pytest -m "not slow and not e2e" -n 2 --durations 10
+.venv/bin/python -m pytest -m "not slow and not e2e" -n 2 --dist worksteal --durations 10
 exec .venv/bin/python -m pytest -m "e2e and not slow" -n 2 --dist loadfile --durations 25
