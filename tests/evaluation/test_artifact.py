@@ -41,7 +41,8 @@ def held_out(chats=5):
     histogram = rng.integers(0, 9, size=(chats, len(ENTROPY_EDGES) - 1))
     histogram[:, 0] = 0
     tokens = histogram.sum(axis=1).astype(np.float64)
-    return Sums(tokens * rng.random(chats), tokens * 2.0, tokens * rng.random(chats), tokens, histogram)
+    entropy, kl = tokens * rng.random(chats), tokens * rng.random(chats)
+    return Sums(entropy, tokens * 2.0, kl, tokens, histogram, entropy / 2, kl / 4)
 
 
 @pytest.fixture(scope="module")

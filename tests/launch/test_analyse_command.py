@@ -54,11 +54,11 @@ def test_the_stages_that_an_analysis_looks_at_are_planned(tmp_path):
         plan = make_plan("microworld", [*SMALL, f"run.root={tmp_path}", *overrides])
         return {(stage.kind, stage.label): stage for stage in plan.stages.values()}
 
-    without = roles("sft.publish_steps=[2,4]")
-    assert ("generate", "sft-2.held_out") not in without
+    without = roles("sft.publish_steps=[2,4]", "objective=target_sft")
+    assert ("generate", "target_sft-2.held_out") in without and ("generate", "teacher.held_out") not in without
     found = roles("sft.publish_steps=[2,4]", "analyses=[drift,alignment]", "objective=target_sft")
     assert ("generate", "target_sft-2.held_out") in found
-    assert ("measure", "target_sft-2.held_out") not in found
+    assert ("measure", "teacher.held_out") not in found
     assert set(found["generate", "target_sft-4.held_out"].inputs) == {"model", "base", "data"}
     assert set(found["generate", "teacher.held_out"].inputs) == {"model", "data"}
     given = found["analyse", "drift"].settings["given"]

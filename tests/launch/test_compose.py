@@ -28,7 +28,15 @@ def one(recipe, *overrides):
 
 
 def test_values_and_groups(recipe):
-    composed = one(recipe, "sft.lr=3e-5", "platform=gpu", "platform.nodes=2", "rl.from=[10,20]", "model.revision='1e5'")
+    composed = one(
+        recipe,
+        "sft.lr=3e-5",
+        "platform=gpu",
+        "platform.nodes=2",
+        "rl.from=[10,20]",
+        "sft.publish_steps=[10,20]",
+        "model.revision='1e5'",
+    )
     assert composed.sft.lr == 3e-5
     assert (composed.platform.name, composed.platform.nodes) == ("gpu", 2)
     assert composed.rl.start == [10, 20]
@@ -98,7 +106,7 @@ def test_hydra_composes_once_for_each_choice_of_groups(tmp_path, monkeypatch):
         ),
         (["sft.lr=-1"], r"sft\.lr=-1: .*greater than 0"),
         (["sft.lr=fast"], r"sft\.lr=fast: .*number"),
-        (["rl.from=last"], r"allowed: final, best, all"),
+        (["rl.from=last"], r"allowed: base, final, best, all"),
         (["platform=cpuu"], r"did you mean cpu\? allowed: cpu, gpu"),
         (["sft.lr=1e-5,2e-5", "sft.lr=3e-5"], r"sft\.lr and sft\.lr overlap"),
         (["sft.lora={rank: 4}", "sft.lora.rank=8"], r"overlap"),

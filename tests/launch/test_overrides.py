@@ -97,7 +97,7 @@ HOME = str(Path.home())
 def test_what_is_typed_is_what_is_read(override, value):
     special = {
         "model.eos=[PAD]": r"model\.eos=\[PAD\]: Input should be a valid string",
-        "rl.from=10": r"rl\.from=10: .*allowed: final, best, all",
+        "rl.from=10": r"rl\.from=10: .*allowed: base, final, best, all",
     }
     if override in special:
         with pytest.raises(RecipeError, match=special[override]):
