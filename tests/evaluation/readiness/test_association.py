@@ -38,6 +38,7 @@ def outcomes(figures, scores):
     return [Outcome(f"b{n}", tuple(f), tuple(s)) for n, (f, s) in enumerate(zip(figures, scores, strict=True))]
 
 
+@pytest.mark.slow
 def test_intervals_cover_at_their_rate_over_simulated_sweeps(monkeypatch):
     without_test = SimpleNamespace(p=1.0)  # the permutation test is slow, and has no say in the intervals
     monkeypatch.setattr("evaluation.readiness.association.spearman", lambda *_, **__: without_test)
