@@ -149,6 +149,7 @@ def test_code_is_taken_from_the_last_fence():
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_human_eval_canonical_solutions_pass_and_broken_ones_fail():
     from concurrent.futures import ThreadPoolExecutor
 

@@ -76,6 +76,7 @@ def whole(models, name: str) -> tuple[int, list[float]]:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_rank_needs_memory_for_its_shards_alone(models, tmp_path):
     """Eight ranks do not need eight models: what one needs at its peak falls as ranks are added, and so the sum of all
