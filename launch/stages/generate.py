@@ -13,7 +13,7 @@ from evaluation.token_table import VERSION as TABLE_VERSION
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Measures, Outside, Settings, StageKind, Step
-from launch.stages.memory import GB, GIB, REST, WIDTH, Memory, Shape, forward_pass, logits_of_rows
+from launch.stages.memory import GB, REST, WIDTH, Memory, Shape, forward_pass, logits_of_rows, sampling
 from launch.stages.prepare import benchmark_name
 from launch.stages.references import model_of, numerics, sources
 from launch.stages.sizes import spread
@@ -181,12 +181,7 @@ class Generate(StageKind):
                 "logits": (1 + 2 * len(both)) * logits_of_rows(shape, min(longest, HELD_OUT_ROWS)),
             }
             return Memory({**parts, "rest": REST[name]}, "forward passes")
-        if name == "cpu":
-            cache = float(platform["env"].get("VLLM_CPU_KVCACHE_SPACE", "4")) * GIB
-            return Memory({"weights": weights, "KV cache": cache}, "sampling")
-        parts = {"weights": weights / evaluation["tensor_parallel"], "rest": REST[name]}
-        cache = evaluation["gpu_memory"] * platform["device_memory"] * GB - sum(parts.values())
-        return Memory({**parts, "KV cache": max(0.0, cache)}, "sampling")
+        return sampling(weights / evaluation["tensor_parallel"], evaluation["gpu_memory"], platform)
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         settings, size = counts.settings, counts.parameters()

@@ -98,6 +98,16 @@ def most(*phases: Memory) -> Memory:
     return max(phases, key=lambda memory: memory.total)
 
 
+def sampling(weights: float, share: float, platform: Mapping[str, Any]) -> Memory:
+    """vLLM with these bytes of weights: on a GPU its cache fills up `share` of the device, on a CPU it is set."""
+    if platform["name"] == "cpu":
+        cache = float(platform["env"].get("VLLM_CPU_KVCACHE_SPACE", "4")) * GIB
+        return Memory({"weights": weights, "KV cache": cache}, "sampling")
+    rest = REST[platform["name"]]
+    cache = share * platform["device_memory"] * GB - weights - rest
+    return Memory({"weights": weights, "rest": rest, "KV cache": max(0.0, cache)}, "sampling")
+
+
 def trained(shape: Shape, ranks: int, lora: Mapping[str, Any] | None) -> dict[str, float]:
     """Weights, gradients and AdamW's two moments of one of the ranks that they are sharded over, in float32."""
     size = shape.parameters if lora is None else lora_parameters(shape, lora["rank"])

@@ -15,7 +15,7 @@ from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages._code import own_code, own_graders
 from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Settings, StageKind, Step, Tokens
-from launch.stages.memory import GB, GIB, REST, WIDTH, Memory, Shape
+from launch.stages.memory import WIDTH, Memory, Shape, sampling
 from launch.stages.references import model_of, numerics
 from launch.stages.sizes import spread
 
@@ -131,15 +131,10 @@ class RewriteStage(StageKind):
         return Cost(operations, RESPONSE_BYTES * sampled, start_seconds=60.0, sampling=True)
 
     def memory(self, settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Memory:
-        given, platform = settings["rewrite"], settings["platform"]
+        given = settings["rewrite"]
         largest = max(shape.parameters for shape in shapes.values())
-        weights, name = WIDTH[given["dtype"]] * largest / given["tensor_parallel"], platform["name"]
-        if name == "cpu":
-            cache = float(platform["env"].get("VLLM_CPU_KVCACHE_SPACE", "4")) * GIB
-            return Memory({"weights": weights, "KV cache": cache}, "sampling")
-        parts = {"weights": weights, "rest": REST[name]}
-        cache = given["gpu_memory"] * platform["device_memory"] * GB - sum(parts.values())
-        return Memory({**parts, "KV cache": max(0.0, cache)}, "sampling")
+        weights = WIDTH[given["dtype"]] * largest / given["tensor_parallel"]
+        return sampling(weights, given["gpu_memory"], settings["platform"])
 
     def smaller(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         given, platform = settings["rewrite"]["tensor_parallel"], settings["platform"]

@@ -9,7 +9,7 @@ from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step
-from launch.stages.memory import GB, GIB, REST, WIDTH, Memory, Shape
+from launch.stages.memory import WIDTH, Memory, Shape, sampling
 from launch.stages.references import numerics
 from launch.stages.rl import FILLED, Rl, prompts_of, reward_code
 from launch.stages.sizes import spread
@@ -75,14 +75,9 @@ class Rollouts(StageKind):
         return Cost(2 * counts.parameters() * tokens, ANSWER_BYTES * tokens, start_seconds=40.0, sampling=True)
 
     def memory(self, settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Memory:
-        rl, platform = settings["rl"], settings["platform"]
+        rl = settings["rl"]
         weights = WIDTH[settings["model"]["dtype"]] * shapes["model"].parameters / rl["tensor_parallel"]
-        if platform["name"] == "cpu":
-            cache = float(platform["env"].get("VLLM_CPU_KVCACHE_SPACE", "4")) * GIB
-            return Memory({"weights": weights, "KV cache": cache}, "sampling")
-        rest = REST[platform["name"]]
-        cache = rl["gpu_memory"] * platform["device_memory"] * GB - weights - rest
-        return Memory({"weights": weights, "rest": rest, "KV cache": max(0.0, cache)}, "sampling")
+        return sampling(weights, rl["gpu_memory"], settings["platform"])
 
 
 ROLLOUTS = Rollouts()

@@ -25,6 +25,33 @@ TINY_RL = {
 }
 
 
+class ScriptedEngine:
+    """An engine without vLLM: prompt n is answered rightly by its first `right(n)` samples; from its `cut`th on cut."""
+
+    def __init__(self, right, cut=None):
+        self.count, self.description, self.seen, self.requests = 1, {"vllm": "none"}, {}, 0
+        self.right, self.cut = right, cut
+
+    def run(self, shards, heartbeat):
+        from evaluation.generation import Sample
+
+        for number, requests in shards:
+            samples = []
+            for request in requests:
+                prompt = request.prompt[0]
+                drawn = self.seen[prompt] = self.seen.get(prompt, 0) + 1
+                self.requests += 1
+                text = rf"\boxed{{{prompt if drawn <= self.right(prompt) else 'no'}}}"
+                ended = "stop" if self.cut is None or drawn < self.cut else "length"
+                samples.append(Sample(text, ended, 1, request.seed))
+            yield number, samples
+
+
+@pytest.fixture
+def scripted_engine():
+    return ScriptedEngine
+
+
 def _gpu_settings(group: str) -> Any:
     """Settings of a GPU recipe that takes everything about RL from `recipes/rl/<group>.yaml`."""
     import tempfile

@@ -9,29 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import ConfigError
-from evaluation.generation import Sample
 from rl_stage import filter as difficulty
 
 # Right answers among the four samples of each prompt.
 RIGHT = [0, 1, 2, 3, 4]
-
-
-class Scripted:
-    """An engine without vLLM: boxes the right answer to prompt n `RIGHT[n]` times."""
-
-    def __init__(self):
-        self.count, self.description, self.seen, self.requests = 1, {"vllm": "none"}, {}, 0
-
-    def run(self, shards, heartbeat):
-        for number, requests in shards:
-            samples = []
-            for request in requests:
-                prompt = request.prompt[0]
-                drawn = self.seen[prompt] = self.seen.get(prompt, 0) + 1
-                self.requests += 1
-                answer = prompt if drawn <= RIGHT[prompt] else "no"
-                samples.append(Sample(rf"\boxed{{{answer}}}", "stop", 1, request.seed))
-            yield number, samples
 
 
 class Numbers:
@@ -48,7 +29,7 @@ class Numbers:
 
 
 @pytest.fixture
-def stage(tmp_path, monkeypatch, cpu_settings):
+def stage(tmp_path, monkeypatch, cpu_settings, scripted_engine):
     """Run the stage again with other settings of `rl`; gives its output directory and the engine."""
     rows = [
         {"prompt": [{"role": "user", "content": content}], "reward_model": {"style": "rule", "ground_truth": content}}
@@ -60,7 +41,7 @@ def stage(tmp_path, monkeypatch, cpu_settings):
     monkeypatch.setattr("evaluation.generation.prompts.Prompter", Numbers)
 
     def run(name, reward="boxed", model=None, **rl):
-        engine = Scripted()
+        engine = scripted_engine(RIGHT.__getitem__)
         monkeypatch.setattr("evaluation.generation.engine.engine_for", lambda *_: engine)
         output = tmp_path / name
         output.mkdir()

@@ -8,26 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import ConfigError
-from evaluation.generation import Sample
 from rl_stage import rollouts
-
-
-class Scripted:
-    """An engine without vLLM: prompt n is answered rightly by its first n samples."""
-
-    def __init__(self):
-        self.count, self.description, self.seen, self.requests = 1, {"vllm": "none"}, {}, 0
-
-    def run(self, shards, heartbeat):
-        for number, requests in shards:
-            samples = []
-            for request in requests:
-                prompt = request.prompt[0]
-                drawn = self.seen[prompt] = self.seen.get(prompt, 0) + 1
-                self.requests += 1
-                text = rf"\boxed{{{prompt if drawn <= prompt else 'no'}}}"
-                samples.append(Sample(text, "stop" if drawn < 4 else "length", 1, request.seed))
-            yield number, samples
 
 
 class Numbers:
@@ -42,7 +23,7 @@ class Numbers:
 
 
 @pytest.fixture
-def stage(tmp_path, monkeypatch, cpu_settings):
+def stage(tmp_path, monkeypatch, cpu_settings, scripted_engine):
     """Run the stage on these prompts; gives what it wrote."""
     monkeypatch.setattr("evaluation.generation.prompts.Prompter", Numbers)
 
@@ -55,7 +36,7 @@ def stage(tmp_path, monkeypatch, cpu_settings):
         for folder in (data, output):
             folder.mkdir(exist_ok=True)
         pq.write_table(pyarrow.Table.from_pylist(rows), data / "rl_train.parquet")
-        monkeypatch.setattr("evaluation.generation.engine.engine_for", lambda *_: Scripted())
+        monkeypatch.setattr("evaluation.generation.engine.engine_for", lambda *_: scripted_engine(lambda n: n, cut=4))
         settings = cpu_settings(reward={"name": "boxed", "correct": 2.0, "wrong": -1.0}, samples=4)
         settings = SimpleNamespace(
             **{name: getattr(settings, name) for name in ("rl", "model", "platform")},
