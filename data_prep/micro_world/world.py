@@ -15,7 +15,7 @@ from common.errors import ConfigError
 
 TARGET = "arithmetic"
 TARGET_SHARE = 0.55  # of the pretraining documents; the other skills share the rest equally
-DEMONSTRATION_STYLE = "running"
+DEMONSTRATED: Mapping[str, float] = {"running": 1.0}
 DEFECTS = {"wrong": 0.03, "truncated": 0.02, "unboxed": 0.02}
 LARGEST_TERM = 9
 LETTERS = "abcdefgh"
@@ -187,6 +187,7 @@ SKILLS: Mapping[str, Skill] = {
 }
 BENCHMARKS = {"target" if skill == TARGET else skill: skill for skill in SKILLS}
 """Held-out problems by name: their skill."""
+DEMONSTRABLE = tuple(name for name in SKILLS[TARGET].styles if name != "direct")  # it has no steps to be cut in
 _BOUNDS = {name: _cumulative(skill.styles) for name, skill in SKILLS.items()}
 
 
@@ -229,23 +230,27 @@ def solution(problem: Problem, rng: Random, style: str | None = None) -> tuple[s
     return SKILLS[problem.skill].styles[name].write(problem, rng) + boxed(problem.answer), name
 
 
-def demonstration(problem: Problem, rng: Random) -> tuple[str, str]:
-    """One demonstration for SFT, always in the `reference` style, and its defect.
+def demonstration(
+    problem: Problem, rng: Random, styles: Mapping[str, float] = DEMONSTRATED, defects: float = 1.0
+) -> tuple[str, str]:
+    """One demonstration for SFT and its defect.
 
-    Defects are those of real data: `wrong` (a wrong number in the box), `truncated` (cut before the box), `unboxed`
-    (the answer without a box), else `none`.
+    styles: relative frequency of each, of `DEMONSTRABLE`. defects: times the shares of `DEFECTS`, which are those of
+    real data: `wrong` (a wrong number in the box), `truncated` (cut before the box), `unboxed` (the answer without a
+    box), else `none`.
     """
-    text, _ = solution(problem, rng, DEMONSTRATION_STYLE)
+    name = next(iter(styles)) if len(styles) == 1 else rng.choices(list(styles), list(styles.values()))[0]
+    text, _ = solution(problem, rng, name)
     point = rng.random()
     start = text.index("\\boxed{")
     for defect, share in DEFECTS.items():
-        if point < share:
+        if point < share * defects:
             if defect == "wrong":
                 return text[:start] + boxed(str(int(problem.answer) + rng.choice((-10, -1, 1, 10)))), defect
             if defect == "unboxed":
                 return text[:start] + problem.answer, defect
             return text[: rng.randrange(len(text) // 2, start)].rstrip(), defect
-        point -= share
+        point -= share * defects
     return text, "none"
 
 

@@ -6,13 +6,14 @@ however many prompts are asked for, so that the demonstrations, which avoid them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from common.errors import ConfigError
 from data_prep.micro_world import world
@@ -47,6 +48,23 @@ class Microworld(BaseModel):
         ge=0,
         le=LONGEST,
     )
+    demonstrations: dict[str, float] = Field(
+        {}, description="how often the demonstrations are in each style, e.g. {forward: 3, reference: 1}; {}: running"
+    )
+    defects: float = Field(
+        1.0,
+        description="times the usual share of faulty demonstrations (7 %)",
+        ge=0,
+        le=1 / sum(world.DEFECTS.values()),
+    )
+
+    @field_validator("demonstrations")
+    @classmethod
+    def _styles_are_known(cls, value: dict[str, float]) -> dict[str, float]:
+        wrong = [name for name, share in value.items() if name not in world.DEMONSTRABLE or not 0 < share < math.inf]
+        if wrong:
+            raise ValueError(f"{wrong[0]}: allowed: {', '.join(world.DEMONSTRABLE)}, each with a number above 0")
+        return value
 
 
 class _World:
@@ -73,7 +91,8 @@ class _World:
         problems = self._validation_chats() if split == "val" else self._training_chats()
         for index, problem, rng in self._worded(problems, TARGET, f"sft_{split}"):
             asked = world.question(problem, rng)
-            text, defect = world.demonstration(problem, rng)
+            styles = self.sizes.demonstrations or world.DEMONSTRATED
+            text, defect = world.demonstration(problem, rng, styles, self.sizes.defects)
             row = {"id": f"sft-{split}-{index}", "messages": _chat(asked, text), "defect": defect}
             yield self._row(f"sft_{split}", index, row | {"critical_spans": world.critical_spans(text)})
 
@@ -178,8 +197,10 @@ class MicroworldSource(Source):
         return list(BENCHMARKS)
 
     def identity(self, section: Microworld, part: str) -> dict[str, Any]:
-        longer = {"longer": section.longer} if section.longer else {}
-        return {**{name: getattr(section, name) for name in self._sizes(section, part)}, **longer}
+        usual = Microworld()
+        changed = ("longer", "demonstrations", "defects") if part == "sft" else ("longer",)
+        named = [name for name in changed if getattr(section, name) != getattr(usual, name)]
+        return {name: getattr(section, name) for name in (*self._sizes(section, part), *named)}
 
     @staticmethod
     def _sizes(section: Microworld, part: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 BASE = "base"  # every recipe's `defaults:` start with this file
 GROUPS = ("model", "data", "rewrite", "objective", "sft", "rl", "eval", "platform")  # config groups: folders of choices
 PAPERS = ("lp_sft", "sed_sft", "prift", "target_sft", "talr")  # folders of recipes, one for each published experiment
+STUDY = "study"  # folder of recipes of our own that ask many arms one question (docs/evidence.md)
 SETTINGS = "settings"  # of a paper's folder: what its experiments share; no recipe of its own
 TEMPLATES = RECIPES / "templates"  # chat templates by name
 
@@ -49,8 +50,10 @@ def groups(folder: Path = RECIPES) -> dict[str, list[str]]:
 
 
 def recipe_names() -> list[str]:
-    """Recipes that ship with the package: `math_1p5b`, and those of the papers as `lp_sft/t2_magicoder`."""
-    return sorted(file.stem for file in RECIPES.glob("*.yaml") if file.stem != BASE) + paper_recipes()
+    """Recipes that ship with the package: `math_1p5b`, the studies, the papers' as `lp_sft/t2_magicoder`."""
+    own = sorted(file.stem for file in RECIPES.glob("*.yaml") if file.stem != BASE)
+    studies = sorted(f"{STUDY}/{file.stem}" for file in (RECIPES / STUDY).glob("*.yaml"))
+    return [*own, *studies, *paper_recipes()]
 
 
 @cache

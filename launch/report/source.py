@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +82,19 @@ class Source:
         repeat = all(metrics["engine"]["reproducible"] for metrics in self._metrics.values())
         return "" if repeat else NOT_REPRODUCIBLE
 
-    def scores(self, model: Model | None, benchmark: str, mode: str) -> Mapping[str, float]:
-        """Problem id -> pass@1 (mode "sampled") or correctness of the greedy response; empty if not measured."""
+    def outcomes(self, model: Model | None, benchmark: str, mode: str) -> Mapping[str, Sequence[bool]]:
+        """Problem id -> whether each response is right, of mode "sampled" or "greedy"; empty if not measured."""
         stage = None if model is None else model.measures.get(benchmark)
         if stage is None or not self.whole(stage):
             return {}
         key = (stage.fingerprint, benchmark)
         if key not in self._outcomes:
             self._outcomes[key] = artifact.read_outcomes(self.store.directory(stage), benchmark)
-        found = self._outcomes[key].get(mode, {})
+        return self._outcomes[key].get(mode, {})
+
+    def scores(self, model: Model | None, benchmark: str, mode: str) -> Mapping[str, float]:
+        """Problem id -> pass@1 (mode "sampled") or correctness of the greedy response; empty if not measured."""
+        found = self.outcomes(model, benchmark, mode)
         return {problem: sum(correct) / len(correct) for problem, correct in found.items()}
 
     def curve(self, stage: Stage) -> list[dict[str, float]]:

@@ -96,6 +96,20 @@ def test_demonstrations_keep_one_style_and_the_stated_defects():
         assert abs(seen[defect] / 4000 - share) < 4 * (share / 4000) ** 0.5
 
 
+def test_demonstrations_in_several_styles_with_less_noise():
+    rng, styles = Random(5), {"reference": 3.0, "regrouped": 1.0}
+    found = [world.demonstration(problem, rng, styles, 0.5) for problem in problems("arithmetic", 4000)]
+    references = sum(text.startswith("Ref ") for text, _ in found)
+    assert abs(references / 4000 - 0.75) < 4 * (0.75 * 0.25 / 4000) ** 0.5
+    seen = Counter(defect for _, defect in found)
+    for defect, share in world.DEFECTS.items():
+        assert abs(seen[defect] / 4000 - share / 2) < 4 * (share / 8000) ** 0.5
+    assert {
+        defect
+        for _, defect in (world.demonstration(problems("arithmetic", 1)[0], rng, styles, 0.0) for _ in range(500))
+    } == {"none"}
+
+
 def test_critical_spans_point_at_results():
     text = "Ref 012: 3+4=7; 7-9=-2. \\boxed{-2}"
     assert [text[start:end] for start, end in world.critical_spans(text)] == ["7", "-2", "-2"]

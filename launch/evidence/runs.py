@@ -1,0 +1,168 @@
+"""What a study measured: a row for each model of each seed of each arm, as CSV and from the store's records."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+from common.files import write_text
+from evaluation.compare import headlines
+from evaluation.readiness.stage import read_figures
+from launch.graph.plan import Plan
+from launch.graph.select import select
+from launch.report.cells import HELD_OUT
+from launch.report.lines import BASE, Line, Member, lines
+from launch.report.readiness import PREFIX
+from launch.report.source import Source
+from launch.store import Store
+
+BEFORE_RL = "readiness/"  # before the names of figures of readiness
+OF_TARGET = ("pass@1", "greedy", "self_bleu", "truncated", "tokens_p50")
+OF_HELD_OUT = ("loss", "entropy", "kl_from_base")
+KEYS = ("arm", "seed", "phase", "fingerprint", "samples", "right")
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model of a study.
+
+    arm: the row of the report that it belongs to. phase: base, sft or rl. fingerprint: of the stage that trained it, of
+    a base model of the one that measured its target. samples: drawn of every problem of the target. right: (problems,)
+    of them right, by the problems' ids. figures: name -> value; not there where it was not measured.
+    """
+
+    arm: str
+    seed: int
+    phase: str
+    fingerprint: str
+    samples: int
+    right: tuple[int, ...]
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+def collect(plan: Plan) -> list[Run]:
+    """The runs of a plan that the store has, in the report's order; a base model once.
+
+    Raises ConfigError where models were asked different problems, or drew more samples than one character counts.
+    """
+    store = Store(plan.root)
+    selected = select(plan, store)
+    source, target = Source(store), plan.branches[0].recipe.eval.target
+    found: list[Run] = []
+    problems: set[frozenset[str]] = set()
+    for line in lines(selected.plan, selected.ended):
+        for member in line.members:
+            for phase in ("sft", "rl"):
+                outcomes = source.outcomes(member.models.get(phase), target, "sampled")
+                if not outcomes:
+                    continue
+                problems.add(frozenset(outcomes))
+                found.append(_run(selected.plan, source, target, line, member, phase, outcomes))
+    if len(problems) > 1:
+        raise ConfigError(f"benchmark {target}: the models of this plan were asked different problems")
+    return found
+
+
+def _run(
+    plan: Plan,
+    source: Source,
+    target: str,
+    line: Line,
+    member: Member,
+    phase: str,
+    outcomes: Mapping[str, Sequence[bool]],
+) -> Run:
+    model = member.models[phase]
+    metrics = source.metrics(model)
+    assert metrics is not None  # it has outcomes
+    among = metrics["benchmarks"][target]["metrics"]
+    figures = {name: among[name]["value"] for name in among if name in OF_TARGET or name.startswith("pass@")}
+    scores = headlines(metrics)
+    general = [name for name in scores if name != target]
+    figures |= {name: scores[name]["value"] for name in general}
+    if general:
+        figures["general"] = sum(scores[name]["value"] for name in general) / len(general)
+    if HELD_OUT in model.measures and metrics["held_out"]:
+        held_out = metrics["held_out"]["metrics"]
+        figures |= {f"held_out_{name}": held_out[name]["value"] for name in OF_HELD_OUT if name in held_out}
+    trained = member.trained.get(phase, ())
+    figures |= _readiness(plan, source, member, model.name) if phase == "sft" else {}
+    records = [record for stage in trained if (record := source.record(stage)) is not None]
+    if records:
+        figures["train_seconds"] = sum(record.seconds for record in records)
+    counts = {len(samples) for samples in outcomes.values()}
+    if len(counts) > 1 or max(counts) >= len(DIGITS):
+        raise ConfigError(f"benchmark {target}: num_samples has to be one number below {len(DIGITS)} for a study")
+    right = tuple(sum(outcomes[problem]) for problem in sorted(outcomes, key=_number))
+    mark = trained[-1].fingerprint if trained and not line.is_base else model.measures[target].fingerprint
+    seed = int(member.seed.partition("=")[2] or plan.branches[0].recipe.seed)
+    return Run(line.name, seed, "base" if line.is_base else phase, mark, counts.pop(), right, figures)
+
+
+def _number(problem: str) -> tuple[int, str]:
+    last = problem.rpartition("-")[2]
+    return (int(last) if last.isdecimal() else 0, problem)
+
+
+def _readiness(plan: Plan, source: Source, member: Member, model: str) -> dict[str, float]:
+    branch = next((one for one in plan.branches if one.name == member.branch), None)
+    mark = None if branch is None else branch.stages.get(PREFIX + model)
+    stage = None if mark is None else plan.stages.get(mark)
+    if stage is None or not source.whole(stage):
+        return {}
+    found = read_figures(source.store.directory(stage))
+    return {f"{BEFORE_RL}{name}": figure["value"] for name, figure in found.items()}
+
+
+def as_csv(runs: Iterable[Run]) -> str:
+    """The runs as CSV: `KEYS` (right: a digit a problem), then a column for each figure, empty where a run has none."""
+    runs = list(runs)
+    names = list(dict.fromkeys(name for run in runs for name in run.figures))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*KEYS, *names])
+    for run in runs:
+        values = [f"{run.figures[name]:.6g}" if name in run.figures else "" for name in names]
+        right = "".join(DIGITS[count] for count in run.right)
+        writer.writerow([run.arm, run.seed, run.phase, run.fingerprint[:16], run.samples, right, *values])
+    return text.getvalue()
+
+
+def write_csv(runs: Iterable[Run], path: Path) -> None:
+    """Writes the runs; see `as_csv`."""
+    write_text(path, as_csv(runs))
+
+
+def read_csv(path: Path) -> list[Run]:
+    """The runs of a file that `write_csv` wrote. Raises ConfigError, with the line, for one that it did not write."""
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        missing = [key for key in KEYS if key not in (rows.fieldnames or ())]
+        if missing:
+            raise ConfigError(f"{path}: has no column {missing[0]}; write it with `python -m launch evidence`")
+        try:
+            return [_of_row(row) for row in rows]
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path}, line {rows.line_num}: {error}") from None
+
+
+def _of_row(row: Mapping[str, Any]) -> Run:
+    figures = {name: float(value) for name, value in row.items() if name not in KEYS and value}
+    right = tuple(DIGITS.index(digit) for digit in row["right"])
+    return Run(row["arm"], int(row["seed"]), row["phase"], row["fingerprint"], int(row["samples"]), right, figures)
+
+
+def of_arm(runs: Sequence[Run], arm: str, phase: str) -> dict[int, Run]:
+    """The runs of an arm by seed."""
+    return {run.seed: run for run in runs if run.arm == arm and run.phase == phase}
+
+
+def arms(runs: Sequence[Run]) -> list[str]:
+    """The arms in their order, without the base model."""
+    return list(dict.fromkeys(run.arm for run in runs if run.arm != BASE))

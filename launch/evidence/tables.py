@@ -1,0 +1,123 @@
+"""The tables of a study as Markdown, and the page that holds them between marks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from common.errors import ConfigError
+from evaluation import readiness
+from evaluation.readiness.association import FEWEST, Outcome, associations
+from launch.evidence.claims import Result
+from launch.evidence.differences import difference
+from launch.evidence.power import Spread
+from launch.evidence.runs import BEFORE_RL, Run, arms, of_arm
+from launch.report.cells import spread as deviation
+
+SHOWN = {
+    "sft": ("pass@1", "pass@16", "general", "self_bleu", "held_out_loss", "held_out_kl_from_base"),
+    "rl": ("pass@1", "pass@16", "general"),
+}
+MARK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with these columns."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def arms_table(runs: Sequence[Run], arm_names: Sequence[str], bases: Sequence[Run]) -> str:
+    """A row for each arm: the means over its seeds and their standard deviations, after SFT and after RL."""
+    head = ["arm", "seeds", *(f"{phase.upper()} {_short(name)}" for phase, names in SHOWN.items() for name in names)]
+    rows = []
+    for base in bases:
+        shown = [f"{base.figures[name]:.3f}" if name in base.figures else "" for name in SHOWN["sft"]]
+        rows.append(["base", "1", *shown, *[""] * len(SHOWN["rl"])])
+    for arm in arm_names:
+        sides = {phase: of_arm(runs, arm, phase) for phase in SHOWN}
+        seeds = max(map(len, sides.values()))
+        cells = [_cell(list(sides[phase].values()), name) for phase, names in SHOWN.items() for name in names]
+        rows.append([arm, str(seeds), *cells])
+    return markdown(head, rows)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("held_out_").replace("_", " ")
+
+
+def _cell(runs: Sequence[Run], name: str) -> str:
+    values = [run.figures[name] for run in runs if name in run.figures]
+    if not values:
+        return ""
+    return f"{sum(values) / len(values):.3f}" + (f" ± {deviation(values):.3f}" if len(values) > 1 else "")
+
+
+def contrasts_table(runs: Sequence[Run], arm_names: Sequence[str], against: str, phase: str, figure: str) -> str:
+    """Every arm less `against`: the difference with its interval over seeds and problems, p, what could be found."""
+    head = ["arm", f"{figure} less {against}'s", "p", "detectable", "seeds"]
+    rows = []
+    for arm in arm_names:
+        common = of_arm(runs, arm, phase).keys() & of_arm(runs, against, phase).keys()
+        if arm != against and len(common) > 1:
+            found = difference(runs, arm, against, phase, figure)
+            shown = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+            rows.append([arm, shown, f"{found.p:.3f}", f"{found.detectable:.3f}", str(found.seeds)])
+    return markdown(head, rows)
+
+
+def claims_table(results: Sequence[Result]) -> str:
+    """The claims with their estimates and verdicts."""
+    head = ["claim", "paper", "what it says", "what we compare", "difference", "p (Holm)", "verdict"]
+    rows = []
+    for one in results:
+        found, claim = one.difference, one.claim
+        shown = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f}), {found.seeds} seeds"
+        where = f"{claim.paper}, {claim.where}"
+        rows.append([claim.name, where, claim.says, claim.measure, shown, f"{one.p_holm:.3f}", one.verdict])
+    return markdown(head, rows)
+
+
+def power_table(found: Spread, seeds: Sequence[int], problems: Sequence[int]) -> str:
+    """The smallest difference that is found with 80% power, by seeds and problems."""
+    head = ["seeds", *(f"{count} problems" for count in problems)]
+    return markdown(head, [[str(n), *(f"{found.detectable(n, p):.3f}" for p in problems)] for n in seeds])
+
+
+def predictors_table(runs: Sequence[Run], *, seed: int = 0, resamples: int = 2000) -> str:
+    """How every figure before RL orders the arms by pass@1 after RL; a sentence where there are too few arms."""
+    outcomes: dict[str, list[Outcome]] = {}
+    for arm in arms(runs):
+        before, after = of_arm(runs, arm, "sft"), of_arm(runs, arm, "rl")
+        seeds = sorted(before.keys() & after.keys())
+        names = dict.fromkeys(name for one in seeds for name in before[one].figures if name.startswith(BEFORE_RL))
+        for name in names:
+            given = [one for one in seeds if name in before[one].figures]
+            figures = tuple(before[one].figures[name] for one in given)
+            scores = tuple(after[one].figures["pass@1"] for one in given)
+            outcomes.setdefault(name.removeprefix(BEFORE_RL), []).append(Outcome(arm, figures, scores))
+    if max(map(len, outcomes.values()), default=0) < FEWEST:
+        return f"Fewer than {FEWEST} arms have figures before RL and scores after it: nothing can be concluded.\n"
+    goals = {name: readiness.goal_of(name) for name in outcomes}
+    found = associations(outcomes, goals, seed=seed, resamples=resamples)
+    order = sorted(found, key=lambda name: -found[name].spearman.value)
+    rows = []
+    for name in order:
+        one = found[name]
+        spearman = f"{one.spearman.value:+.2f} ({one.spearman.low:+.2f} to {one.spearman.high:+.2f})"
+        kendall = f"{one.kendall.value:+.2f} ({one.kendall.low:+.2f} to {one.kendall.high:+.2f})"
+        regret = f"{one.regret.value:.3f} ({one.at_random:.3f})"
+        rows.append([name, goals[name], str(one.n), spearman, kendall, f"{one.p_holm:.3f}", regret, one.chosen])
+    head = ["figure", "goal", "arms", "Spearman", "Kendall", "p (Holm)", "regret (at random)", "it chooses"]
+    return markdown(head, rows)
+
+
+def fill(page: str, made: Mapping[str, str]) -> str:
+    """The page with every table between its marks replaced. Raises ConfigError for a mark that nothing fills."""
+
+    def one(match: re.Match[str]) -> str:
+        if match[2] not in made:
+            raise ConfigError(f"table {match[2]}: nothing makes it; allowed: {', '.join(made)}")
+        return f"{match[1]}\n{made[match[2]]}\n{match[4]}"
+
+    return MARK.sub(one, page)

@@ -1,0 +1,56 @@
+"""The tables of a study's page come from its folder alone, and a mark that nothing fills is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import ConfigError
+from launch.evidence import tables
+from launch.evidence.page import fill, tables_of
+from launch.evidence.runs import Run, write_csv
+from tests.launch.evidence.test_claims import FIELDS
+from tests.launch.evidence.test_differences import study
+
+DESIGN = (
+    "{pilot: runs.csv, pairs: [[bb, a]], phase: rl, figure: pass@1, seeds: [3, 6], problems: [64, 128], against: a}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    runs = [
+        Run(
+            one.arm,
+            one.seed,
+            phase,
+            one.fingerprint,
+            16,
+            one.right,
+            {"pass@1": sum(one.right) / 16 / 40, "general": 0.5 + shift},
+        )
+        for one in study(0.1, 0.01, 3, 40, 0)
+        for phase, shift in (("sft", 0.0), ("rl", 0.1 * (one.arm == "bb")))
+    ]
+    write_csv(runs, tmp_path / "runs.csv")
+    (tmp_path / "claims.yaml").write_text(f"- {FIELDS}\n  direction: higher\n".replace("arm: b\n", "arm: bb\n"))
+    (tmp_path / "design.yaml").write_text(DESIGN)
+    return tmp_path
+
+
+def test_every_table_is_filled_from_the_folder(folder):
+    page = folder / "page.md"
+    page.write_text("".join(f"<!-- table: {name} -->\nstale\n<!-- end -->\n" for name in tables_of(folder)))
+    fill(page, folder)
+    text = page.read_text()
+    assert "stale" not in text and "| bb | 3 |" in text and "Fewer than 8 arms" in text
+    assert "+0.100 (+0.100 to +0.100), 3 seeds | 0.000 | holds |" in text
+    fill(page, folder)
+    assert page.read_text() == text
+
+
+def test_wrong_folders_and_pages_are_refused(folder):
+    with pytest.raises(ConfigError, match="table other: nothing makes it; allowed: arms, rl"):
+        tables.fill("<!-- table: other -->\n<!-- end -->\n", tables_of(folder))
+    (folder / "design.yaml").write_text(DESIGN.replace("pilot", "pilots"))
+    with pytest.raises(ConfigError, match=r"design.yaml: the fields are pilot, pairs"):
+        tables_of(folder)
