@@ -17,13 +17,13 @@ def engine_of(kind: StageKind, stage: Stage, halved: bool) -> str:
 
 
 def free_places(engine: str, placement: dict[str, Any], total: float, busy: Sequence[Job]) -> int:
-    """How many jobs of this placement could start now; of one that takes no device, one at a time.
+    """How many jobs of this placement could start now, 0 where more wait than fit; of one without device one at a time.
 
     total: devices of the cluster. busy: jobs that run or wait for devices.
     """
     wanted = devices(placement)
     if wanted:
-        return int((total - sum(devices(job.placement) for job in busy)) // wanted)
+        return max(0, int((total - sum(devices(job.placement) for job in busy)) // wanted))
     return 0 if any(job.engine == engine for job in busy) else 1
 
 

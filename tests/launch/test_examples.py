@@ -119,12 +119,16 @@ def test_the_pages_commands_run_from_a_bare_environment(bare, tmp_path):
     runtime["env_vars"]["HF_HOME"] = str(home / "huggingface")
     (home / "runtime_env.yaml").write_text(yaml.safe_dump(runtime))
     script = "\n".join(["set -euo pipefail", *page_commands()])
+    agent = f"--dashboard-agent-listen-port={free_port()}"  # no job runs where another Ray has the usual one
     for old, new in (
         ("6379", gcs),
         ("8265", jobs),
         ("launch/examples/runtime_env.yaml", str(home / "runtime_env.yaml")),
         ("run.root=/shared/runs", " ".join(map(shlex.quote, [f"run.root={tmp_path / 'store'}", *TINY]))),
-        ("ray start --head", f"ray start --head --num-cpus=2 --node-ip-address=127.0.0.1 --temp-dir={home / 'ray'}"),
+        (
+            "ray start --head",
+            f"ray start --head --num-cpus=2 --node-ip-address=127.0.0.1 --temp-dir={home / 'ray'} {agent}",
+        ),
     ):
         assert old in script
         script = script.replace(old, new)
