@@ -54,7 +54,7 @@ WIDTH = 7.4  # inches of a picture as wide as the text
 def key_of(place: int, variant: int = 0) -> Key:
     """How the `place`-th objective is marked, and the `variant`-th of its lines: no two of 42 objectives alike."""
     colour, turn = place % len(COLOURS), place // len(COLOURS)
-    return Key(colour, (colour + 2 * turn) % len(SHAPES), variant % len(DASHES))
+    return Key(colour, (colour + 2 * turn) % len(SHAPES), (variant + turn) % len(DASHES))
 
 
 def drawn(width: float, height: float, draw: Callable[[Any], None]) -> str:

@@ -75,7 +75,8 @@ def _draw(canvas: Any, rows: int, panels: Mapping[str, Sequence[Curve]], keys: M
         axis.set_xlabel("step")
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
-    legend(canvas, shown)
+    if any(len({curve.line.objective for curve in curves}) > 1 for curves in panels.values()):
+        legend(canvas, shown)
 
 
 def legend(canvas: Any, shown: Mapping[str, Any]) -> None:
