@@ -24,6 +24,8 @@ from launch.execution.driver import Driver
 from launch.fingerprint import fingerprint
 from launch.graph.builder import make_plan
 from launch.graph.plan import Branch, Input, Plan, Stage
+from launch.report import synthetic
+from launch.report.write import write_report
 from launch.stages.contract import Settings
 from launch.store import Store
 from launch.store.leases import Heartbeat
@@ -37,6 +39,7 @@ LIMITS = {
     "rerun_100_cached_stages": 5.0,
     "status_10000_artifacts": 1.0,
     "overhead_per_stage": 1.0,
+    "report_40_branches": 10.0,
 }
 CHAIN = 6
 ARTIFACTS = 10_000
@@ -135,6 +138,16 @@ def overhead(root: Path) -> list[float]:
     return [(times[n]["begun"] - records[n - 1]) + (records[n] - times[n]["ended"]) for n in range(1, len(records))]
 
 
+def report_of_forty(root: Path) -> float:
+    """Seconds to write the report of 40 branches from a store that has all that it reads; planning is not counted."""
+    plan = synthetic.sweep(root, rates=len(synthetic.RATES))
+    synthetic.fill(plan)
+    begun = time.monotonic()
+    with contextlib.redirect_stdout(io.StringIO()):
+        write_report(plan)
+    return time.monotonic() - begun
+
+
 def measure() -> dict[str, float]:
     """Seconds of each figure in LIMITS; the overhead is the median over stages."""
     found: dict[str, float] = {}
@@ -151,6 +164,7 @@ def measure() -> dict[str, float]:
         found["rerun_100_cached_stages"] = _timed(["run", *finished])
         crowd(plan, ARTIFACTS)
         found["status_10000_artifacts"] = _timed(["status", "microworld", f"run.root={root / 'full'}"])
+        found["report_40_branches"] = report_of_forty(root / "forty")
         found["overhead_per_stage"] = statistics.median(overhead(root / "chain"))
     return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+import math
+from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -10,10 +11,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from common.files import read_json
 from launch import stages
 from launch.graph.plan import Plan, Stage
-from launch.report.parts import Cell, Figure, Grid, Section, grid
+from launch.report.parts import Cell, Figure, Grid, Link, Section, grid
 from launch.report.source import Source
 
 FIGURES = "figures/*.svg"
+PAGES = "pages/*.html"
 FINDINGS = "findings.json"
 
 
@@ -46,7 +48,7 @@ def shown(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 
 def sections(plan: Plan, source: Source) -> list[Section]:
-    """A section for every published stage that has tables to show, with the figures beside them.
+    """A section for every published stage that has tables to show, with the figures and pages beside them.
 
     A file that does not look like a table is left out and noted among the source's damaged ones.
     """
@@ -60,9 +62,9 @@ def sections(plan: Plan, source: Source) -> list[Section]:
         figures = tuple(
             one for name in _names(source, stage, (FIGURES,)) if (one := _figure(source, stage, name, findings))
         )
-        if grids or figures:
-            title = stage.name
-            found.append(Section(title, findings.sentence, grids, figures, (stage.address,)))
+        links = tuple(one for name in _names(source, stage, (PAGES,)) if (one := _link(source, stage, name)))
+        if grids or figures or links:
+            found.append(Section(stage.name, findings.sentence, grids, figures, (stage.address,), links))
     return found
 
 
@@ -92,7 +94,7 @@ def _table(source: Source, stage: Stage, name: str) -> Grid | None:
     table = _checked(source, stage, name, Table)
     if table is None:
         return None
-    rows = [(_text(row[0]), [Cell(_text(value)) for value in row[1:]]) for row in table.rows]
+    rows = [(_text(row[0]), [Cell(_text(value), _number(value)) for value in row[1:]]) for row in table.rows]
     return grid(table.columns[1:], rows, head=table.columns[0], title=table.title, note=table.note)
 
 
@@ -101,8 +103,26 @@ def _figure(source: Source, stage: Stage, name: str, findings: Findings) -> Figu
     if path is None:
         return None
     stem = PurePosixPath(name).stem
-    file = Path("figures", f"{stage.kind}-{stage.label}-{stage.fingerprint[:16]}-{stem}.svg")
-    return Figure(stem, file.as_posix(), path.read_text(encoding="utf-8"), findings.figures.get(stem, ""))
+    file = _file("figures", stage, f"{stem}.svg")
+    return Figure(stem, file, path.read_text(encoding="utf-8"), findings.figures.get(stem, ""))
+
+
+def _link(source: Source, stage: Stage, name: str) -> Link | None:
+    """A page, to be copied beside the report so that its folder can be moved."""
+    path = source.file(stage, name)
+    if path is None:
+        return None
+    stem = PurePosixPath(name).stem
+    return Link(stem, _file("pages", stage, f"{stem}.html"), path)
+
+
+def _file(folder: str, stage: Stage, name: str) -> str:
+    return PurePosixPath(folder, f"{stage.kind}-{stage.label}-{stage.fingerprint[:16]}-{name}").as_posix()
+
+
+def _number(value: str | bool | float | None) -> float | None:
+    """What a value is sorted by."""
+    return None if value is None or isinstance(value, str | bool) or not math.isfinite(value) else float(value)
 
 
 def _text(value: str | bool | float | None) -> str:

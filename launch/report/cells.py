@@ -11,13 +11,15 @@ from evaluation.artifact import AT_MOST
 from evaluation.compare import average_of, headlines
 from evaluation.statistics import Paired, over_seeds, paired
 from launch.report.lines import PHASES, Line, Member, Model
-from launch.report.parts import Cell
+from launch.report.parts import Cell, estimate
 from launch.report.source import Source
 from launch.store import Record
 from launch.text import bytes_text, seconds_text
 
 Metrics = dict[str, Any]
 Estimate = Mapping[str, float]  # value, low, high
+EQUAL = "equal on every problem"
+SAME = f"0, {EQUAL}"
 HELD_OUT = "held_out"  # the name under which a model's held-out chats are measured
 
 
@@ -27,19 +29,34 @@ def spread(values: Sequence[float]) -> float:
     return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
 
 
+def mean_of(found: Sequence[Estimate], records: tuple[str, ...]) -> Cell:
+    """The mean of several seeds' estimates with the means of their bounds, and their standard deviation."""
+    value, low, high = (sum(one[name] for one in found) / len(found) for name in ("value", "low", "high"))
+    deviation = spread([one["value"] for one in found]) if len(found) > 1 else None
+    return estimate(value, low, high, records, deviation=deviation)
+
+
+def noted(cell: Cell, *notes: str) -> Cell:
+    """A cell with remarks behind it."""
+    return replace(cell, text="; ".join([cell.text, *notes]), small=(*cell.small, *notes))
+
+
 def over_seeds_interval(differences: Sequence[Sequence[float]], records: tuple[str, ...]) -> Cell:
     """Mean of paired differences, of each seed one a problem, with the interval of `evaluation.statistics.over_seeds`;
     empty below two seeds."""
     if len(differences) < 2 or len(differences[0]) < 2:
         return Cell()
+    if not any(map(any, differences)):
+        return Cell(SAME, 0.0, records=records, head="0", small=(EQUAL,))
     found = over_seeds(differences)
-    text = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f}), {found.n} seeds"
-    return Cell(text, found.value, found.low, found.high, records)
+    return estimate(found.value, found.low, found.high, records, signed=True, notes=[f"{found.n} seeds"])
 
 
-def detectable_text(smallest: float) -> str:
-    """The smallest difference that a comparison could have found, as the tables show it."""
-    return f"{smallest:.3f}" if smallest != float("inf") else "none"
+def detectable(smallest: float, records: tuple[str, ...]) -> Cell:
+    """The smallest difference that a comparison could have found."""
+    if smallest == float("inf"):
+        return Cell("none", records=records)
+    return Cell(f"{smallest:.3f}", smallest, records=records)
 
 
 class Cells:
@@ -65,15 +82,13 @@ class Cells:
         for member in line.members:
             model = member.models.get(phase)
             metrics = self.source.metrics(model)
-            estimate = None if metrics is None else read(metrics, member)
-            if estimate is not None and model is not None:
-                found.append(estimate)
+            one = None if metrics is None else read(metrics, member)
+            if one is not None and model is not None:
+                found.append(one)
                 records += [model.measures[name].address for name in names(model) if name in model.measures]
         if not found:
             return Cell()
-        value, low, high = (sum(one[name] for one in found) / len(found) for name in ("value", "low", "high"))
-        deviation = f" ± {spread([one['value'] for one in found]):.3f}" if len(found) > 1 else ""
-        return Cell(f"{value:.3f}{deviation} ({low:.3f} to {high:.3f})", value, low, high, tuple(records))
+        return mean_of(found, tuple(records))
 
     def target(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         """Metrics of the target benchmark; empty if it was not measured."""
@@ -108,7 +123,7 @@ class Cells:
         )
         if not ungraded or most.value is None:
             return cell
-        return replace(cell, text=f"{cell.text}; {most.value:.3f} if all that was not graded is right")
+        return noted(cell, f"{most.value:.3f} if all that was not graded is right")
 
     def of_held_out(self, line: Line, phase: str, metric: str) -> Cell:
         """A metric of the held-out chats, per token in nats."""
@@ -138,7 +153,7 @@ class Cells:
         )
         notes = [f"the context cut max_tokens of {clamped} problems"] * bool(clamped)
         notes += [f"{unanswered} prompts filled the context and count as wrong"] * bool(unanswered)
-        return replace(cell, text="; ".join([cell.text, *notes]))
+        return noted(cell, *notes) if notes else cell
 
     def metric(self, line: Line, phase: str, name: str, metric: str) -> Cell:
         """A metric of a benchmark, or the one score of a task, where that is asked for as pass@1."""
@@ -189,12 +204,17 @@ class Cells:
 
     def gain(self, line: Line, mode: str) -> Cell:
         """What RL adds on the target, paired by problem, each problem averaged over seeds first."""
+        return self.change(line, mode, lambda member: (member.start, member.models.get("rl")))
+
+    def change(self, line: Line, mode: str, models: Callable[[Member], tuple[Model | None, Model | None]]) -> Cell:
+        """The target's score of the second of a member's two models less that of the first, paired by problem, each
+        problem averaged over seeds first."""
         before: dict[str, list[float]] = defaultdict(list)
         after: dict[str, list[float]] = defaultdict(list)
         records: list[str] = []
         target = self.settings.target
         for member in line.members:
-            pair = [model for model in (member.start, member.models.get("rl")) if model is not None]
+            pair = [model for model in models(member) if model is not None]
             scores = [self.source.scores(model, target, mode) for model in pair]
             if len(pair) < 2 or not all(scores):
                 continue
@@ -209,10 +229,14 @@ class Cells:
         return self.paired(means[0], means[1], tuple(records))[0]
 
     def paired(self, a: Sequence[float], b: Sequence[float], records: tuple[str, ...]) -> tuple[Cell, Paired]:
-        """mean(b) - mean(a) of scores of the same problems with its interval over problems, and what else was found."""
+        """mean(b) - mean(a) of scores of the same problems with its interval over problems, and what else was found.
+
+        Scores that are equal problem by problem have no interval: nothing varies.
+        """
         found = paired(a, b, seed=self.settings.seed)
-        text = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-        return Cell(text, found.difference, found.low, found.high, records), found
+        if all(one == other for one, other in zip(a, b, strict=True)):
+            return Cell(SAME, 0.0, records=records, head="0", small=(EQUAL,), p=found.p), found
+        return estimate(found.difference, found.low, found.high, records, signed=True, p=found.p), found
 
     def _training(self, line: Line) -> list[tuple[str, str, Record]]:
         """Phase, address and record of every published stage that trained a model of the line."""

@@ -2,58 +2,95 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from launch.report.drawing import COLOURS, DASHES, GREY, TIP, WIDTH, drawn
 from launch.report.lines import Line
-from launch.report.parts import Figure
+from launch.report.parts import Figure, Key
 from launch.report.source import Source
 
-PANELS = (("sft", "loss", "SFT loss"), ("sft", "entropy", "SFT token entropy"), ("rl", "reward", "RL reward"))
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "sft-then-rl",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-Curve = tuple[str, str, list[float], list[float]]  # name of the line, colour, steps, values
+# Phase, metric and title of what may stand on one axis whatever the objective is; an objective's own loss may not.
+SHARED = (
+    ("sft", "cross_entropy", "SFT: cross-entropy"),
+    ("sft", "val_loss", "SFT: cross-entropy, held-out"),
+    ("sft", "entropy", "SFT: token entropy"),
+    ("rl", "reward", "RL: reward"),
+    ("rl", "validation_pass_rate", "RL: pass rate, held-out prompts"),
+    ("rl", "entropy", "RL: token entropy"),
+)
+LOSS = "loss"
+CROSS_ENTROPY = ("sft",)  # objectives whose loss is the cross-entropy itself
+ACROSS = 3  # panels in a row
+CAPTION = "Training, a curve for each seed, in the colours of the tables."
+LOSSES = "The loss that each objective minimizes: different quantities, which share no axis."
 
 
-def training_curves(lines: Sequence[Line], source: Source) -> Figure | None:
-    """A panel for each metric that some stage's curve.jsonl holds, all seeds of a line in one colour; None without."""
-    panels = [(title, curves) for phase, metric, title in PANELS if (curves := _curves(lines, source, phase, metric))]
-    if not panels:
-        return None
-    import matplotlib
+@dataclass(frozen=True)
+class Curve:
+    """One stage's values of a metric over the steps, and the line that it belongs to."""
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    line: Line
+    steps: list[float]
+    values: list[float]
 
-    with pyplot.rc_context(STYLE):
-        figure, row = pyplot.subplots(1, len(panels), figsize=(2 + 3 * len(panels), 3.2), squeeze=False)
-        shown: dict[str, Any] = {}
-        for axis, (title, curves) in zip(row[0], panels, strict=True):
-            for name, colour, steps, values in curves:
-                (drawn,) = axis.plot(steps, values, color=colour, linewidth=1)
-                shown.setdefault(name, drawn)
-            axis.set(title=title, xlabel="step")
-        place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        row[0][-1].legend(list(shown.values()), list(shown), fontsize=7, frameon=False, **place)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-        pyplot.close(figure)
-    svg = text.getvalue()
-    return Figure("training", "training.svg", svg[svg.index("<svg") :])
+
+def training_curves(lines: Sequence[Line], keys: Mapping[str, Key], source: Source) -> list[Figure]:
+    """A picture of what all lines share, a panel for each metric that some curve.jsonl holds, and one of the losses, a
+    panel for each objective; neither where there is nothing to draw."""
+    shared = {title: _curves(lines, source, phase, metric) for phase, metric, title in SHARED}
+    losses: dict[str, list[Curve]] = defaultdict(list)
+    for curve in _curves(lines, source, "sft", LOSS):
+        if curve.line.objective not in CROSS_ENTROPY:
+            losses[curve.line.objective].append(curve)
+    if not shared["SFT: cross-entropy"]:  # where a run logs none, a loss that is one stands for it
+        own = [one for one in _curves(lines, source, "sft", LOSS) if one.line.objective in CROSS_ENTROPY]
+        shared["SFT: cross-entropy"] = own
+    of_losses = {f"{name}: loss": curves for name, curves in losses.items()}
+    found = (("training", shared, CAPTION), ("losses", of_losses, LOSSES))
+    return [_figure(name, panels, keys, caption) for name, panels, caption in found if any(panels.values())]
+
+
+def _figure(name: str, panels: Mapping[str, Sequence[Curve]], keys: Mapping[str, Key], caption: str) -> Figure:
+    kept = {title: curves for title, curves in panels.items() if curves}
+    rows = -(-len(kept) // ACROSS)
+    svg = drawn(WIDTH, 0.5 + 1.9 * rows, lambda canvas: _draw(canvas, rows, kept, keys))
+    return Figure(name, f"{name}.svg", svg, caption, ours=True)
+
+
+def _draw(canvas: Any, rows: int, panels: Mapping[str, Sequence[Curve]], keys: Mapping[str, Key]) -> None:
+    axes = canvas.subplots(rows, ACROSS, squeeze=False)
+    shown: dict[str, Any] = {}
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+        for curve in curves:
+            key = keys.get(curve.line.name)
+            look = {"color": COLOURS[key.colour], "linestyle": DASHES[key.dash]} if key else {"color": GREY}
+            marker = {"marker": "."} if len(curve.steps) < ACROSS else {}
+            (line,) = axis.plot(curve.steps, curve.values, linewidth=1.1, **look, **marker)
+            line.set_gid(f"{TIP}{curve.line.name}")
+            shown.setdefault(curve.line.objective or curve.line.name, line)
+        axis.set_title(title)
+        axis.set_xlabel("step")
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_axis_off()
+    if any(len({curve.line.objective for curve in curves}) > 1 for curves in panels.values()):
+        legend(canvas, shown)
+
+
+def legend(canvas: Any, shown: Mapping[str, Any]) -> None:
+    """Below the panels, an entry for each objective."""
+    canvas.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=min(6, len(shown)))
 
 
 def _curves(lines: Sequence[Line], source: Source, phase: str, metric: str) -> list[Curve]:
     found: list[Curve] = []
-    for index, line in enumerate(line for line in lines if not line.is_base):
+    for line in lines:
+        if line.is_base:
+            continue
         for stage in (stage for member in line.members for stage in member.trained.get(phase, ())):
-            rows = [row for row in source.curve(stage) if metric in row]
+            rows = [row for row in source.curve(stage) if row.get(metric) is not None]
             if rows:
-                colour = COLOURS[index % len(COLOURS)]
-                found.append((line.name, colour, [row["step"] for row in rows], [row[metric] for row in rows]))
+                found.append(Curve(line, [row["step"] for row in rows], [row[metric] for row in rows]))
     return found

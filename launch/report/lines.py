@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from launch.graph.model import BranchModel
 from launch.graph.names import without_seed
 from launch.graph.plan import Branch, Plan, Stage
+from launch.report.drawing import key_of
+from launch.report.parts import Key
 
 BASE = "base model"
 FROM_BASE = "RL from the base"
@@ -46,10 +48,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Line:
-    """One row: the base model, RL from it, or a branch from one SFT checkpoint, with each of its seeds."""
+    """One row: the base model, RL from it, or a branch from one SFT checkpoint, with each of its seeds.
+
+    objective: of SFT; empty for the base and RL from it.
+    """
 
     name: str
     members: tuple[Member, ...]
+    objective: str = ""
 
     @property
     def is_base(self) -> bool:
@@ -72,7 +78,7 @@ def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
     bases: dict[tuple[str, ...], Line] = {}
     without_sft: dict[tuple[str, ...], dict[str, Member]] = defaultdict(dict)
     members: dict[tuple[str, ...], list[Member]] = defaultdict(list)
-    names: dict[tuple[str, ...], str] = {}
+    names: dict[tuple[str, ...], tuple[str, str]] = {}
     for branch in plan.branches:
         for model in _of_phase(branch, "base"):
             measured = _measured(plan, model)
@@ -94,10 +100,28 @@ def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
             start = None if model is None else model.start
             key = (*(text for text in branch.overrides if not text.startswith("seed=")), str(start))
             members[key].append(_member(plan, branch, model))
-            name = without_seed(branch.name, branch.overrides)[0] or str(branch.recipe.objective["name"])
-            names[key] = name if len(trained) == 1 else f"{name}, from {start}"
+            objective = str(branch.recipe.objective["name"])
+            name = without_seed(branch.name, branch.overrides)[0] or objective
+            names[key] = (name if len(trained) == 1 else f"{name}, from {start}", objective)
     from_base = [Line(_without_sft(key), tuple(found.values())) for key, found in without_sft.items()]
-    return [*bases.values(), *from_base, *(Line(names[key], tuple(found)) for key, found in members.items())]
+    return [*bases.values(), *from_base, *(_named(*names[key], found) for key, found in members.items())]
+
+
+def _named(name: str, objective: str, members: Sequence[Member]) -> Line:
+    return Line(name, tuple(members), objective)
+
+
+def keys(lines: Sequence[Line]) -> dict[str, Key]:
+    """Name of a line -> how it is marked: a colour and a shape for each objective, a kind of line for its variants."""
+    places: dict[str, int] = {}
+    variants: dict[str, int] = defaultdict(int)
+    found = {}
+    for line in lines:
+        if line.objective:
+            place = places.setdefault(line.objective, len(places))
+            found[line.name] = key_of(place, variants[line.objective])
+            variants[line.objective] += 1
+    return found
 
 
 def _bears_on_rl(override: str) -> bool:

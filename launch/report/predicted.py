@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,9 @@ from evaluation.readiness.association import FEWEST, Association, Outcome, assoc
 from evaluation.readiness.stage import read_figures
 from launch.graph.plan import Plan
 from launch.report.cells import Cells
-from launch.report.figures import COLOURS, STYLE
+from launch.report.drawing import COLOURS, GREY, INK, TIP, WIDTH, drawn
 from launch.report.lines import Line
-from launch.report.parts import Cell, Figure, Section, grid
+from launch.report.parts import Cell, Figure, Section, estimate, grid
 from launch.report.readiness import PREFIX, titles
 
 COLUMNS = ("branches", "Spearman", "Kendall", "p (Holm)", "regret", "regret at random", "it chooses")
@@ -44,7 +43,8 @@ def sections(plan: Plan, cells: Cells, lines: Sequence[Line]) -> list[Section]:
     left = [names[name] for name in names if name not in found]
     missing = f" Without a row, since too few branches have them or all are equal: {', '.join(left)}." if left else ""
     figures = (_figure(names, found),) if found else ()
-    return [Section("What predicted RL", f"{_sentence(names, found)} {NOTE}{missing}", (grid(COLUMNS, rows),), figures)]
+    table = grid(COLUMNS, rows)
+    return [Section("What predicted RL", f"{_sentence(names, found)}{missing}", (table,), figures, note=NOTE)]
 
 
 def _outcomes(plan: Plan, cells: Cells, lines: Sequence[Line]) -> tuple[dict[str, list[Outcome]], tuple[str, ...], int]:
@@ -79,15 +79,14 @@ def _outcomes(plan: Plan, cells: Cells, lines: Sequence[Line]) -> tuple[dict[str
 
 def _row(one: Association, records: tuple[str, ...]) -> tuple[Cell, ...]:
     estimates = [
-        Cell(f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})", found.value, found.low, found.high, records)
+        estimate(found.value, found.low, found.high, records, places=2, signed=True)
         for found in (one.spearman, one.kendall)
     ]
-    regret = f"{one.regret.value:.3f} ({one.regret.low:.3f} to {one.regret.high:.3f})"
     return (
-        Cell(str(one.n)),
+        Cell(str(one.n), one.n),
         *estimates,
         Cell(f"{one.p_holm:.3f}", one.p_holm, records=records),
-        Cell(regret, one.regret.value, one.regret.low, one.regret.high, records),
+        estimate(one.regret.value, one.regret.low, one.regret.high, records),
         Cell(f"{one.at_random:.3f}", one.at_random, records=records),
         Cell(one.chosen),
     )
@@ -107,24 +106,21 @@ def _sentence(names: Mapping[str, str], found: Mapping[str, Association]) -> str
 
 def _figure(names: Mapping[str, str], found: Mapping[str, Association]) -> Figure:
     """Spearman's correlation of every figure with its interval, the largest on top."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     order = sorted(found, key=lambda name: found[name].spearman.value)
     values = [found[name].spearman for name in order]
     bars = [[one.value - one.low for one in values], [one.high - one.value for one in values]]
-    options: dict[str, Any] = {"fmt": "o", "color": COLOURS[0], "markersize": 4, "capsize": 2}
-    with pyplot.rc_context(STYLE):
-        figure, axis = pyplot.subplots(figsize=(6.5, 1 + 0.3 * len(order)))
-        axis.errorbar([one.value for one in values], range(len(order)), xerr=bars, **options)
-        axis.axvline(0, color="#888888", linewidth=0.8)
+
+    def draw(canvas: Any) -> None:
+        axis = canvas.subplots()
+        axis.axvline(0, color=GREY, linewidth=0.8, zorder=1)
+        look: dict[str, Any] = {"fmt": "o", "color": COLOURS[0], "markersize": 5, "elinewidth": 1.2}
+        mark = axis.errorbar([one.value for one in values], range(len(order)), xerr=bars, **look)
+        mark[0].set_gid(f"{TIP}Spearman's correlation")
         axis.set_yticks(range(len(order)), [names[name] for name in order])
+        axis.tick_params(axis="y", labelcolor=INK)
+        axis.grid(visible=False, axis="y")
         axis.set(xlim=(-1.05, 1.05), xlabel="Spearman's correlation with pass@1 after RL")
-        text = io.StringIO()
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-        pyplot.close(figure)
-    svg = text.getvalue()
+
+    svg = drawn(WIDTH, 0.9 + 0.24 * len(order), draw)
     caption = "Rank correlation of each figure before RL with the score after it, with 95% intervals."
-    return Figure("predicted", "predicted.svg", svg[svg.index("<svg") :], caption)
+    return Figure("predicted", "predicted.svg", svg, caption, ours=True)

@@ -9,7 +9,7 @@ from launch.graph.plan import Plan
 from launch.published.cells import Printed, matching, paper_of
 from launch.report.cells import Cells
 from launch.report.lines import PHASES, Line
-from launch.report.parts import Cell, Grid, Row, Section, grid
+from launch.report.parts import Cell, Grid, Row, Section, estimate, grid
 
 COLUMNS = ("ours", "published", "gap", "")
 NOTE = (
@@ -26,9 +26,9 @@ def sections(plan: Plan, cells: Cells, lines: Sequence[Line]) -> list[Section]:
     left = [f"Open in the paper, and taken here: {'; '.join(section.open)}."] if section.open else []
     table = _grid(plan, cells, lines, paper)
     grids = (table,) if table.rows else ()
-    text = " ".join([*([NOTE] if grids else []), *left])
+    text, note = " ".join(left), NOTE if grids else ""
     title = f"Against the paper ({', '.join(section.tables)})" if section.tables else "Against the paper"
-    return [Section(title, text, grids)] if text else []
+    return [Section(title, text, grids, note=note)] if text or note else []
 
 
 def _grid(plan: Plan, cells: Cells, lines: Sequence[Line], paper: str) -> Grid:
@@ -56,11 +56,12 @@ def _row(cells: Cells, line: Line, phase: str, printed: Printed) -> tuple[Cell, 
         return Cell(), Cell(printed.value), Cell(), Cell(remark)
     scale = 1.0 if any(metric == "self_bleu" for _, metric in printed.scores) else 100.0
     value, low, high = (scale * one for one in (ours.value, ours.low, ours.high))
-    gap = f"{value - theirs:+.2f} ({low - theirs:+.2f} to {high - theirs:+.2f})"
+    shown = estimate(value, low, high, ours.records, places=2)
+    gap = estimate(value - theirs, low - theirs, high - theirs, ours.records, places=2, signed=True)
     return (
-        replace(ours, text=f"{value:.2f} ({low:.2f} to {high:.2f})"),
-        Cell(printed.value),
-        Cell(gap, value - theirs, low - theirs, high - theirs, ours.records),
+        replace(shown, value=ours.value, low=ours.low, high=ours.high),
+        Cell(printed.value, theirs),
+        gap,
         Cell(remark),
     )
 

@@ -8,7 +8,7 @@ from evaluation import readiness
 from evaluation.readiness.stage import read_figures
 from launch.graph.names import without_seed
 from launch.graph.plan import Plan, Stage
-from launch.report.cells import spread
+from launch.report.cells import mean_of
 from launch.report.lines import BASE
 from launch.report.parts import Cell, Section, grid
 from launch.report.source import Source
@@ -38,7 +38,7 @@ def sections(plan: Plan, source: Source) -> list[Section]:
     names = titles({key for seeds in found.values() for figures, _ in seeds for key in figures})
     columns = list(names.values())
     table = grid(columns, [(row, [_cell(seeds, name) for name in names]) for row, seeds in found.items()])
-    return [Section("Before RL", NOTE, (table,))] if table.rows else []
+    return [Section("Before RL", grids=(table,), note=NOTE)] if table.rows else []
 
 
 def titles(present: set[str]) -> dict[str, str]:
@@ -55,7 +55,4 @@ def _cell(seeds: Sequence[tuple[Mapping[str, Mapping[str, float]], str]], name: 
     found = [(figures[name], address) for figures, address in seeds if name in figures]
     if not found:
         return Cell()
-    value, low, high = (sum(one[part] for one, _ in found) / len(found) for part in ("value", "low", "high"))
-    deviation = f" ± {spread([one['value'] for one, _ in found]):.3f}" if len(found) > 1 else ""
-    text = f"{value:.3f}{deviation} ({low:.3f} to {high:.3f})"
-    return Cell(text, value, low, high, tuple(address for _, address in found))
+    return mean_of([one for one, _ in found], tuple(address for _, address in found))

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from common.files import read_json
 from launch.report.cells import Cells
-from launch.report.figures import COLOURS, STYLE
+from launch.report.drawing import COLOURS, DASHES, GREY, SHAPES, TIP, WIDTH, bars, drawn
+from launch.report.figures import ACROSS, legend
 from launch.report.lines import PHASES, Line, Member, Model
-from launch.report.parts import Cell, Figure, Section, grid
+from launch.report.parts import Cell, Figure, Key, Section, grid
 
 COLUMNS = ("pass@1", "pass@k", "self-BLEU", "token entropy", "KL from base")
 NOTE = "Of the target and of held-out chats, as in the other tables; bars are 95% intervals over problems."
 Point = tuple[Line, str, int, tuple[Cell, ...]]  # line, phase, step and a cell for each of `COLUMNS`
 
 
-def sections(cells: Cells, lines: Sequence[Line]) -> list[Section]:
-    """The table and picture of the checkpoints; none where no stage published more than its last."""
+def sections(
+    cells: Cells, lines: Sequence[Line], keys: Mapping[str, Key], training: Sequence[Figure] = ()
+) -> list[Section]:
+    """The curves of training, then the picture and table of the checkpoints; none where there is neither.
+
+    The checkpoints are shown where a stage published more than its last.
+    """
     points = [point for line in lines for phase in PHASES for point in _points(cells, line, phase)]
     if not any(cell.text for *_, found in points for cell in found):
-        return []
+        return [Section("Over the steps", figures=tuple(training))] if training else []
     rows = [(f"{line.name}, {PHASES[phase]} step {step}", found) for line, phase, step, found in points]
-    return [Section("Over the steps", NOTE, (grid(COLUMNS, rows),), (_figure(points),))]
+    return [Section("Over the steps", "", (grid(COLUMNS, rows),), (_figure(points, keys), *training), note=NOTE)]
 
 
 def _points(cells: Cells, line: Line, phase: str) -> list[Point]:
@@ -39,7 +44,7 @@ def _points(cells: Cells, line: Line, phase: str) -> list[Point]:
             steps.setdefault(step, []).append(_as_if_last(member, phase, model))
     found = []
     for step, members in sorted(steps.items()):
-        at = Line(line.name, tuple(members))
+        at = replace(line, members=tuple(members))
         measured = (
             cells.of_target(at, phase, "pass@1"),
             cells.passk(at, phase),
@@ -61,41 +66,34 @@ def _last_step(cells: Cells, member: Member, phase: str) -> int | None:
     return None if path is None else int(read_json(path)["final"])
 
 
-def _figure(points: Sequence[Point]) -> Figure:
-    """A panel for each phase and column that has values; a colour for each line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = list(dict.fromkeys(line.name for line, *_ in points))
-    panels: dict[tuple[str, str], dict[str, list[tuple[int, Cell]]]] = {}
-    for line, phase, step, found in points:
-        for column, cell in zip(COLUMNS, found, strict=True):
+def _figure(points: Sequence[Point], keys: Mapping[str, Key]) -> Figure:
+    """A panel for each phase and column that has values."""
+    panels: dict[str, dict[str, list[Point]]] = {}
+    for point in points:
+        for column, cell in zip(COLUMNS, point[3], strict=True):
             if cell.value is not None:
-                panels.setdefault((phase, column), {}).setdefault(line.name, []).append((step, cell))
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(rows, columns, figsize=(2 + 3 * columns, 2.8 * rows), squeeze=False)
-        shown: dict[str, Any] = {}
-        for axis, ((phase, column), of_line) in zip(axes.flat, panels.items(), strict=False):
-            for name, places in of_line.items():
-                values = [cell.value or 0.0 for _, cell in places]
-                below = [value - (cell.low or 0.0) for value, (_, cell) in zip(values, places, strict=True)]
-                above = [(cell.high or 0.0) - value for value, (_, cell) in zip(values, places, strict=True)]
-                colour = COLOURS[names.index(name) % len(COLOURS)]
-                steps = [step for step, _ in places]
-                drawn = axis.errorbar(steps, values, [below, above], color=colour, marker="o", markersize=3, capsize=2)
-                shown.setdefault(name, drawn)
-            axis.set(title=f"{column} after {PHASES[phase]}", xlabel="step")
-        for axis in list(axes.flat)[len(panels) :]:
-            axis.set_axis_off()
-        figure.tight_layout()
-        place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        figure.legend(list(shown.values()), list(shown), fontsize=7, frameon=False, **place)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-        pyplot.close(figure)
-    svg = text.getvalue()
-    return Figure("steps", "steps.svg", svg[svg.index("<svg") :], "Scores over the steps of SFT and of RL.")
+                title = f"{column} over {PHASES[point[1]]}"
+                panels.setdefault(title, {}).setdefault(point[0].name, []).append((*point[:3], (cell,)))
+    rows = -(-len(panels) // ACROSS)
+    svg = drawn(WIDTH, 0.5 + 1.9 * rows, lambda canvas: _draw(canvas, rows, panels, keys))
+    return Figure("steps", "steps.svg", svg, "Scores over the steps of training.", ours=True)
+
+
+def _draw(canvas: Any, rows: int, panels: Mapping[str, Mapping[str, list[Point]]], keys: Mapping[str, Key]) -> None:
+    axes = canvas.subplots(rows, ACROSS, squeeze=False)
+    shown: dict[str, Any] = {}
+    for axis, (title, of_line) in zip(axes.flat, panels.items(), strict=False):
+        for name, places in of_line.items():
+            found, own = [cells[0] for *_, cells in places], keys.get(name)
+            look: dict[str, Any] = {"color": GREY, "markersize": 4, "linewidth": 1.1, "elinewidth": 0.8}
+            if own is not None:
+                look |= {"color": COLOURS[own.colour], "linestyle": DASHES[own.dash], "marker": SHAPES[own.shape]}
+            steps, values = [step for _, _, step, _ in places], [cell.value or 0.0 for cell in found]
+            mark = axis.errorbar(steps, values, bars(found), **look)
+            mark[0].set_gid(f"{TIP}{name}")
+            shown.setdefault(places[0][0].objective or name, mark)
+        axis.set_title(title)
+        axis.set_xlabel("step")
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_axis_off()
+    legend(canvas, shown)

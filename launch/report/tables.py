@@ -1,14 +1,15 @@
-"""The tables of the report: by objective, by benchmark, diversity and drift, contrasts, selection and cost."""
+"""The tables of the report: by objective, by benchmark, diversity and drift, cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from evaluation.compare import headlines
-from evaluation.statistics import holm
 from launch.graph.plan import Plan
-from launch.graph.select import Selected
-from launch.report.cells import Cells, detectable_text, over_seeds_interval
+from launch.report.cells import Cells
+from launch.report.contrasts import Place, with_best
 from launch.report.lines import PHASES, Line
 from launch.report.parts import Cell, Grid, Row, grid
 from launch.store import Store
@@ -26,21 +27,21 @@ COLUMNS = {
     "time": "time SFT + RL",
     "memory": "peak memory",
 }
+TAKEN = ("time", "memory")  # of `COLUMNS`, those that are costs and no results
+TESTED = {"sft_pass1": "sft", "rl_pass1": "rl"}  # of `COLUMNS`, those whose best one is tested, and the phase
 # Metric of the target, or of held-out chats, to the column that shows it.
 DRIFT = {
     "self_bleu": "self-BLEU",
     "distinct_1": "distinct-1",
     "distinct_2": "distinct-2",
     "tokens_p25": "tokens, p25",
-    "tokens_p50": "p50",
-    "tokens_p75": "p75",
+    "tokens_p50": "tokens, p50",
+    "tokens_p75": "tokens, p75",
     "truncated": "truncated",
     "unanswered": "unanswered",
     "ungraded": "ungraded",
 }
 DRIFT_HELD_OUT = {"entropy": "token entropy", "loss": "held-out loss", "kl_from_base": "KL from base"}
-CONTRASTS = ("difference in pass@1, over problems", "over problems and seeds", "p (Holm)", "detectable")
-SELECTION = ("setting", "seeds", "validation", "device-hours", "goes on")
 COST = ("attempts", "hours", "device-hours")
 
 
@@ -62,12 +63,30 @@ def main_row(cells: Cells, line: Line) -> dict[str, Cell]:
     }
 
 
-def main_grid(rows: Sequence[tuple[Line, dict[str, Cell]]]) -> Grid:
-    """The main table of rows as `main_row` makes them."""
-    return grid(list(COLUMNS.values()), [(line.name, [row[name] for name in COLUMNS]) for line, row in rows])
+def main_grid(cells: Cells, rows: Sequence[tuple[Line, dict[str, Cell]]]) -> Grid:
+    """The results of rows as `main_row` makes them, with the best pass@1 marked where tests tell it from the others."""
+    columns = {name: [row[name] for _, row in rows] for name in COLUMNS if name not in TAKEN}
+    for name, phase in TESTED.items():
+        columns[name] = with_best(cells, [(line, phase) for line, _ in rows], columns[name], cells.settings.target)
+    return _of_columns([COLUMNS[name] for name in columns], [line.name for line, _ in rows], list(columns.values()))
 
 
-def _after_each_phase(lines: Sequence[Line]) -> list[tuple[Line, str, str]]:
+def taken_grid(rows: Sequence[tuple[Line, dict[str, Cell]]]) -> Grid:
+    """What training took, of rows as `main_row` makes them."""
+    table = grid([COLUMNS[name] for name in TAKEN], [(line.name, [row[name] for name in TAKEN]) for line, row in rows])
+    return with_values(table)
+
+
+def _of_columns(titles: Sequence[str], names: Sequence[str], columns: Sequence[Sequence[Cell]]) -> Grid:
+    return grid(titles, [(name, [column[place] for column in columns]) for place, name in enumerate(names)])
+
+
+def with_values(table: Grid) -> Grid:
+    """A table without the rows that have no value."""
+    return replace(table, rows=tuple(row for row in table.rows if any(cell.text for cell in row[1])))
+
+
+def after_each_phase(lines: Sequence[Line]) -> list[tuple[Line, str, str]]:
     """Line, phase and name for every line after SFT and after RL."""
     found = []
     for line in lines:
@@ -78,65 +97,38 @@ def _after_each_phase(lines: Sequence[Line]) -> list[tuple[Line, str, str]]:
 
 
 def benchmarks(cells: Cells, lines: Sequence[Line]) -> Grid:
-    """The score on every benchmark and task, of every line after SFT and after RL."""
-    places = _after_each_phase(lines)
-    found = (cells.source.metrics(member.models.get(phase)) for line, phase, _ in places for member in line.members)
-    names = list(dict.fromkeys(name for metrics in found if metrics is not None for name in headlines(metrics)))
-    return grid(names, [(title, [cells.score(line, phase, n) for n in names]) for line, phase, title in places])
+    """The score on every benchmark and task, of every line after SFT and after RL, with the best marked where tests
+    tell it from the others (of benchmarks scored by pass@1)."""
+    places = after_each_phase(lines)
+    models = (member.models.get(phase) for line, phase, _ in places for member in line.members)
+    measured = [metrics for model in models if (metrics := cells.source.metrics(model)) is not None]
+    names = list(dict.fromkeys(name for metrics in measured for name in headlines(metrics)))
+    columns = []
+    for name in names:
+        column = [cells.score(line, phase, name) for line, phase, _ in places]
+        if all(_by_pass1(metrics, name) for metrics in measured):
+            of_line: list[Place] = [(line, phase) for line, phase, _ in places]
+            column = with_best(cells, of_line, column, name)
+        columns.append(column)
+    return with_values(_of_columns(names, [title for *_, title in places], columns))
+
+
+def _by_pass1(metrics: dict[str, Any], name: str) -> bool:
+    """Whether a benchmark is one that is scored by pass@1, where it was measured."""
+    if name in metrics["tasks"]:
+        return False
+    found = metrics["benchmarks"].get(name)
+    return found is None or "balanced_accuracy" not in found["metrics"]
 
 
 def drift(cells: Cells, lines: Sequence[Line]) -> Grid:
     """How diverse and how long the responses to the target are, and how far the model has moved from the base."""
     rows: list[Row] = []
-    for line, phase, title in _after_each_phase(lines):
+    for line, phase, title in after_each_phase(lines):
         responses = [cells.of_target(line, phase, name) for name in DRIFT]
         chats = [cells.of_held_out(line, phase, name) for name in DRIFT_HELD_OUT]
         rows.append((title, (*responses, *chats)))
-    return grid([*DRIFT.values(), *DRIFT_HELD_OUT.values()], rows)
-
-
-def reference(lines: Sequence[Line]) -> Line | None:
-    """The line that the others are compared with: the first one that was fine-tuned."""
-    return next((line for line in lines if not line.is_base and not line.from_base), None)
-
-
-def contrasts(cells: Cells, lines: Sequence[Line]) -> Grid:
-    """Every line against the reference: paired differences of pass@1 on the target.
-
-    Both are taken where the walk ended (after RL if there is RL), over the seeds that both lines have. Cells: the
-    difference with its interval over problems (each problem averaged over seeds), the same over problems and seeds,
-    Holm's p-value over the whole table, of the first, and the smallest difference that it could have found.
-    """
-    first, target = reference(lines), cells.settings.target
-    found, p_values = [], []
-    for line in lines:
-        if first is None or line is first or line.is_base:
-            continue
-        models = [(a.last, b.last) for a in first.members for b in line.members if a.seed == b.seed]
-        scored = [(pair, [cells.source.scores(model, target, "sampled") for model in pair]) for pair in models]
-        scored = [(pair, scores) for pair, scores in scored if all(scores)]
-        if not scored or len({frozenset(side) for _, scores in scored for side in scores}) > 1:
-            continue
-        problems = sorted(scored[0][1][0])
-        means = [[sum(scores[side][p] for _, scores in scored) / len(scored) for p in problems] for side in (0, 1)]
-        records = tuple(model.measures[target].address for pair, _ in scored for model in pair if model is not None)
-        over_problems, tested = cells.paired(means[0], means[1], records)
-        shifts = [[b[p] - a[p] for p in problems] for _, (a, b) in scored]
-        least = Cell(detectable_text(tested.detectable), records=records)
-        found.append((line.name, over_problems, over_seeds_interval(shifts, records), records, least))
-        p_values.append(tested.p)
-    adjusted = holm(p_values) if p_values else []
-    return grid(
-        CONTRASTS,
-        [
-            (name, [problems, seeds, Cell(f"{p:.3f}", p, records=records), least])
-            for (name, problems, seeds, records, least), p in zip(found, adjusted, strict=True)
-        ],
-    )
-
-
-def _plain(*texts: str) -> tuple[Cell, ...]:
-    return tuple(Cell(text) for text in texts)
+    return with_values(grid([*DRIFT.values(), *DRIFT_HELD_OUT.values()], rows))
 
 
 def costs(plan: Plan, store: Store) -> Grid:
@@ -149,31 +141,6 @@ def costs(plan: Plan, store: Store) -> Grid:
     ):
         mine = [row for row in attempts if row["fingerprint"] in stages]
         hours, devices = sum(r["seconds"] for r in mine) / 3600, sum(r["device_hours"] for r in mine)
-        rows.append((name, _plain(str(len(mine)), f"{hours:.2f}", f"{devices:.2f}")))
+        used = Cell(f"{devices:.2f}", devices) if any(row["devices"] for row in mine) else Cell()
+        rows.append((name, (Cell(str(len(mine)), len(mine)), Cell(f"{hours:.2f}", hours), used)))
     return grid(COST, rows, head="branch")
-
-
-def selection(selected: Selected, store: Store) -> Grid:
-    """A row for each candidate: group, setting, seeds, mean metric, device-hours spent to decide, the choice."""
-    attempts = store.costs()
-    rows: list[Row] = []
-    for choice in selected.choices:
-        for candidate in choice.candidates:
-            hours = sum(row["device_hours"] for row in attempts if row["fingerprint"] in candidate.spent)
-            value = "" if candidate.value is None else f"{candidate.value:.4f}"
-            chosen = "undecided" if not choice.chosen else "yes" if candidate.setting in choice.chosen else ""
-            texts = (candidate.setting, str(len(candidate.stages)), value, f"{hours:.2f}", chosen)
-            rows.append((choice.group, _plain(*texts)))
-    return grid(SELECTION, rows)
-
-
-def budget(selected: Selected) -> str:
-    """Whether every group was given as many candidates and seeds as the others."""
-    counts = {(len(c.candidates), tuple(len(x.stages) for x in c.candidates)) for c in selected.choices}
-    metric = selected.plan.branches[0].recipe.selection.metric
-    if len(counts) == 1:
-        (candidates, seeds), *_ = counts
-        start = f"Equal budget: every group tried {candidates} settings, {sum(seeds)} SFT runs"
-    else:
-        start = "Unequal budget: the groups did not try equally many settings and seeds"
-    return f"{start}; chosen by {metric}. The validation column is this criterion and no result: it has no interval."

@@ -122,7 +122,8 @@ def experiment(root, *, seeds=(0,), objectives=("dft",), rl=True, names=MEASURED
                 texts = [] if lr is None else [f"sft.lr={lr}"]
                 shown = " ".join([objective, *(text.removeprefix("sft.") for text in texts), f"seed={seed}"])
                 overrides = (f"objective={objective}", *texts, f"seed={seed}")
-                branch, found = branch_of(shown, overrides, recipe, models)
+                own = recipe.model_copy(update={"objective": {"name": objective}, "seed": seed})
+                branch, found = branch_of(shown, overrides, own, models)
                 branches.append(branch)
                 stages += found
     return replace(toy.plan(root, *stages), branches=branches)

@@ -22,24 +22,42 @@ def rows_of(capsys):
 
 
 class Page(HTMLParser):
-    """Ids, links, titles of links, picture sources and headings."""
+    """Ids, links, addresses of records that numbers lead to, picture sources and headings."""
 
     def __init__(self):
         super().__init__()
-        self.ids, self.links, self.cited, self.sources, self.headings = set(), set(), set(), [], []
-        self.tag = ""
+        self.ids, self.links, self.sources, self.headings = set(), set(), [], []
+        self.path, self.of_group, self.of_record, self.of_cells = [], {}, {}, set()
+        self.group = self.record = ""
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
         self.ids |= {found["id"]} if "id" in found else set()
-        self.links |= {found["href"]} if "href" in found else set()
-        self.cited |= set(found["title"].split(", ")) if "title" in found else set()
         self.sources += [found["src"]] if "src" in found else []
-        self.tag = tag
+        self.group = found.get("id", self.group) if tag == "p" else self.group
+        self.record = found.get("id", self.record) if tag == "li" else self.record
+        if "href" in found:
+            self.links.add(found["href"])
+            if "td" in self.path or "h2" in self.path:
+                self.of_cells.add(found["href"].removeprefix("#"))
+            elif "p" in self.path:
+                self.of_group.setdefault(self.group, []).append(found["href"].removeprefix("#"))
+        self.path.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.path and self.path.pop() != tag:
+            pass
 
     def handle_data(self, data):
-        if self.tag == "th" and data.strip():
+        if "th" in self.path and data.strip():
             self.headings.append(data)
+        if "code" in self.path and "li" in self.path:
+            self.of_record[self.record] = data
+
+    @property
+    def cited(self):
+        records = [one for place in self.of_cells for one in self.of_group.get(place, [place])]
+        return {self.of_record[one] for one in records if one in self.of_record}
 
 
 @pytest.fixture

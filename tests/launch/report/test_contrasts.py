@@ -48,7 +48,7 @@ def test_the_report_shows_the_choice_its_budget_and_paired_differences_over_prob
     # Beside the p-value, the smallest difference that twelve problems would have shown.
     assert re.search(r"\| 0\.0\d\d[^|]* \| 0\.\d{3}[^|]* \|$", contrast) and "| p (Holm) | detectable |" in text
     assert "## Against sft lr=0.0003" in text
-    assert "lr=0.0001 |" not in text.split("## Scores by benchmark")[0]
+    assert "lr=0.0001 |" not in text.split("## Selection")[0]
     assert "all, shared stages once" in text
     page = (tmp_path / "toy" / "report.html").read_text()
     assert "Against sft lr=0.0003" in page and "Equal budget" in page

@@ -8,7 +8,7 @@ from measured import AFTER, BEFORE, branch_of, curve, measures, publish, publish
 
 from launch.report import steps
 from launch.report.cells import Cells
-from launch.report.lines import lines
+from launch.report.lines import keys, lines
 from launch.report.source import Source
 from launch.report.write import write_report
 from launch.store import Store
@@ -131,7 +131,7 @@ def test_scores_over_the_steps_end_with_the_last_checkpoint(tmp_path):
         for stage in stages.values():
             publish_measure(store, stage, counts)
     cells = Cells(Source(store), plan.branches[0].recipe.eval)
-    (section,) = steps.sections(cells, lines(plan))
+    (section,) = steps.sections(cells, lines(plan), keys(lines(plan)))
     (table,) = section.grids
     assert [name for name, _ in table.rows] == ["dft, SFT step 50", "dft, SFT step 80"]
     first, second = (dict(zip(table.columns, found, strict=True)) for _, found in table.rows)
@@ -139,4 +139,4 @@ def test_scores_over_the_steps_end_with_the_last_checkpoint(tmp_path):
     assert second["pass@1"].value == pytest.approx(sum(AFTER["target"]) / 48)
     assert first["pass@1"].records != second["pass@1"].records and "KL from base" not in table.columns
     assert section.figures[0].svg.startswith("<svg")
-    assert steps.sections(cells, [replace(lines(plan)[0], members=())]) == []
+    assert steps.sections(cells, [replace(lines(plan)[0], members=())], {}) == []

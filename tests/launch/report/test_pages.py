@@ -22,12 +22,12 @@ def test_pages_hold_pictures_and_every_citation_leads_to_its_record(tmp_path, pa
     page = parsed(folder)
     addresses = {stage.address for stage in plan.stages.values()}
     assert page.links and {link.removeprefix("#") for link in page.links} <= page.ids
-    assert page.cited == addresses and addresses <= page.ids
-    assert len(page.sources) == 1 and all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    assert page.cited == addresses and set(page.of_record.values()) == addresses
+    assert page.sources == [] and (folder / "report.html").read_text().count("<svg ") == 3
     cited, defined, named = footnotes(folder)
     assert cited == defined and named == addresses and len(named) == 2 + 3 * 4
     pictures = re.findall(r"\]\((\w+\.svg)\)", (folder / "report.md").read_text())
-    assert pictures == ["training.svg"]
+    assert pictures == ["scores.svg", "training.svg", "losses.svg"]
     for picture in pictures:
         assert (folder / picture).read_text().startswith("<svg")
 
@@ -66,14 +66,14 @@ def test_columns_that_no_row_has_a_value_for_are_left_out(tmp_path, parsed):
     text = (tmp_path / "toy" / "report.md").read_text()
     for title in left_out:
         assert title not in headings and f"| {title} |" not in text
-    assert "RL reward" not in (tmp_path / "toy" / "training.svg").read_text()
+    assert sorted(path.name for path in (tmp_path / "toy").glob("*.svg")) == ["losses.svg", "scores.svg"]
 
 
 def test_what_names_hold_is_text_in_both_pages(tmp_path):
     plan = experiment(tmp_path, objectives=("a|<b>&",))
     write_report(plan)
     assert "a|&lt;b&gt;&amp;" in (tmp_path / "toy" / "report.html").read_text()
-    assert "| a\\|<b>& |" in (tmp_path / "toy" / "report.md").read_text()
+    assert "| a\\|<b>& " in (tmp_path / "toy" / "report.md").read_text()
 
 
 def test_a_plan_that_measures_nothing_shows_what_it_took(tmp_path):
@@ -83,6 +83,7 @@ def test_a_plan_that_measures_nothing_shows_what_it_took(tmp_path):
     text = (tmp_path / "toy" / "report.md").read_text()
     assert "base model" not in text and "Scores by benchmark" not in text
     assert re.search(r"\| dft \| 10\.0 s \+ 10\.0 s\[\^1\] \| 2\.00 GB\[\^1\] \|", text)
+    assert "## Scores" not in text and not (tmp_path / "toy" / "scores.svg").exists()
 
 
 def test_every_plan_has_its_own_report_and_the_index_lists_them(tmp_path, capsys):

@@ -58,7 +58,7 @@ def test_no_metric_is_printed_without_an_interval(tmp_path, rows_of, seeds):
         table = [line for line in text.split(f"## {title}")[1].split("## ")[0].splitlines() if line.startswith("| ")]
         values = [cell for line in table[2:] for cell in line.split(" | ")[1:] if cell.strip(" |")]
         assert len(values) == 3 * count
-        assert all(re.match(r"[\d.]+( ± [\d.]+)? \([\d.]+ to [\d.]+\)", value) for value in values)
+        assert all(re.match(r"(\*\*)?[\d.]+( ± [\d.]+)? \([\d.]+ to [\d.]+\)", value) for value in values)
 
 
 def test_over_seeds_the_bounds_are_means_and_cover_the_interval_of_the_means(tmp_path, rows_of):
