@@ -17,6 +17,7 @@ from common.files import read_json
 from evaluation import readiness
 from launch import stages
 from launch.graph.plan import Branch, Plan, Stage
+from launch.graph.siblings import START
 from launch.recipe.compose import RecipeError
 from launch.store import Store, StoreError
 
@@ -148,7 +149,8 @@ def _deciding(plan: Plan, branch: Branch, metric: str) -> str:
 
 def _trained(plan: Plan, branch: Branch) -> str:
     """The stage of a branch from which on selection may leave stages out."""
-    found = (mark for mark in branch.stages.values() if stages.load(plan.stages[mark].kind).decides)
+    own = (mark for role, mark in branch.stages.items() if not role.startswith(START))
+    found = (mark for mark in own if stages.load(plan.stages[mark].kind).decides)
     first = next(found, None)
     if first is None:
         raise RecipeError(f"selection.fields: branch {branch.name} trains no SFT; leave them out")

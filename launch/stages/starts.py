@@ -1,10 +1,12 @@
-"""Which models RL starts from (`rl.from`), and whether a branch fine-tunes at all."""
+"""Which models RL and SFT start from (`rl.from`, `sft.from`), and whether a branch fine-tunes at all."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
+from common.files import read_json
 
 BASE = "base"  # RL from the base model, without SFT
 NAMED = (BASE, "final", "best", "all")
@@ -34,3 +36,15 @@ def fine_tunes(recipe: Any) -> bool:
     start = recipe.rl.start
     only_base = start == BASE or (isinstance(start, list) and set(start) == {BASE})
     return recipe.sft.enabled and not (recipe.rl.enabled and only_base)
+
+
+def checkpoint_of(text: str, root: str) -> str:
+    """A model's directory: itself, or the last checkpoint of an artifact, by its directory or its address in `root`.
+
+    What is no directory is returned as it is: it may be a hub name.
+    """
+    for directory in (Path(text).expanduser(), Path(root).expanduser() / text):
+        if directory.is_dir():
+            listing = read_json(directory / "checkpoints.json")
+            return str(directory if listing is None else directory / "checkpoints" / f"step_{listing['final']}")
+    return text
