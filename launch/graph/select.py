@@ -71,14 +71,16 @@ def select(plan: Plan, store: Store) -> Selected:
     if not settings.fields:
         return Selected(plan)
     for name in settings.fields:
-        if not name.startswith(("sft.", "objective.")) and name not in ("objective", "seed"):
-            allowed = "objective, objective.*, sft.*, seed"
+        if not name.startswith(("sft.", "objective.")) and name not in ("objective", "adopt", "seed"):
+            allowed = "objective, objective.*, sft.*, adopt, seed"
             raise RecipeError(f"selection.fields: {name} is not chosen on validation data; allowed: {allowed}")
         if not any(_is(text, name) for branch in plan.branches for text in branch.overrides):
             raise RecipeError(f"selection.fields: {name} is not swept; give several values, e.g. {name}=1e-5,3e-5")
     groups: dict[tuple[str, ...], dict[str, list[Branch]]] = defaultdict(lambda: defaultdict(list))
     for branch in plan.branches:
         chosen = [text for text in branch.overrides if any(_is(text, name) for name in settings.fields)]
+        if not chosen and any(_is(text, "adopt") for text in branch.overrides):
+            continue  # what SFT is chosen by does not bear on it: it goes on
         rest = tuple(text for text in branch.overrides if text not in chosen and not text.startswith("seed="))
         groups[rest][" ".join(chosen)].append(branch)
     choices, ended = [], set()

@@ -50,7 +50,7 @@ from launch.stages.references import (
     without_loggers,
 )
 from launch.stages.sizes import more_processes, optimizer_bytes, placed, spread, weight_bytes
-from launch.stages.starts import BASE, checkpoint_of, fine_tunes, starts
+from launch.stages.starts import BASE, checkpoint_of, fine_tunes, starts, trains
 from sft_objectives import load
 from sft_objectives.trainer.supported import check_model, check_settings
 from sft_objectives.trainer.vocabularies import check_vocabulary
@@ -80,6 +80,7 @@ class Sft(Section):
     start: str | None = setting(
         None, "go on from a branch's SFT model (its name), or from a model's directory; null: the base", alias="from"
     )
+    adopt: str | None = setting(None, "a model trained elsewhere in the place of SFT's: directory, or hub name@commit")
     lr: float = setting(1e-5, "peak learning rate", gt=0)
     epochs: int = setting(1, "passes over the data", gt=0)
     steps: int | None = setting(None, "optimizer steps; replaces epochs", gt=0)
@@ -137,6 +138,9 @@ class SftStage(StageKind):
             raise ValueError(f"{why}: {after} starts from a fine-tuned model; {other}")
         if not tuned and sft.start is not None:
             raise ValueError(f"sft.from={sft.start}: nothing is fine-tuned here; leave it out, or train SFT")
+        if sft.adopt is not None and (not tuned or sft.start is not None or sft.publish_steps):
+            other = "sft.publish_steps" if sft.publish_steps else "sft.from" if tuned else "a branch without SFT"
+            raise ValueError(f"sft.adopt={sft.adopt}: an adopted model is what SFT ended with; leave out {other}")
         late = [step for step in sft.publish_steps if step < 1 or (sft.steps is not None and step > sft.steps)]
         if late:
             raise ValueError(f"sft.publish_steps={late}: allowed: 1 to sft.steps={sft.steps}")
@@ -180,7 +184,7 @@ class SftStage(StageKind):
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
-        if not fine_tunes(recipe):
+        if not trains(recipe):
             return
         self._check_devices(recipe)
         base = model_of(recipe, "base")
@@ -196,7 +200,7 @@ class SftStage(StageKind):
             inputs["base"] = base
         objective = recipe.objective
         label = objective["name"]
-        counted = {key: value for key, value in identity(recipe.sft).items() if key != "start"}  # an input
+        counted = {key: value for key, value in identity(recipe.sft).items() if key not in ("start", "adopt")}
         averaged = recipe.average.weight is not None
         published = [
             Published(f"sft@{step}", "sft", Made("sft", f"checkpoint:{step}"), f"{label}-{step}", step=step)

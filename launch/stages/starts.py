@@ -26,6 +26,8 @@ def starts(recipe: Any) -> list[str]:
             found |= dict.fromkeys([*published, "final"])
         elif one in NAMED or one in published:
             found[one] = None
+        elif recipe.sft.adopt is not None:
+            raise ConfigError(f"rl.from={given}: an adopted model has no step {one}; set rl.from=final")
         else:
             raise ConfigError(f"rl.from={given}: step {one} is not published; add it to sft.publish_steps")
     return list(found)
@@ -36,6 +38,29 @@ def fine_tunes(recipe: Any) -> bool:
     start = recipe.rl.start
     only_base = start == BASE or (isinstance(start, list) and set(start) == {BASE})
     return recipe.sft.enabled and not (recipe.rl.enabled and only_base)
+
+
+def trains(recipe: Any) -> bool:
+    """Whether a branch trains SFT itself: not where a model from elsewhere stands in its place."""
+    return fine_tunes(recipe) and recipe.sft.adopt is None
+
+
+def called(recipe: Any) -> str:
+    """A word for what the models of a branch come from: its objective, or the name of the adopted model."""
+    given = recipe.sft.adopt
+    if given is None:
+        return recipe.objective["name"]
+    names = [name for name, path in recipe.adopt.items() if path == given]
+    return names[0] if names else Path(adopted(recipe)[0]).name
+
+
+def adopted(recipe: Any) -> tuple[str, str | None]:
+    """Directory or hub name of the adopted model, and the commit of a hub name."""
+    place = checkpoint_of(recipe.sft.adopt, recipe.run.root)
+    if Path(place).is_dir():
+        return place, None
+    name, _, commit = place.partition("@")
+    return name, commit or None
 
 
 def checkpoint_of(text: str, root: str) -> str:
