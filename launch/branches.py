@@ -17,7 +17,6 @@ from launch.graph.select import select
 from launch.store import Store
 from launch.text import bytes_text, seconds_text
 
-SELECTED = "checkpoint:{}"
 PRUNED = "deleted by rm"
 
 
@@ -62,6 +61,14 @@ def describe(plan: Plan, store: Store, branch: Branch) -> dict[str, Any]:
     }
 
 
+def selector(model: BranchModel) -> str:
+    """Which checkpoint of its stage's artifact a model is, as `Store.select` takes it."""
+    which = "final" if model.step is None else str(model.step)
+    if model.phase == "sft" and model.name.partition("@")[2]:
+        which = model.name.partition("@")[2]
+    return f"checkpoint:{which}"
+
+
 def _model(plan: Plan, store: Store, branch: Branch, model: BranchModel) -> dict[str, Any]:
     directory = None
     if model.role is None:
@@ -69,10 +76,7 @@ def _model(plan: Plan, store: Store, branch: Branch, model: BranchModel) -> dict
     elif model.role in branch.stages:
         stage = plan.stages[branch.stages[model.role]]
         if store.find(stage) is not None:
-            which = "final" if model.step is None else str(model.step)
-            if model.phase == "sft" and model.name.partition("@")[2]:
-                which = model.name.partition("@")[2]
-            path = store.select(store.directory(stage), SELECTED.format(which))
+            path = store.select(store.directory(stage), selector(model))
             directory = str(path) if path.is_dir() and any(path.iterdir()) else PRUNED
     measured = {}
     for name, mark in model.measures.items():

@@ -72,7 +72,9 @@ def card(plan: Plan, store: Store, branch: Branch, model: dict[str, Any], stage:
     head |= {} if base is None or Path(base).exists() else {"base_model": base}
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
     lines += [f"# {plan.recipe}, {branch.name}: {model['name']}", ""]
-    lines += [f"Base model: {base or 'trained from nothing (model.pretrain)'}. Objective: {_words(branch)}.", ""]
+    adopted = branch.recipe.sft.adopt
+    how = f"Objective: {_words(branch)}" if adopted is None else f"In the place of SFT stands the model of {adopted}"
+    lines += [f"Base model: {base or 'trained from nothing (model.pretrain)'}. {how}.", ""]
     overrides = " ".join(branch.overrides) or "none"
     lines += [f"Recipe `{plan.recipe}` with overrides: `{overrides}`; seeds {record.seeds}.", ""]
     data = branch.recipe.data

@@ -38,7 +38,7 @@ def read_rows(plan: Plan, *, keep: bool) -> int:
     interrupts.raise_again()
     there: dict[str, Path] = {}
     wrong = 0
-    with _Kept(store, plan.recipe) if keep else _Thrown(store) as place:
+    with Kept(store, plan.recipe) if keep else _Thrown(store) as place:
         for stage in wanted:
             if store.has(stage):
                 there[stage.fingerprint] = store.directory(stage)
@@ -49,7 +49,7 @@ def read_rows(plan: Plan, *, keep: bool) -> int:
                 continue
             try:
                 there[stage.fingerprint] = place.make(
-                    stage, lambda out, scratch, one=stage: _call(one, there, out, scratch, store)
+                    stage, lambda out, scratch, one=stage: call_stage(one, there, out, scratch, store)
                 )
             except ConfigError as error:
                 print(f"error: {stage.name}: {error}", file=sys.stderr)
@@ -84,13 +84,13 @@ class _Thrown:
         return output
 
 
-class _Kept:
-    """Makes artifacts in the store, as a driver does."""
+class Kept:
+    """Makes artifacts in the store, in this process, as a driver does."""
 
     def __init__(self, store: Store, recipe: str) -> None:
         self._store, self._beat = store, Heartbeat(store, recipe)
 
-    def __enter__(self) -> _Kept:
+    def __enter__(self) -> Kept:
         self._beat.__enter__()
         return self
 
@@ -118,7 +118,7 @@ class _Kept:
         return store.directory(stage)
 
 
-def _call(stage: Stage, there: Mapping[str, Path], output: Path, scratch: Path, store: Store) -> None:
+def call_stage(stage: Stage, there: Mapping[str, Path], output: Path, scratch: Path, store: Store) -> None:
     """Calls the stage's function as a child process does."""
     given = {
         name: one.path or str(store.select(there[str(one.stage)], one.select)) for name, one in stage.inputs.items()

@@ -28,22 +28,28 @@ def _rm_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", action="store_true", help="only the weights of its models; scores, curves and records stay"
     )
+    parser.add_argument(
+        "--keep-reported",
+        action="store_true",
+        help="only weights that no line of the report is about: published steps, losers of a selection",
+    )
+    parser.add_argument("--keep-last", type=int, metavar="N", help="all branches but the N that were made last")
     parser.add_argument("--older-than", type=float, metavar="DAYS", help="only what was made longer ago")
     parser.add_argument("--delete", action="store_true", help="really delete; without it only print")
 
 
 def _rm(arguments: argparse.Namespace) -> int:
-    from launch.removal import remove
+    from launch.removal import Rule, remove
 
-    plan = planned(arguments)
-    return remove(
-        plan,
+    rule = Rule(
         arguments.branch,
-        checkpoints=arguments.checkpoints,
-        days=arguments.older_than,
-        delete=arguments.delete,
+        arguments.checkpoints,
+        arguments.older_than,
+        arguments.keep_last,
+        arguments.keep_reported,
     )
+    return remove(planned(arguments), rule, delete=arguments.delete)
 
 
 SHOW = Command("show", "where the models of the branches are, what was measured, what it cost", _show, _show_options)
-RM = Command("rm", "delete branches, or only their checkpoints; shows first what would go", _rm, _rm_options)
+RM = Command("rm", "delete branches or their checkpoints, by name or by rule; shows first what goes", _rm, _rm_options)

@@ -16,7 +16,7 @@ from launch.commands.branches import RM, SHOW
 from launch.commands.check import CHECK
 from launch.commands.contract import Command
 from launch.commands.evidence import EVIDENCE
-from launch.commands.models import EVALUATE, EXPORT
+from launch.commands.models import ADOPT, EVALUATE, EXPORT
 from launch.commands.plan import PLAN
 from launch.commands.prepare import PREPARE
 from launch.commands.published import PUBLISHED
@@ -29,7 +29,7 @@ from launch.store import StoreError
 
 COMMANDS = (
     *(PLAN, RUN, PREPARE, STATUS, STOP, SHOW, CHECK),
-    *(REPORT, ANALYSE, PUBLISHED, EVIDENCE, EVALUATE, EXPORT, EXPLAIN, RM, GC),
+    *(REPORT, ANALYSE, PUBLISHED, EVIDENCE, EVALUATE, ADOPT, EXPORT, EXPLAIN, RM, GC),
 )
 # What the file system may refuse whatever the code does.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)

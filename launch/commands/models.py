@@ -1,4 +1,4 @@
-"""`evaluate` and `export`: a model from elsewhere comes in, a model of a branch goes out."""
+"""`evaluate`, `adopt` and `export`: a model from elsewhere comes in, a model of a branch goes out."""
 
 from __future__ import annotations
 
@@ -40,6 +40,22 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+def _adopt_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="directory of a Hugging Face model, or its hub name")
+    parser.add_argument("recipe", help="recipe in whose store it is kept")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as run.root=runs or model.eos=...")
+    parser.add_argument("--as", dest="name", required=True, metavar="NAME", help="what its branch is called")
+    parser.add_argument("--revision", help="commit of a hub name")
+
+
+def _adopt(arguments: argparse.Namespace) -> int:
+    from launch.adoption import adopt
+
+    model = arguments.model if arguments.revision is None else f"{arguments.model}@{arguments.revision}"
+    arguments.overrides.append(f"adopt.{arguments.name}={_quoted(model)}")
+    return adopt(planned(arguments, write=True), arguments.name, model)
+
+
 def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--branch", help="name of a branch, as `plan` says; needless where there is one")
     parser.add_argument("--model", default=None, help="sft, sft@50, rl@final, ...; default: the last one of the branch")
@@ -62,4 +78,5 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 EVALUATE = Command("evaluate", "measure a model from elsewhere; trains nothing", _evaluate, _evaluate_options, False)
+ADOPT = Command("adopt", "a model from elsewhere as SFT's in later plans", _adopt, _adopt_options, False)
 EXPORT = Command("export", "a branch's model as a directory with a model card", _export, _export_options)

@@ -20,9 +20,10 @@ from launch.graph.model import BranchModel
 from launch.graph.names import branch_parts, titles
 from launch.graph.outside import OutsideIdentities
 from launch.graph.plan import Branch, Input, Plan, Stage
+from launch.graph.siblings import START, Siblings
 from launch.recipe.compose import Composed, RecipeError, branches
 from launch.recipe.section import is_runtime_path
-from launch.stages.contract import Given, Made, Outside, Published, StageKind, Step
+from launch.stages.contract import Given, Made, Outside, Published, Sibling, StageKind, Step
 from launch.stages.references import model_of
 from launch.stages.sizes import placed
 
@@ -41,7 +42,8 @@ def make_plan(recipe: str, overrides: Sequence[str], memory: Path | None = None)
     if memory is None and "://" not in composed[0].recipe.run.root:
         memory = Path(composed[0].recipe.run.root) / MEMORY
     try:
-        builder = _Builder(stages.in_order(own), PathHasher(memory), parts)
+        siblings = Siblings(overrides, lambda left: _by_name(recipe, list(branches(recipe, left))))
+        builder = _Builder(stages.in_order(own), PathHasher(memory), parts, siblings)
         collected = [builder.branch(title, one) for title, one in zip(parts, composed, strict=True)]
         joint = builder.joint(collected)
     except RecipeError:
@@ -74,6 +76,10 @@ def _named(recipe: str, composed: Sequence[Composed]) -> dict[str, tuple[str, ..
     return found
 
 
+def _by_name(recipe: str, composed: Sequence[Composed]) -> dict[str, Composed]:
+    return dict(zip(_named(recipe, composed), composed, strict=True))
+
+
 def _check_branches(recipe: str, composed: Sequence[Composed]) -> None:
     for section in ("run", "selection", "stages", "analyses"):
         settings = [getattr(one.recipe, section) for one in composed]
@@ -103,6 +109,7 @@ class _Branch:
     steps: dict[str, Step] = field(default_factory=dict)
     kinds: dict[str, StageKind] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    recipes: dict[str, Any] = field(default_factory=dict)  # of roles that another branch's recipe makes
 
     @property
     def models(self) -> list[Published]:
@@ -124,6 +131,35 @@ class _Branch:
             for role in sorted(sorter.get_ready(), key=position.__getitem__):
                 yield role
                 sorter.done(role)
+
+    def takes(self, start: _Branch, given: Sibling) -> Made:
+        """Adds the steps that make the model with which SFT of `start` ends; returns that model.
+
+        Raises ConfigError where there is none.
+        """
+        ended = [one.source for one in start.models if one.phase == "sft" and one.measured and "@" not in one.name]
+        if not ended or not isinstance(ended[-1], Made):
+            raise ConfigError(f"{given.field}={given.branch}: that branch trains no SFT; name another one")
+        order, wanted = list(start.in_order()), {ended[-1].role}
+        for role in reversed(order):
+            if role in wanted:
+                wanted |= {one.role for one in start.steps[role].inputs.values() if isinstance(one, Made)}
+        for role in (role for role in order if role in wanted):
+            step, own = start.steps[role], START + role
+            inputs = {
+                key: dataclasses.replace(one, role=START + one.role) if isinstance(one, Made) else one
+                for key, one in step.inputs.items()
+            }
+            moved = dataclasses.replace(step, role=own, inputs=inputs, publishes=(), measures=None, asks=None)
+            self.steps[own], self.kinds[own] = moved, start.kinds[role]
+            self.recipes[own] = start.recipes.get(role, start.recipe)
+        return dataclasses.replace(ended[-1], role=START + ended[-1].role)
+
+    def forget_repeated(self) -> None:
+        """Drops the steps of what it starts from that it has itself."""
+        own = {mark for role, mark in self.fingerprints.items() if not role.startswith(START)}
+        for role in [role for role, mark in self.fingerprints.items() if role.startswith(START) and mark in own]:
+            del self.steps[role], self.kinds[role], self.fingerprints[role]
 
     def keeping(self, roles: Collection[str]) -> _Branch:
         """A branch without the steps that are not in `roles`."""
@@ -151,8 +187,15 @@ class _Branch:
 
 
 class _Builder:
-    def __init__(self, kinds: Sequence[StageKind], hash_path: PathHasher, parts: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[StageKind],
+        hash_path: PathHasher,
+        parts: Mapping[str, tuple[str, ...]],
+        siblings: Siblings,
+    ) -> None:
         self._kinds = kinds
+        self._siblings = siblings
         self._parts = parts
         self._outside = OutsideIdentities(hash_path)
         self._objectives: dict[str, Any] = {}
@@ -160,14 +203,9 @@ class _Builder:
         self._users: dict[str, dict[str, None]] = {}
 
     def branch(self, name: str, composed: Composed) -> _Branch:
-        recipe = composed.recipe
-        objective = self._objective(recipe)
-        branch = _Branch(name, tuple(map(str, composed.axes)), recipe, objective)
-        for kind in self._kinds:
-            for step in kind.steps(branch):
-                branch.steps[step.role], branch.kinds[step.role] = step, kind
+        branch = self._collected(name, composed, ())
         for role in branch.in_order():
-            step = branch.steps[role]
+            step, recipe = branch.steps[role], branch.recipes.get(role, composed.recipe)
             inputs: dict[str, Input] = {}
             identities: dict[str, list[str]] = {}
             for key, given in sorted(step.inputs.items()):
@@ -175,12 +213,34 @@ class _Builder:
                     inputs[key] = Input(stage=branch.fingerprints[given.role], select=given.select)
                     if given.identifies:
                         identities[key] = [branch.fingerprints[given.role], given.select]
-                else:
+                elif isinstance(given, Outside):
                     known = self._outside(given, recipe.platform.env, pinned=recipe.run.pinned)
                     inputs[key] = Input(path=known.path, digest=known.digest, revision=known.revision)
                     identities[key] = [known.identity, given.eos or ""]
             kind = branch.kinds[role]
             branch.fingerprints[role] = self._add([name], kind, step, recipe, inputs, identities)
+        branch.forget_repeated()
+        return branch
+
+    def _collected(self, name: str, composed: Composed, waiting: tuple[Sibling, ...]) -> _Branch:
+        """A branch with its steps and those of the branches it starts from; waiting: those that start from it."""
+        recipe = composed.recipe
+        branch = _Branch(name, tuple(map(str, composed.axes)), recipe, self._objective(recipe))
+        for kind in self._kinds:
+            for step in kind.steps(branch):
+                branch.steps[step.role], branch.kinds[step.role] = step, kind
+        for role, step in list(branch.steps.items()):
+            inputs = dict(step.inputs)
+            for key, given in step.inputs.items():
+                if isinstance(given, Sibling):
+                    if given in waiting:
+                        raise ConfigError(
+                            f"{given.field}={given.branch}: that branch starts from itself; give {given.field} as an "
+                            "override, or in a row of the sweep"
+                        )
+                    start = self._collected(given.branch, self._siblings(given), (*waiting, given))
+                    inputs[key] = branch.takes(start, given)
+            branch.steps[role] = dataclasses.replace(step, inputs=inputs)
         return branch
 
     def joint(self, collected: Sequence[_Branch]) -> dict[str, Stage]:

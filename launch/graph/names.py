@@ -22,7 +22,7 @@ def branch_parts(branches: Sequence[Sequence[Assignment]]) -> list[tuple[str, ..
 
 def _part(one: Assignment, name: str) -> str:
     text = str(one).split("=", 1)[1]
-    return text if one.key == "objective" else f"{name}={text}"
+    return text if one.key in ("objective", "adopt") else f"{name}={text}"
 
 
 def _short(key: str, keys: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from common.files import read_json
 from evaluation import readiness
 from launch import stages
 from launch.graph.plan import Branch, Plan, Stage
+from launch.graph.siblings import START
 from launch.recipe.compose import RecipeError
 from launch.store import Store, StoreError
 
@@ -70,14 +71,16 @@ def select(plan: Plan, store: Store) -> Selected:
     if not settings.fields:
         return Selected(plan)
     for name in settings.fields:
-        if not name.startswith(("sft.", "objective.")) and name not in ("objective", "seed"):
-            allowed = "objective, objective.*, sft.*, seed"
+        if not name.startswith(("sft.", "objective.")) and name not in ("objective", "adopt", "seed"):
+            allowed = "objective, objective.*, sft.*, adopt, seed"
             raise RecipeError(f"selection.fields: {name} is not chosen on validation data; allowed: {allowed}")
         if not any(_is(text, name) for branch in plan.branches for text in branch.overrides):
             raise RecipeError(f"selection.fields: {name} is not swept; give several values, e.g. {name}=1e-5,3e-5")
     groups: dict[tuple[str, ...], dict[str, list[Branch]]] = defaultdict(lambda: defaultdict(list))
     for branch in plan.branches:
         chosen = [text for text in branch.overrides if any(_is(text, name) for name in settings.fields)]
+        if not chosen and any(_is(text, "adopt") for text in branch.overrides):
+            continue  # what SFT is chosen by does not bear on it: it goes on
         rest = tuple(text for text in branch.overrides if text not in chosen and not text.startswith("seed="))
         groups[rest][" ".join(chosen)].append(branch)
     choices, ended = [], set()
@@ -148,7 +151,8 @@ def _deciding(plan: Plan, branch: Branch, metric: str) -> str:
 
 def _trained(plan: Plan, branch: Branch) -> str:
     """The stage of a branch from which on selection may leave stages out."""
-    found = (mark for mark in branch.stages.values() if stages.load(plan.stages[mark].kind).decides)
+    own = (mark for role, mark in branch.stages.items() if not role.startswith(START))
+    found = (mark for mark in own if stages.load(plan.stages[mark].kind).decides)
     first = next(found, None)
     if first is None:
         raise RecipeError(f"selection.fields: branch {branch.name} trains no SFT; leave them out")

@@ -27,6 +27,7 @@ __all__ = ["RECIPES", "Assignment", "Composed", "RecipeError", "branches", "grou
 
 _OVERRIDDEN = "sweep"  # the one field that is read before a branch is composed
 _HOME = re.compile(r"~|~[\w.-]*/.*")
+_SFT_ALONE = ("objective", "sft", "cache", "rewrite")  # sections that bear on no adopted model
 _TEXTS = ("data.system_prompt",)  # where a leading ~ is no home directory
 
 
@@ -193,8 +194,30 @@ def branches(recipe: str, overrides: Sequence[str]) -> Iterator[Composed]:
     axes = [axis for axis in axes if axis[0].key != "sweep"]
     rows, others = selected(composer.name, listed, axes)
     fixed = [axis[0] for axis in others if len(axis) == 1]
+    products = list(itertools.product(*(axis for axis in others if len(axis) > 1)))
+    found = None
     for row in rows or [()]:
-        for product in itertools.product(*(axis for axis in others if len(axis) > 1)):
-            # a group's choice comes first so that a field of it can be set after
-            assignments = sorted([*fixed, *row, *product], key=lambda a: not a.is_group)
-            yield Composed((*row, *product), composer.recipe(assignments), tuple(fixed))
+        for product in products:
+            found = composer.recipe(_groups_first([*fixed, *row, *product]))
+            yield Composed((*row, *product), found, tuple(fixed))
+    for name, place in found.adopt.items() if found is not None else ():
+        kept = [one for one in fixed if one.is_group or one.key.partition(".")[0] != "sft"]
+        own = [Assignment(f"sft.{key}", value, False) for key, value in _adopting(place)]
+        every = (
+            tuple(one for one in axes if one.key.partition(".")[0] not in _SFT_ALONE)
+            for row in rows or [()]
+            for axes in ((*row, *product) for product in products)
+        )
+        for axes in {tuple(map(str, axes)): axes for axes in every}.values():
+            named = (Assignment("adopt", name, False), *axes)
+            yield Composed(named, composer.recipe(_groups_first([*kept, *axes, *own])), tuple(fixed))
+
+
+def _groups_first(assignments: Sequence[Assignment]) -> list[Assignment]:
+    """A group's choice comes first so that a field of it can be set after."""
+    return sorted(assignments, key=lambda one: not one.is_group)
+
+
+def _adopting(place: str) -> list[tuple[str, Any]]:
+    """Fields of `sft` that put an adopted model in its place."""
+    return [("adopt", place), ("from", None), ("publish_steps", [])]

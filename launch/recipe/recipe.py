@@ -37,6 +37,9 @@ class _Recipe(Section):
         ["pass_at_k", "entropy_histogram"],
         "over all branches, for the report: names, paths of one's own, or {name: ..., and its settings}",
     )
+    adopt: dict[str, str] = setting(
+        {}, "models trained elsewhere, each a branch beside the others: name -> directory, or hub name@commit"
+    )
     published: Published = setting(Published(), "the paper's rows that the branches stand for")
     stages: list[str] = setting([], "stages of one's own, by dotted path (docs/extend.md)")
     sweep: list[dict[str, Any]] = runtime([], "uneven branches: each entry is a mapping of overrides")

@@ -14,7 +14,7 @@ from launch.report.parts import Key
 
 BASE = "base model"
 FROM_BASE = "RL from the base"
-SFT_ALONE = ("objective", "sft", "cache", "average")  # sections that RL from the base does not read
+SFT_ALONE = ("objective", "sft", "cache", "average", "adopt")  # sections that RL from the base does not read
 PHASES = {"sft": "SFT", "rl": "RL"}  # the phases that have columns, in their order, and how they are called
 
 

@@ -9,6 +9,7 @@ from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
 from launch.stages.references import model_of
+from launch.stages.starts import called
 
 
 class Average(Section):
@@ -27,13 +28,13 @@ class AverageStage(StageKind):
     function = "sft_objectives.average:run"
     section = Average
     describes = "weight averaging after SFT"
-    after = ("sft",)
+    after = ("sft", "adopt")
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
         if recipe.average.weight is None:
             return
-        label = recipe.objective["name"]
+        label = called(recipe)
         yield Step(
             "average",
             label,

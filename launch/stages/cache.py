@@ -15,7 +15,7 @@ from launch.stages.contract import Branch, Cost, Counts, Settings, StageKind, St
 from launch.stages.memory import FLOAT, GB, REST, WIDTH, Memory, Shape, forward_pass, gathered, logits_of_rows
 from launch.stages.references import is_cached, is_live, model_of, numerics, sources, training_chats
 from launch.stages.sizes import more_processes, spread
-from launch.stages.starts import fine_tunes
+from launch.stages.starts import trains
 
 # Bytes of logits that one product of a forward pass makes, and that one pass of the statistics reads: LOGITS_BYTES and
 # STATISTICS_BYTES of data_prep.reference.producers.forward.
@@ -63,7 +63,7 @@ class CacheStage(StageKind):
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
-        for role in sources(branch) if fine_tunes(recipe) else ():
+        for role in sources(branch) if trains(recipe) else ():
             if not is_cached(branch, role):
                 continue
             self._check_fields(branch, role)

@@ -56,6 +56,19 @@ class Outside:
 
 
 @dataclass(frozen=True)
+class Sibling:
+    """An input that is the model with which another branch of the recipe ends SFT.
+
+    branch: its name as `plan` prints it, of the same overrides without those of the fields `without`; what makes that
+    model becomes part of the graph. field: of the recipe, for messages.
+    """
+
+    branch: str
+    field: str
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Published:
     """A model in a step's artifact that is worth measuring.
 
@@ -97,7 +110,7 @@ class Step:
     label: str
     settings: Section
     identity: Mapping[str, Any]
-    inputs: Mapping[str, Made | Outside] = field(default_factory=dict)
+    inputs: Mapping[str, Made | Outside | Sibling] = field(default_factory=dict)
     publishes: tuple[Published, ...] = ()
     measures: Measures | None = None
     asks: Measures | None = None

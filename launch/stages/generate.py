@@ -107,7 +107,7 @@ class Generate(StageKind):
     function = "evaluation.generate:run"
     section = Eval
     describes = "evaluation"
-    after = ("prepare", "pretrain", "sft", "average", "rl")
+    after = ("prepare", "pretrain", "sft", "adopt", "average", "rl")
     shares_engine = True
 
     @property

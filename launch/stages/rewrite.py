@@ -88,7 +88,7 @@ class RewriteStage(StageKind):
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
         given = recipe.rewrite
-        if given.method is None or not recipe.sft.enabled:
+        if given.method is None or not recipe.sft.enabled or recipe.sft.adopt is not None:
             return
         columns = branch.objective.needs.columns
         if columns:

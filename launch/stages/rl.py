@@ -32,7 +32,7 @@ from launch.stages.memory import (
 from launch.stages.references import model_of, numerics, without_loggers
 from launch.stages.sft import Lora
 from launch.stages.sizes import more_processes, optimizer_bytes, spread, weight_bytes
-from launch.stages.starts import BASE, NAMED, starts
+from launch.stages.starts import BASE, NAMED, called, starts
 from rl_stage.demands import demand_of
 from sft_objectives.trainer.supported import flat
 
@@ -162,7 +162,7 @@ class RlStage(StageKind):
     function = "rl_stage.stage:run"
     section = Rl
     describes = "reinforcement learning"
-    after = ("prepare", "filter", "sft", "average")
+    after = ("prepare", "filter", "sft", "adopt", "average")
     halves = ("rl.tokens_per_micro_batch",)
     joins = "verl's queue has one name in a Ray cluster"
 
@@ -228,7 +228,7 @@ class RlStage(StageKind):
         recipe = branch.recipe
         if not recipe.rl.enabled:
             return
-        label = recipe.objective["name"]
+        label = called(recipe)
         tuned = "average" if "average" in branch.steps else "sft"
         prompts = prompts_of(branch)
         counted = {

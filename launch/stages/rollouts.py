@@ -37,7 +37,7 @@ class Rollouts(StageKind):
     name = "rollouts"
     version = 1
     function = "rl_stage.rollouts:run"
-    after = ("prepare", "filter", "sft", "average", "rl")
+    after = ("prepare", "filter", "sft", "adopt", "average", "rl")
     shares_engine = True
 
     def steps(self, branch: Branch) -> Iterable[Step]:

@@ -13,7 +13,18 @@ from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages._code import own_code
-from launch.stages.contract import Branch, Cost, Counts, Made, Outside, Published, Settings, StageKind, Step
+from launch.stages.contract import (
+    Branch,
+    Cost,
+    Counts,
+    Made,
+    Outside,
+    Published,
+    Settings,
+    Sibling,
+    StageKind,
+    Step,
+)
 from launch.stages.memory import (
     FLOAT,
     REST,
@@ -39,10 +50,13 @@ from launch.stages.references import (
     without_loggers,
 )
 from launch.stages.sizes import more_processes, optimizer_bytes, placed, spread, weight_bytes
-from launch.stages.starts import BASE, fine_tunes, starts
+from launch.stages.starts import BASE, checkpoint_of, fine_tunes, starts, trains
 from sft_objectives import load
 from sft_objectives.trainer.supported import check_model, check_settings
 from sft_objectives.trainer.vocabularies import check_vocabulary
+
+# Overrides of how long SFT goes on; what it starts from was trained without them.
+LENGTH = ("sft.from", "sft.start", "sft.epochs", "sft.steps")
 
 
 class Lora(Section):
@@ -63,6 +77,10 @@ class SftMetrics(Section):
 
 class Sft(Section):
     enabled: bool = runtime(True, "fine-tune; false: the base model is evaluated alone")
+    start: str | None = setting(
+        None, "go on from a branch's SFT model (its name), or from a model's directory; null: the base", alias="from"
+    )
+    adopt: str | None = setting(None, "a model trained elsewhere in the place of SFT's: directory, or hub name@commit")
     lr: float = setting(1e-5, "peak learning rate", gt=0)
     epochs: int = setting(1, "passes over the data", gt=0)
     steps: int | None = setting(None, "optimizer steps; replaces epochs", gt=0)
@@ -118,6 +136,11 @@ class SftStage(StageKind):
             why = "rl.from=base" if sft.enabled else "sft.enabled=false"
             other = "set rl.from=base, or rl.enabled=false" if reads else "leave that out as well"
             raise ValueError(f"{why}: {after} starts from a fine-tuned model; {other}")
+        if not tuned and sft.start is not None:
+            raise ValueError(f"sft.from={sft.start}: nothing is fine-tuned here; leave it out, or train SFT")
+        if sft.adopt is not None and (not tuned or sft.start is not None or sft.publish_steps):
+            other = "sft.publish_steps" if sft.publish_steps else "sft.from" if tuned else "a branch without SFT"
+            raise ValueError(f"sft.adopt={sft.adopt}: an adopted model is what SFT ended with; leave out {other}")
         late = [step for step in sft.publish_steps if step < 1 or (sft.steps is not None and step > sft.steps)]
         if late:
             raise ValueError(f"sft.publish_steps={late}: allowed: 1 to sft.steps={sft.steps}")
@@ -161,12 +184,12 @@ class SftStage(StageKind):
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
-        if not fine_tunes(recipe):
+        if not trains(recipe):
             return
         self._check_devices(recipe)
         base = model_of(recipe, "base")
         self._check_model(base, recipe)
-        inputs: dict[str, Any] = {"model": base}
+        inputs: dict[str, Any] = {"model": base if recipe.sft.start is None else self._start(branch)}
         for role in sources(branch):
             if is_live(branch, role):
                 inputs[role] = model_of(recipe, role)
@@ -177,6 +200,7 @@ class SftStage(StageKind):
             inputs["base"] = base
         objective = recipe.objective
         label = objective["name"]
+        counted = {key: value for key, value in identity(recipe.sft).items() if key not in ("start", "adopt")}
         averaged = recipe.average.weight is not None
         published = [
             Published(f"sft@{step}", "sft", Made("sft", f"checkpoint:{step}"), f"{label}-{step}", step=step)
@@ -197,13 +221,30 @@ class SftStage(StageKind):
             ),
             {
                 "objective": {"name": label, **dataclasses.asdict(branch.objective), **own_code(label)},
-                "sft": without_loggers(identity(recipe.sft)),
+                "sft": without_loggers(counted),
                 "seed": recipe.seed,
                 **numerics(recipe, "attention", "dtype"),
             },
             {**inputs, "data": training_chats(recipe)},
             (*published, last),
         )
+
+    def _start(self, branch: Branch) -> Outside | Sibling:
+        """The model that `sft.from` names. Raises ConfigError where the base would no longer be the base."""
+        recipe, given = branch.recipe, branch.recipe.sft.start
+        without_update = f"objective {recipe.objective['name']}" if is_live(branch, "base") else ""
+        if recipe.sft.regularizer.name == "l2_to_init":
+            without_update = "sft.regularizer"
+        if recipe.sft.lora is not None and without_update:
+            raise ConfigError(
+                f"sft.from={given}: with sft.lora the model without its update stands for the base, which "
+                f"{without_update} asks for; set sft.lora=null"
+            )
+        if "/" not in given:
+            return Sibling(given, "sft.from", LENGTH)
+        found = Outside(checkpoint_of(given, recipe.run.root), "sft.from", model=True, eos=recipe.model.eos)
+        self._check_model(found, recipe)
+        return found
 
     def _check_model(self, base: Made | Outside, recipe: Any) -> None:
         directory = local_directory(base)

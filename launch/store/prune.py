@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 FOLDER = "checkpoints"  # of an artifact, below which its models are
 
 
-def weights_of(record: Record) -> dict[str, dict[str, Any]]:
-    """The entries of a record's payload that are models and still there."""
+def weights_of(record: Record, keep: Collection[int] = ()) -> dict[str, dict[str, Any]]:
+    """The entries of a record's payload that are models and still there, but for those of the steps `keep`."""
+    kept = {f"step_{step}" for step in keep}
     return {
         name: entry
         for name, entry in record.payload.items()
-        if PurePosixPath(name).parts[0] == FOLDER and "pruned" not in entry
+        if PurePosixPath(name).parts[0] == FOLDER and PurePosixPath(name).parts[1] not in kept and "pruned" not in entry
     }
 
 
@@ -33,19 +35,28 @@ def is_pruned(record: Record) -> bool:
 
 
 def wanted_again(stages: Mapping[str, Stage], store: Store) -> set[str]:
-    """Fingerprints of pruned artifacts that a stage reads which is missing, or which is itself wanted again.
+    """Fingerprints of artifacts whose pruned checkpoint a stage reads which is missing, or itself wanted again.
 
     stages: of a plan, inputs before users. Raises StoreError on a damaged artifact.
     """
-    read: set[str | None] = set()
+    read: dict[str | None, set[str]] = defaultdict(set)
     found: set[str] = set()
     for mark, stage in reversed(list(stages.items())):
         record = store.find(stage)
-        if record is not None and is_pruned(record) and mark in read:
+        if record is not None and is_pruned(record) and any(_lacks(store, stage, record, one) for one in read[mark]):
             found.add(mark)
         if record is None or mark in found:
-            read |= {given.stage for given in stage.inputs.values() if given.select}
+            for given in stage.inputs.values():
+                if given.select:
+                    read[given.stage].add(given.select)
     return found
+
+
+def _lacks(store: Store, stage: Stage, record: Record, select: str) -> bool:
+    """Whether a checkpoint of an artifact is one that `rm` has deleted."""
+    directory = store.directory(stage)
+    below = f"{store.select(directory, select).relative_to(directory).as_posix()}/"
+    return any(name.startswith(below) and "pruned" in entry for name, entry in record.payload.items())
 
 
 def take_away(store: Store, stage: Stage) -> None:
@@ -56,17 +67,18 @@ def take_away(store: Store, stage: Stage) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(store: Store, stage: Stage) -> None:
+def prune(store: Store, stage: Stage, keep: Collection[int] = ()) -> None:
     """Deletes the models of a published artifact and marks them in its record; the record is written first.
 
-    A process killed between the two leaves files that the record no longer counts; pruning again deletes them.
+    keep: steps whose checkpoints stay. A process killed between the two leaves files that the record no longer counts;
+    pruning again deletes them.
     """
     directory = store.directory(stage)
     with store.locked(stage.kind):
         record = store.record(directory)
         if record is None:
             return
-        gone = weights_of(record)
+        gone = weights_of(record, keep)
         payload = {name: {**entry, "pruned": True} if name in gone else entry for name, entry in record.payload.items()}
         write_json(directory / RECORD, asdict(replace(record, payload=payload)), durable=True)
         for name in payload:

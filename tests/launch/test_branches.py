@@ -15,7 +15,7 @@ from launch.export import export
 from launch.graph.estimate import estimate_plan
 from launch.graph.model import BranchModel
 from launch.graph.plan import Branch
-from launch.removal import remove
+from launch.removal import Rule, remove
 from launch.store import Store, StoreError
 from launch.store.prune import take_away, wanted_again
 
@@ -81,11 +81,11 @@ def test_a_branch_says_where_its_models_are_and_what_they_cost(world, capsys):
 
 def test_nothing_goes_before_it_is_asked_for_and_what_is_shared_stays(world, capsys):
     plan, store = world
-    assert remove(plan, ["dft"], checkpoints=False, days=None, delete=False) == 0
+    assert remove(plan, Rule(["dft"]), delete=False) == 0
     assert "2 artifacts, " in capsys.readouterr().out and all(map(store.has, plan.stages.values()))
-    assert remove(plan, ["dft"], checkpoints=False, days=1e6, delete=True) == 0
+    assert remove(plan, Rule(["dft"], days=1e6), delete=True) == 0
     assert "0 artifacts" in capsys.readouterr().out
-    assert remove(plan, ["dft"], checkpoints=False, days=None, delete=True) == 0
+    assert remove(plan, Rule(["dft"]), delete=True) == 0
     left = {stage.label for stage in plan.stages.values() if store.has(stage)}
     assert left == {"data", "sft", "sft.target"}
 
@@ -93,7 +93,7 @@ def test_nothing_goes_before_it_is_asked_for_and_what_is_shared_stays(world, cap
 def test_weights_go_and_scores_stay_until_something_reads_the_weights(world):
     plan, store = world
     sft, scores = by_label(plan, "sft", "dft"), by_label(plan, "measure", "dft.target")
-    assert remove(plan, [], checkpoints=True, days=None, delete=True) == 0
+    assert remove(plan, Rule(checkpoints=True), delete=True) == 0
     assert all(map(store.has, plan.stages.values())), "the records stay"
     directory = store.directory(sft)
     assert not (directory / "checkpoints" / "step_2" / "model.safetensors").exists()
@@ -103,7 +103,7 @@ def test_weights_go_and_scores_stay_until_something_reads_the_weights(world):
         store.verify(directory, sft.fingerprint, "checkpoints/step_2")
     assert describe(plan, store, plan.branches[1])["models"][0]["directory"] == "deleted by rm"
     assert wanted_again(plan.stages, store) == set()
-    assert remove(plan, [], checkpoints=True, days=None, delete=True) == 0, "there is no more to prune"
+    assert remove(plan, Rule(checkpoints=True), delete=True) == 0, "there is no more to prune"
     more = toy.steps("dft", "rl", inputs={"model": (sft, "checkpoint:final")})
     larger = replace(plan, stages={**plan.stages, more.fingerprint: more})
     assert wanted_again(larger.stages, store) == {sft.fingerprint}
@@ -115,7 +115,7 @@ def test_nothing_is_deleted_under_a_living_run(world):
     plan, store = world
     toy.signed_on(store, "busy")
     with pytest.raises(StoreError, match="a run is alive"):
-        remove(plan, [], checkpoints=True, days=None, delete=True)
+        remove(plan, Rule(checkpoints=True), delete=True)
 
 
 def test_a_model_is_exported_with_its_card(world, tmp_path):
@@ -137,7 +137,7 @@ def test_a_model_is_exported_with_its_card(world, tmp_path):
         export(plan, None, None, tmp_path / "other", licence=None, push=None)
     with pytest.raises(ConfigError, match="--model rl: branch dft has none; allowed: sft"):
         export(plan, "dft", "rl", tmp_path / "other", licence=None, push=None)
-    assert remove(plan, [], checkpoints=True, days=None, delete=True) == 0
+    assert remove(plan, Rule(checkpoints=True), delete=True) == 0
     with pytest.raises(ConfigError, match="deleted by rm; run the recipe first"):
         export(plan, "dft", None, tmp_path / "other", licence=None, push=None)
 
