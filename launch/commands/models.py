@@ -22,7 +22,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     arguments.overrides += [f"model.path={_quoted(arguments.model)}", *alone]
     if arguments.revision is not None:
         arguments.overrides.append(f"model.revision={_quoted(arguments.revision)}")
+    from launch.graph.tracked import check_trackers
+
     plan = planned(arguments, write=not arguments.dry_run)
+    check_trackers(plan)
     if arguments.dry_run:
         from launch.graph.show import print_plan
 
