@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from common.errors import ConfigError
 from launch.commands.contract import Command
 from launch.commands.planned import planned
 
@@ -22,7 +23,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     arguments.overrides += [f"model.path={_quoted(arguments.model)}", *alone]
     if arguments.revision is not None:
         arguments.overrides.append(f"model.revision={_quoted(arguments.revision)}")
+    from launch.graph.tracked import check_trackers
+
     plan = planned(arguments, write=not arguments.dry_run)
+    check_trackers(plan)
     if arguments.dry_run:
         from launch.graph.show import print_plan
 
@@ -61,19 +65,31 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=None, help="sft, sft@50, rl@final, ...; default: the last one of the branch")
     parser.add_argument("--to", required=True, metavar="DIR", help="directory to make")
     parser.add_argument("--push", metavar="ORG/NAME", help="upload it to the hub as well; the token is HF_TOKEN's")
-    parser.add_argument("--licence", help="licence of the weights, for the card, such as apache-2.0")
+    parser.add_argument("--private", action="store_true", help="of a repository that --push makes")
+    parser.add_argument(
+        "--licence", help="licence of the weights, for the card, as the hub calls it: apache-2.0, other"
+    )
+    parser.add_argument("--licence-name", help="with --licence other: its name")
+    parser.add_argument("--licence-link", help="with --licence other: address of its text, or a file in the repository")
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from launch.card import Licence
     from launch.export import export
 
+    given = Licence(arguments.licence, arguments.licence_name, arguments.licence_link)
+    if (given.identifier == "other") != (given.name is not None) or (given.link and given.identifier != "other"):
+        raise ConfigError(
+            f"--licence {given.identifier}: other, and no other, needs --licence-name, and takes --licence-link"
+        )
     return export(
         planned(arguments),
         arguments.branch,
         arguments.model,
         Path(arguments.to).expanduser(),
-        licence=arguments.licence,
+        licence=given,
         push=arguments.push,
+        private=arguments.private,
     )
 
 

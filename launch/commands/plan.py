@@ -15,8 +15,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from launch.graph.show import plan_json, print_plan
+    from launch.graph.tracked import check_trackers
 
     plan = planned(arguments)
+    check_trackers(plan)
     print(json.dumps(plan_json(plan), indent=1)) if arguments.json else print_plan(plan)
     return 0
 

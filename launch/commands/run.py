@@ -27,6 +27,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return _dry_run(arguments)
     plan = planned(arguments, write=True)
     from launch import interrupts
+    from launch.graph.tracked import check_trackers
+
+    check_trackers(plan)
     from launch.execution.run import run
 
     interrupts.raise_again()
@@ -36,8 +39,10 @@ def _run(arguments: argparse.Namespace) -> int:
 def _dry_run(arguments: argparse.Namespace) -> int:
     from launch.graph.dry_run import check_stage_configs
     from launch.graph.show import print_plan
+    from launch.graph.tracked import check_trackers
 
     plan = planned(arguments)
+    check_trackers(plan)
     print_plan(plan)
     for (kind, fine), count in check_stage_configs(plan).items():
         print(f"{fine} of {count} {kind} stage{'s' if count > 1 else ''}")

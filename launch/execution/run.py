@@ -8,6 +8,7 @@ import time
 
 from launch.execution.cluster import Refused
 from launch.execution.driver import Driver, plan_key
+from launch.execution.tracking import Tracking
 from launch.graph.plan import Plan
 from launch.graph.select import select
 from launch.report.write import write_report
@@ -30,17 +31,24 @@ def run(plan: Plan) -> int:
         with clear_errors(store.root):
             store.root.mkdir(parents=True, exist_ok=True)
         clean_up(store)
-        code, undecided = 0, None
-        while code == 0 and undecided != 0:
-            selected = select(plan, store)
-            if len(selected.undecided) == undecided:
-                raise Refused("selection: the candidates are trained and yet undecided; see `launch status`")
-            undecided = len(selected.undecided)
-            code = Driver(selected.plan, store, plan).run()
+        with Tracking(plan, store) as tracking:
+            code = tracking.code = _drive(plan, store)
     except (StoreError, Refused) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return max(code, write_report(plan)) if code != 3 else code
+
+
+def _drive(plan: Plan, store: Store) -> int:
+    """Runs what the plan lacks, the candidates of a selection before what the best of them need."""
+    code, undecided = 0, None
+    while code == 0 and undecided != 0:
+        selected = select(plan, store)
+        if len(selected.undecided) == undecided:
+            raise Refused("selection: the candidates are trained and yet undecided; see `launch status`")
+        undecided = len(selected.undecided)
+        code = Driver(selected.plan, store, plan).run()
+    return code
 
 
 def stop(plan: Plan) -> int:

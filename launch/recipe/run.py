@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import field_validator
+
+from launch import trackers
 from launch.recipe.section import Section, runtime
 
 
@@ -28,3 +31,13 @@ class Run(Section):
     grace: float = runtime(30.0, "seconds between SIGTERM and SIGKILL", gt=0)
     pinned: bool = runtime(False, "refuse a hub name without a commit")
     max_device_hours: float | None = runtime(None, "stop starting stages beyond this")
+    trackers: list[str] = runtime([], "where curves and scores are shown too: tensorboard, wandb, mlflow, trackio")
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_are_known(cls, value: list[str]) -> list[str]:
+        if len(set(value)) != len(value):
+            raise ValueError("name each once")
+        for name in value:
+            trackers.load(name)
+        return value

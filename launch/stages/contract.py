@@ -205,6 +205,8 @@ class StageKind:
     joins: str = ""  # why a Ray cluster that its stages of several nodes join serves one of them at a time
     decides: bool = False  # its metrics.json may decide a selection
     tables: tuple[str, ...] = ()  # patterns of the tables (JSON) in its artifact that the report shows
+    series: str = ""  # what trackers (run.trackers) file its numbers under; "": they show none of them
+    curve: str = ""  # JSON rows with `step`, in its scratch directory while it runs, then in its artifact: for trackers
 
     @property
     def key(self) -> str:
@@ -262,6 +264,10 @@ class StageKind:
         """What an out-of-memory retry makes of one of `halves` ("section.field"); its value where it may not shrink."""
         section, name = field.split(".")
         return max(1, settings[section][name] // 2)
+
+    def scalars(self, artifact: Path) -> Mapping[str, float]:
+        """What trackers show of its artifact beside its curve, by name."""
+        return {}
 
     def dry_run(self, settings: Any, inputs: Mapping[str, Path], scratch: Path) -> str | None:
         """Checks what can be checked without running; returns what was found fine. Raises ValueError."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from common.files import read_json
 from launch.recipe.platform import Placement
 from launch.stages._code import own_graders
 from launch.stages.contract import Branch, Cost, Counts, Made, Measures, StageKind, Step
@@ -21,6 +23,7 @@ class Measure(StageKind):
     function = "evaluation.measure:run"
     after = ("generate",)
     shares_engine = True  # the pool of graders
+    series = "eval"
 
     def steps(self, branch: Branch) -> Iterable[Step]:
         recipe = branch.recipe
@@ -52,6 +55,13 @@ class Measure(StageKind):
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         return Cost(bytes=SCORE_BYTES, start_seconds=5.0)
+
+    def scalars(self, artifact: Path) -> Mapping[str, float]:
+        """Every metric, with the ends of its 95% interval."""
+        found = {}
+        for name, one in read_json(artifact / "metrics.json")["metrics"].items():
+            found |= {name: one["value"], f"{name}.low": one["low"], f"{name}.high": one["high"]}
+        return found
 
 
 def _graders(thing: Any, recipe: Any) -> dict[str, Any]:

@@ -165,6 +165,8 @@ class RlStage(StageKind):
     after = ("prepare", "filter", "sft", "adopt", "average")
     halves = ("rl.tokens_per_micro_batch",)
     joins = "verl's queue has one name in a Ray cluster"
+    series = "rl"
+    curve = "curve.jsonl"
 
     def check(self, recipe: Any) -> None:
         rl, devices = recipe.rl, recipe.platform.gpus_per_node

@@ -126,6 +126,8 @@ class SftStage(StageKind):
     after = ("prepare", "pretrain", "rewrite", "cache")
     halves = ("sft.tokens_per_micro_batch", "sft.micro_batch_size")
     decides = True
+    series = "sft"
+    curve = "curve.jsonl"
 
     def check(self, recipe: Any) -> None:
         sft = recipe.sft

@@ -38,6 +38,7 @@ _KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "engine.pad_to_length": ((False,), "packed rows cannot be padded to a bucket"),
     "engine.forward_only": ((False,), "the engine has to train"),
     "engine.mixed_precision.param_dtype": (("fp32", "bf16"), "set model.dtype"),
+    "trainer.logger": (([],), "this trainer writes to no logger of verl's; set run.trackers"),
     "model.override_config.output_router_logits": ((False,), "its loss would be ignored; set sft.router_aux_loss"),
 }
 

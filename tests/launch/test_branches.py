@@ -11,13 +11,12 @@ import toy
 from common.errors import ConfigError
 from launch.branches import describe, show
 from launch.commands.line import call
-from launch.export import export
 from launch.graph.estimate import estimate_plan
 from launch.graph.model import BranchModel
 from launch.graph.plan import Branch
 from launch.removal import Rule, remove
 from launch.store import Store, StoreError
-from launch.store.prune import take_away, wanted_again
+from launch.store.prune import wanted_again
 
 
 def write_model(folder):
@@ -116,48 +115,6 @@ def test_nothing_is_deleted_under_a_living_run(world):
     toy.signed_on(store, "busy")
     with pytest.raises(StoreError, match="a run is alive"):
         remove(plan, Rule(checkpoints=True), delete=True)
-
-
-def test_a_model_is_exported_with_its_card(world, tmp_path):
-    plan, store = world
-    for stage in plan.stages.values():
-        if stage.kind == "measure":
-            take_away(store, stage)
-    target = tmp_path / "out"
-    assert export(plan, "dft", None, target, licence="apache-2.0", push=None) == 0
-    assert (target / "model.safetensors").read_text().startswith("weights")
-    card = (target / "README.md").read_text()
-    assert 'license: "apache-2.0"' in card and "toy, dft: sft" in card
-    for kind, label in (("prepare", "data"), ("sft", "dft")):
-        assert f"| {kind} {label} | `{by_label(plan, kind, label).fingerprint}` |" in card
-    assert by_label(plan, "sft", "sft").fingerprint not in card and "python 3." in card
-    with pytest.raises(ConfigError, match="is there already"):
-        export(plan, "dft", None, target, licence=None, push=None)
-    with pytest.raises(ConfigError, match="there are sft, dft; name one"):
-        export(plan, None, None, tmp_path / "other", licence=None, push=None)
-    with pytest.raises(ConfigError, match="--model rl: branch dft has none; allowed: sft"):
-        export(plan, "dft", "rl", tmp_path / "other", licence=None, push=None)
-    assert remove(plan, Rule(checkpoints=True), delete=True) == 0
-    with pytest.raises(ConfigError, match="deleted by rm; run the recipe first"):
-        export(plan, "dft", None, tmp_path / "other", licence=None, push=None)
-
-
-def test_a_model_is_pushed_through_the_hubs_own_client(world, tmp_path, monkeypatch):
-    plan, store = world
-    for name in ("sft.target", "dft.target"):
-        take_away(store, by_label(plan, "measure", name))
-    calls = []
-
-    class Hub:
-        def create_repo(self, name, *, exist_ok):
-            calls.append(("create", name, exist_ok))
-
-        def upload_folder(self, *, repo_id, folder_path, commit_message):
-            calls.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    export(plan, "sft", "sft", tmp_path / "out", licence=None, push="own/model")
-    assert calls == [("create", "own/model", True), ("upload", "own/model", ["README.md", "model.safetensors"])]
 
 
 def test_a_model_from_elsewhere_is_evaluated_without_training(tmp_path, capsys):

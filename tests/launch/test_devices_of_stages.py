@@ -88,13 +88,19 @@ def test_a_micro_batch_of_chats_still_divides_the_batch(size, chats, expected):
         {"trainer": {"experiment_name": "a", "log_val_generations": 3}},
     ],
 )
-@pytest.mark.parametrize("section", ["sft", "rl"])
-def test_loggers_never_change_a_fingerprint(section, shown):
+def test_loggers_never_change_a_fingerprint(shown):
     quiet = make_plan("microworld", [])
     text = str(shown).replace("'", "")
-    loud = make_plan("microworld", [f"{section}.verl={text}"])
+    loud = make_plan("microworld", [f"rl.verl={text}"])
     assert set(loud.stages) == set(quiet.stages)
     assert without_loggers({"verl": {**shown, "x": 1}}) == {"verl": {"x": 1}}
+
+
+def test_a_logger_of_verls_that_sft_would_not_write_to_is_refused():
+    with pytest.raises(RecipeError, match=r"trainer.logger=\['wandb'\] is not supported.*set run.trackers"):
+        make_plan("microworld", ["sft.verl={trainer: {logger: [wandb]}}"])
+    shown = make_plan("microworld", ["sft.verl={trainer: {experiment_name: a}}"])
+    assert set(shown.stages) == set(make_plan("microworld", []).stages)
 
 
 def test_other_keys_of_verl_still_identify():

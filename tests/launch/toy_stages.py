@@ -212,3 +212,19 @@ def validated(settings, inputs, output, scratch, report):
     """Publishes a model whose validation loss is a setting."""
     model(settings, inputs, output, scratch, report)
     (output / "metrics.json").write_text(json.dumps({"val_loss": settings.toy.val_loss}))
+
+
+def trains_with_a_fault(settings, inputs, output, scratch, report):
+    """Keeps a curve as trainers do; fails once after step `fault`, and goes on from step `resume`."""
+    toy, curve = settings.toy, scratch / "curve.jsonl"
+    resumed = curve.exists()
+    rows = curve.read_text().splitlines()[: toy.resume] if resumed else []
+    curve.with_suffix(".new").write_text("".join(row + "\n" for row in rows))
+    curve.with_suffix(".new").replace(curve)
+    for step in range(len(rows) + 1, toy.steps + 1):
+        with curve.open("a") as file:
+            file.write(json.dumps({"step": step, "loss": 1.0 / step}) + "\n")
+        report(step, toy.steps)
+        if step == toy.fault and not resumed:
+            raise RuntimeError("a passing fault")
+    (output / "curve.jsonl").write_text(curve.read_text())
