@@ -1,23 +1,31 @@
 """Time and memory of every objective on the output head: `python -m sft_objectives.bench [--json]`.
 
 Each figure is forward and backward of the head alone, from the last hidden states to the gradients of hidden states and
-head. `time_vs_X` and `memory_vs_X` divide the fused objective's figure by that of X. Times of the fused objective and
-of verl_plain are taken in turn, then, at most three times, those of it and of naive, and the median of the ratios
-counts; the other baselines, which no objective changes, are compared with verl_plain in the same way once, at the
-start, and the two ratios are multiplied. X is
+head. `time_vs_X` and `memory_vs_X` divide the fused objective's figure by that of X. Times of the fused objective, of
+the same as the trainer calls it and of verl_plain are taken in turn, then, at most three times, those of it and of
+naive, and the median of the ratios counts; the other baselines, which no objective changes, are compared with
+verl_plain in the same way once, at the start, and the two ratios are multiplied. X is
 
     verl_plain      verl's own cross-entropy on whole logits (PyTorch's cross_entropy where verl is not installed)
     verl_fused      verl's FusedLinearForPPO, torch backend
+    verl_liger      the same with its backend of Liger-Kernel's scaled function (GPU)
+    verl_triton     verl's own Triton kernel, linear_cross_entropy (GPU)
     torch_fused     torch.nn.functional.linear_cross_entropy with chunks
     liger           Liger-Kernel's fused linear cross-entropy (GPU)
     liger_scaled    the same with each token's loss scaled by its probability, as `dft` does
     cut             Apple's cut-cross-entropy (GPU)
     naive           the same objective on whole logits, by `token_losses`
 
-and null where it is not installed, does not run on the device, or runs out of memory. Time is elapsed time, on a GPU
-the device's; `processor_time_vs_X` is that of all threads on a CPU, which other processes disturb less, but which
-counts a thread that waits for another as work. Memory is the peak of what was allocated beyond the inputs. Needs torch
-only; on a CPU psutil too.
+and null where it is not installed, does not run on the device, or runs out of memory. `time_diagnostics` divides the
+time of the trainer's call, which also gives the entropy and the objective's diagnostics, by that of the bare one.
+`seconds_verl_plain` is the plain form's own time: a ratio beside a baseline that is slow for a reason of its own says
+nothing. `spread_vs_X` is the distance of the ratios' quartiles, divided by their median; where it is over 0.2 the
+ratio is null, and the table says so.
+
+Time is elapsed time, on a GPU the device's; `processor_time_vs_X` is that of all threads on a CPU, which other
+processes disturb less, but which counts a thread that waits for another as work. Memory is the peak of what was
+allocated beyond the inputs. On a CPU numbers too small for their exponent count as 0 on all sides, as in the trainer:
+some processors compute with them twenty times more slowly. Needs torch only; on a CPU psutil too.
 
 With --step the figures are of a whole training step instead: forward, backward and AdamW of a Qwen2 model with random
 weights, sharded by FSDP2 over one device, with gradient checkpointing. The fused objective sits in its head, as in the
@@ -32,6 +40,7 @@ import math
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,6 +61,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Constants of a training set, which a benchmark does not have."""
 
 NAIVE_REPEATS = 3
+WIDEST_SPREAD = 0.2
+"""Quartile distance over median beyond which a median of ratios is no figure."""
 
 
 def measure(
@@ -68,29 +79,38 @@ def measure(
         objective = load(name, **{**SETTINGS.get(name, {}), **settings})
         if not work.measures(objective):
             continue
-        fused = work.fused(objective)
-        taken = {"verl_plain": _seconds(work, {"verl_plain": plain, "fused": fused}, repeats)}
-        peaks = {**memory, "fused": work.peak_bytes(fused)}
+        steps = {"verl_plain": plain, "fused": work.fused(objective)}
+        if trainer := work.trainer(objective):
+            steps["trainer"] = trainer
+        taken = {"verl_plain": _seconds(work, steps, repeats)}
+        peaks = {**memory, "fused": work.peak_bytes(steps["fused"])}
         if naive:
             whole = work.naive(objective)
-            taken["naive"] = _seconds(work, {"naive": whole, "fused": fused}, min(repeats, NAIVE_REPEATS))
+            taken["naive"] = _seconds(work, {"naive": whole, "fused": steps["fused"]}, min(repeats, NAIVE_REPEATS))
             peaks["naive"] = _within_memory(lambda: work.peak_bytes(whole))  # noqa: B023  (called at once)
+        together = taken["verl_plain"]
         row: dict[str, Any] = {
             "objective": name,
             "settings": settings,
             "passes": 2 if objective.needs.student_first else 1,
             "reference": "live" if work.reference(objective) is work.live else "cached",
-            "seconds": statistics.median(elapsed for elapsed, _ in taken["verl_plain"]["fused"]),
+            "seconds": _seconds_of(together.get("fused")),
+            "seconds_verl_plain": _seconds_of(together.get("verl_plain")),
             "peak_bytes": peaks["fused"],
         }
+        diagnostics = _ratio(together.get("trainer"), together.get("fused"))
+        row["time_diagnostics"] = diagnostics and diagnostics.shown
+        row["spread_diagnostics"] = diagnostics and diagnostics.spread
         for key in ("verl_plain", "naive"):
             pair = taken.get(key, {})
-            row[f"time_vs_{key}"] = _ratio(pair.get("fused"), pair.get(key))
+            elapsed = _ratio(pair.get("fused"), pair.get(key))
+            row[f"time_vs_{key}"], row[f"spread_vs_{key}"] = elapsed and elapsed.shown, elapsed and elapsed.spread
             of_processor = _ratio(pair.get("fused"), pair.get(key), clock=1)
-            row[f"processor_time_vs_{key}"] = None if of_processor is None or math.isnan(of_processor) else of_processor
-        for key in ("verl_fused", "torch_fused", "liger", "liger_scaled", "cut"):
+            row[f"processor_time_vs_{key}"] = of_processor and of_processor.shown
+        for key in (key for key in TITLES if key not in ("verl_plain", "naive")):
             to, by_plain = to_plain.get(key), row["time_vs_verl_plain"]
-            row[f"time_vs_{key}"] = by_plain * to if to and by_plain else None
+            row[f"time_vs_{key}"] = by_plain * to.shown if to and to.shown and by_plain else None
+            row[f"spread_vs_{key}"] = to and to.spread
         for key in TITLES:
             other = peaks.get(key)
             row[f"memory_vs_{key}"] = peaks["fused"] / other if other else None
@@ -113,11 +133,34 @@ def _seconds(work: Workload, steps: Mapping[str, Step], repeats: int) -> dict[st
     return taken
 
 
-def _ratio(mine: list[Seconds] | None, theirs: list[Seconds] | None, *, clock: int = 0) -> float | None:
-    """The median of the ratios of what was measured one after the other; clock 0: elapsed, 1: the processor's."""
+@dataclass(frozen=True)
+class Ratio:
+    """A median of ratios, and the distance of their quartiles divided by it (0 of a single one)."""
+
+    median: float
+    spread: float
+
+    @property
+    def shown(self) -> float | None:
+        """The median; None where the ratios are too far apart for one."""
+        return self.median if self.spread <= WIDEST_SPREAD else None
+
+
+def _ratio(mine: list[Seconds] | None, theirs: list[Seconds] | None, *, clock: int = 0) -> Ratio | None:
+    """Of what was measured one after the other; clock 0: elapsed, 1: the processor's, which a GPU does not have."""
     if not mine or not theirs:
         return None
-    return statistics.median(a[clock] / b[clock] for a, b in zip(mine, theirs, strict=True))
+    ratios = [a[clock] / b[clock] for a, b in zip(mine, theirs, strict=True)]
+    median = statistics.median(ratios)
+    if math.isnan(median):
+        return None
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else (median,) * 3
+    return Ratio(median, (high - low) / median)
+
+
+def _seconds_of(taken: list[Seconds] | None) -> float | None:
+    """The median elapsed time."""
+    return statistics.median(elapsed for elapsed, _ in taken) if taken else None
 
 
 def _within_memory(figure: Callable[[], Any]) -> Any:
@@ -148,6 +191,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one list of rows")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    flushed = args.device == "cpu" and torch.set_flush_denormal(True)  # before there are threads, which take it over
     wanted = args.objectives.split(",") if args.objectives else names()
     objectives: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in wanted]
     objectives += [(name, settings) for name, settings in VARIANTS if name in wanted]
@@ -165,6 +209,7 @@ def main() -> None:
         "width": args.width,
         "vocab_size": args.vocab_size,
         "threads": args.threads,
+        "flush_denormal": flushed,
         "repeats": args.repeats,
         "verl": installed("verl") is not None,
     }
@@ -173,12 +218,14 @@ def main() -> None:
     rows = []
     if not args.json:
         print(", ".join(f"{key} {value}" for key, value in run.items()))
-        print(f"{'time, memory relative to':34}", *(f"{title:>13}" for title in TITLES.values()), flush=True)
+        columns = ["plain s", "diagnostics", *TITLES.values()]
+        print(f"{'time, memory relative to':28}", *(f"{title:>13}" for title in columns), flush=True)
     for row in measure(work, objectives, args.repeats, naive=not (args.no_naive or args.step)):
         rows.append({**row, **run})
         if not args.json:
             label = " ".join([row["objective"], *map(str, row["settings"].values())])
-            print(f"{label:34}", *(f"{_pair(row, key):>13}" for key in TITLES), flush=True)
+            print(f"{label:28}", *(f"{cell:>13}" for cell in _cells(row)), flush=True)
+    torch.set_flush_denormal(False)
     if args.json:
         print(json.dumps(rows, indent=1))
 
@@ -186,6 +233,8 @@ def main() -> None:
 TITLES = {
     "verl_plain": "verl plain",
     "verl_fused": "verl fused",
+    "verl_liger": "verl Liger",
+    "verl_triton": "verl Triton",
     "torch_fused": "torch fused",
     "liger": "Liger",
     "liger_scaled": "Liger scaled",
@@ -194,9 +243,20 @@ TITLES = {
 }
 
 
-def _pair(row: dict[str, Any], key: str) -> str:
-    pair = row[f"time_vs_{key}"], row[f"memory_vs_{key}"]
-    return "-" if None in pair else "{:.2f} {:.2f}".format(*pair)
+def _cells(row: dict[str, Any]) -> list[str]:
+    """The row's figures as text: `-` for what is not there, `unsteady` for a median that is no figure."""
+    plain = row["seconds_verl_plain"]
+    cells = ["-" if plain is None else f"{plain:.3g}", _cell(row["time_diagnostics"], row["spread_diagnostics"])]
+    for key in TITLES:
+        time, memory = _cell(row[f"time_vs_{key}"], row[f"spread_vs_{key}"]), row[f"memory_vs_{key}"]
+        cells.append(time if memory is None or time == "-" else f"{time} {memory:.2f}")
+    return cells
+
+
+def _cell(median: float | None, spread: float | None) -> str:
+    if median is None:
+        return "-" if spread is None else "unsteady"
+    return f"{median:.2f}"
 
 
 if __name__ == "__main__":

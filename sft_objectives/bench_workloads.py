@@ -19,11 +19,20 @@ from .fused.head_rows import HeadRows
 
 SEQUENCE = 256
 TOP_K = 64
+SPREAD = 3.0
+"""Standard deviation of a row of logits, as language models have it; their likely ids stand out of it."""
+
+PULL = 2.6
+"""How far, in units of SPREAD squared, the likely id of the surest row stands out."""
 Step = Callable[[], Tensor]
 
 
 class Workload:
-    """Random hidden states, head and labels (most of them likely), and a reference near the student."""
+    """Hidden states, head and labels, and a reference near the student.
+
+    Each row's logits are normal, but for a few ids that stand out by an amount that differs between rows: some are sure
+    of one id, some hesitate between hundreds, as in a language model. Labels are mostly likely ids.
+    """
 
     def __init__(self, tokens: int, width: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
         generator = torch.Generator(device).manual_seed(0)
@@ -31,8 +40,13 @@ class Workload:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, device=device, dtype=torch.float32)
 
-        self.hidden = normal(tokens, width).to(dtype).requires_grad_()
-        self.head = (normal(vocab_size, width) * 3.5 / width**0.5).to(dtype).requires_grad_()
+        head = normal(vocab_size, width) * SPREAD / width**0.5
+        likely = torch.randint(0, vocab_size, (tokens, 3), generator=generator, device=device)
+        strength = torch.rand(tokens, 1, generator=generator, device=device).sqrt() * PULL
+        shares = torch.tensor([1.0, 0.85, 0.7], device=device)
+        self.hidden = normal(tokens, width) + strength * (head[likely] * shares.view(1, 3, 1)).sum(1)
+        self.hidden = self.hidden.to(dtype).requires_grad_()
+        self.head = head.to(dtype).requires_grad_()
         other = (self.hidden.detach() + 0.1 * normal(tokens, width)).to(dtype)
         live = (other, self.head.detach().clone(), None)
         labels, parts = [], []
@@ -40,10 +54,10 @@ class Workload:
             rows = slice(start, start + SEQUENCE)
             logits = (self.hidden[rows] @ self.head.t()).detach()
             rank = torch.randint(0, 5, (len(logits), 1), generator=generator, device=device)
-            likely = logits.topk(5, dim=-1).indices.gather(1, rank).squeeze(-1)
+            probable = logits.topk(5, dim=-1).indices.gather(1, rank).squeeze(-1)
             random = torch.randint(0, vocab_size, (len(logits),), generator=generator, device=device)
             coin = torch.rand(len(logits), generator=generator, device=device)
-            labels.append(likely.where(coin < 0.8, random))
+            labels.append(probable.where(coin < 0.8, random))
             parts.append(
                 replace(Reference.from_logits(other[rows] @ live[1].t(), labels[-1], top_k=TOP_K), logits=None)
             )
@@ -65,7 +79,14 @@ class Workload:
         return self.live if objective.needs.live else self.cached
 
     def fused(self, objective: Objective) -> Step:
-        return lambda: fused_loss(
+        return lambda: self._fused(objective)  # pyright: ignore[reportReturnType]
+
+    def trainer(self, objective: Objective) -> Step | None:
+        """As the trainer calls it, with diagnostics and entropy; None where `fused` is that already."""
+        return lambda: self._fused(objective, return_statistics=True)[0]  # pyright: ignore[reportIndexIssue]
+
+    def _fused(self, objective: Objective, **more: Any) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        return fused_loss(
             objective,
             self.hidden,
             self.head,
@@ -73,7 +94,8 @@ class Workload:
             reference=self.reference(objective),
             normalizer=len(self.labels),
             **self.given,
-        )  # pyright: ignore[reportReturnType]
+            **more,
+        )
 
     def naive(self, objective: Objective) -> Step:
         def step() -> Tensor:
@@ -88,7 +110,8 @@ class Workload:
         found: dict[str, Step] = {}
         hidden, head, labels = self.hidden, self.head, self.labels
         found["verl_plain"] = lambda: plain_cross_entropy(hidden @ head.t(), labels)
-        if fused := installed("verl.utils.experimental.torch_functional"):
+        fused = installed("verl.utils.experimental.torch_functional")
+        if fused:
             function = fused.FusedLinearForPPO(impl_backend="torch")
             found["verl_fused"] = lambda: -function(hidden, head, labels)[0].mean()
         functional = torch.nn.functional
@@ -102,6 +125,11 @@ class Workload:
                 if "use_token_scaling" in inspect.signature(type(loss).__init__).parameters:
                     scaled = liger.LigerFusedLinearCrossEntropyLoss(use_token_scaling=True)
                     found["liger_scaled"] = lambda: scaled(head, hidden, labels)
+                if fused:  # without Liger-Kernel it would be the torch backend again
+                    with_liger = fused.FusedLinearForPPO(impl_backend="liger")
+                    found["verl_liger"] = lambda: -with_liger(hidden, head, labels)[0].mean()
+            if kernel := installed("verl.utils.kernel.linear_cross_entropy"):
+                found["verl_triton"] = lambda: -kernel.linear_cross_entropy(hidden, head, labels, 1.0)[0].mean()
             if cut := installed("cut_cross_entropy"):
                 found["cut"] = lambda: cut.linear_cross_entropy(hidden, head, labels)
         return found
@@ -222,6 +250,9 @@ class TrainingStep(Workload):
                 return read(self.model(self.ids).logits.flatten(0, 1))["loss"].sum() / n
 
         return step
+
+    def trainer(self, objective: Objective) -> Step | None:
+        return None
 
     def measures(self, objective: Objective) -> bool:
         """Whether a step needs nothing but this model and the cached reference."""

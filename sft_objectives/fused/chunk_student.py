@@ -169,14 +169,19 @@ class ChunkStudent(Student):
         return leaf
 
     @torch.no_grad()
-    def overwrite_with_gradient(self, losses: Tensor, scale: Tensor) -> Tensor:
+    def overwrite_with_gradient(self, losses: Tensor, scale: Tensor, *, entropy: bool = False) -> Tensor:
         """(n, V) gradient of sum(scale * losses) with respect to the logits, in their buffer; losses, scale: (n,).
 
-        No statistic can be asked for afterwards.
+        No statistic can be asked for afterwards, but for the entropy where `entropy` is given: it comes from the
+        probabilities that the gradient needs anyway.
         """
         upstream = self._upstream(losses, scale)
+        if entropy and (upstream is None or "entropy" in self.__dict__):
+            _ = self.entropy  # kept, as all that is computed once
+            entropy = False
         if upstream is None:
             return self._logits.zero_()
+        entropies = []
         label, at_ids, expected, outside, mean, total = upstream
         smallest = math.log(SMALLEST_MASS)
         for place, tile in enumerate(self._tiles):
@@ -184,13 +189,15 @@ class ChunkStudent(Student):
             scaled = len(outside) == 1 and surely(outside[0][1][tile] > smallest)
             others = self._dense_terms(place, [], [] if scaled else outside, None)
             weights = [(of_tile(place), gradient[tile]) for of_tile, gradient in expected]
-            torch.softmax(z, -1, out=z)
+            p = self._probabilities(z) if entropy else torch.softmax(z, -1, out=z)
+            if entropy:
+                entropies.append(-dot(p, z))
             if scaled:  # the softmax over the other ids is p / their mass
                 ids, logsumexp, gradient = (tensor[tile] for tensor in outside[0])
-                inside = z.gather(1, ids).mul_(-total[tile])
-                z.mul_(gradient * (-logsumexp).exp() - total[tile]).scatter_(1, ids, inside)
+                inside = p.gather(1, ids).mul_(-total[tile])
+                torch.mul(p, gradient * (-logsumexp).exp() - total[tile], out=z).scatter_(1, ids, inside)
             else:
-                z.mul_(-total[tile])
+                torch.mul(p, -total[tile], out=z)
             if others is not None:
                 z.add_(others)
             for w, gradient in weights:
@@ -200,6 +207,8 @@ class ChunkStudent(Student):
             z.scatter_add_(1, self.labels[tile].unsqueeze(-1), label[tile])
             for ids, gradient in at_ids:
                 z.scatter_add_(1, ids[tile], gradient[tile])
+        if entropy:
+            self.entropy = torch.cat(entropies)
         return self._logits
 
     def _upstream(self, losses: Tensor, scale: Tensor) -> Upstream | None:

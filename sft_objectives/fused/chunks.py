@@ -101,18 +101,21 @@ class ChunkedRows:
                 losses = self.objective.loss(step)
             found = {"loss": losses.detach()}
             if logged is not None:
-                with torch.no_grad():
-                    found |= {"cross_entropy": -student.log_p_label.detach(), "entropy": student.entropy}
-                    found |= {f"diagnostic_{name}": value for name, value in logged.items()}
-                    if self.measure is not None:
+                found |= {"cross_entropy": -student.log_p_label.detach()}
+                found |= {f"diagnostic_{name}": value for name, value in logged.items()}
+                if self.measure is not None:
+                    with torch.no_grad():
                         found |= self.measure(step)
-            parts.append(found)
             if any(trained):
-                gradient, rows = student.overwrite_with_gradient(losses, scale[chunk]), self.rows[chunk]
+                gradient = student.overwrite_with_gradient(losses, scale[chunk], entropy=logged is not None)
+                rows = self.rows[chunk]
                 moved = places_of(student.has_gradient)
                 if moved is not None and len(moved) < 0.9 * len(rows):  # say, of tokens that were not selected
                     gradient, features, rows = _moved_up(gradient, moved), features[moved], rows[moved]
                 self._accumulate(gradients, gradient, features, rows, first=chunk.start == 0)
+            if logged is not None:
+                found["entropy"] = student.entropy
+            parts.append(found)
         if gradients[1] is not None:
             gradients[1] = gradients[1].to(self.head_weight.dtype)
         if gradients[2] is not None:

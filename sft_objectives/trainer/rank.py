@@ -65,6 +65,7 @@ def _train(settings: Any, inputs: Mapping[str, Path], scratch: Path, messages: A
 
     if settings.platform.name == "cpu":
         torch.set_num_threads(max(1, settings.platform.threads // settings.sft.processes))
+        torch.set_flush_denormal(True)  # as in RL (verl_cpu.engine)
     torch.manual_seed(settings.seed)
     from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
 
