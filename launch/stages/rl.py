@@ -158,7 +158,7 @@ class RlSettings(Settings):
 
 class RlStage(StageKind):
     name = "rl"
-    version = 2
+    version = 3
     function = "rl_stage.stage:run"
     section = Rl
     describes = "reinforcement learning"

@@ -119,7 +119,7 @@ class SftSettings(Settings):
 
 class SftStage(StageKind):
     name = "sft"
-    version = 2
+    version = 3
     function = "sft_objectives.trainer.stage:run"
     section = Sft
     describes = "supervised fine-tuning"
