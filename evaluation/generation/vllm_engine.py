@@ -60,7 +60,13 @@ class VllmEngine:
             "reproducible": self.reproducible,
         }
         platform_options: dict[str, Any] = (
-            {"enforce_eager": True, "enable_prefix_caching": False, "max_num_seqs": 128}
+            {
+                "enforce_eager": True,
+                "enable_prefix_caching": False,
+                # A request with a seed cannot be cut in two on a CPU: its generator would have to be set back.
+                "enable_chunked_prefill": False,
+                "max_num_seqs": 128,
+            }
             if on_cpu
             else {
                 "gpu_memory_utilization": options.gpu_memory,

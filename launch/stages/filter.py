@@ -16,7 +16,7 @@ KEPT_BYTES = 200  # of a prompt in its artifact
 
 class Filter(StageKind):
     name = "filter"
-    version = 2
+    version = 3
     function = "rl_stage.filter:run"
     after = ("prepare", "pretrain")
 

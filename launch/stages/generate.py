@@ -103,7 +103,7 @@ class MeasuredSettings(Settings):
 
 class Generate(StageKind):
     name = "generate"
-    version = 2
+    version = 3
     function = "evaluation.generate:run"
     section = Eval
     describes = "evaluation"

@@ -35,7 +35,7 @@ class RolloutsSettings(Settings):
 
 class Rollouts(StageKind):
     name = "rollouts"
-    version = 1
+    version = 2
     function = "rl_stage.rollouts:run"
     after = ("prepare", "filter", "sft", "adopt", "average", "rl")
     shares_engine = True

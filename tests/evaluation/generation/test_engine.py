@@ -42,6 +42,12 @@ def test_responses_depend_on_seed_and_prompt_and_not_on_their_company(model_dire
     assert [texts(engine, [request])[0] for request in shard[:4]] == together[:4]
     assert dict(engine.run([(0, shard[8:]), (1, shard[:8])]))[1] == dict(engine.run([(1, shard)]))[1][:8]
     assert together[:8] != together[8:]
+    # more tokens of prompts at once than vLLM takes in one step: no prompt is cut in two
+    long = [
+        Request((*one.prompt, *one.prompt, *one.prompt)[:48], seed, SAMPLED) for seed in range(16) for one in shard[:8]
+    ]
+    assert len(long) * 48 > engine.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    assert texts(engine, long)[:2] == [texts(engine, [request])[0] for request in long[:2]]
 
 
 @pytest.mark.e2e
