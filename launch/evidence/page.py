@@ -1,7 +1,9 @@
-"""The page of a study: its tables made from the CSV, the claims and the sizes beside it, and nothing else."""
+"""The page of a study: its tables made from the CSV, the claims and the design beside it, and nothing else."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +14,42 @@ from common.files import write_text
 from launch.evidence import tables
 from launch.evidence.claims import decide, read_claims
 from launch.evidence.power import spread
-from launch.evidence.runs import arms, read_csv
+from launch.evidence.runs import Run, arms, read_csv
 from launch.report.lines import BASE
 
 RUNS, CLAIMS, DESIGN = "runs.csv", "claims.yaml", "design.yaml"
 SETTINGS = ("pilot", "pairs", "phase", "figure", "seeds", "problems", "against")
 
 
-def tables_of(folder: Path) -> dict[str, str]:
-    """The tables by name: arms, rl, sft, claims, power, predictors.
+def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
+    """How each table is made, by name.
 
-    folder: holds `runs.csv`, `claims.yaml` (see `Claim`) and `design.yaml`: `pilot` (a CSV of pilot runs), `pairs` of
-    arms, `phase` and `figure` of the power table, its `seeds` and `problems`, and the arm that others are held
-    `against`. Raises ConfigError where one is missing or names something that there is not.
+    folder: holds `design.yaml`: `pilot` (a CSV of pilot runs), `pairs` of arms, `phase` and `figure` of the table of
+    power, its `seeds` and `problems`, and the arm that others are held `against`; for the other tables `runs.csv` and
+    `claims.yaml` (see `Claim`). A table raises ConfigError where its file is missing or names what there is not.
     """
     design = _design(folder / DESIGN)
-    runs = read_csv(folder / RUNS)
-    shown, against = arms(runs), design["against"]
-    pilot = read_csv(folder / design["pilot"])
-    pairs = [(first, second) for first, second in design["pairs"]]
-    found = spread(pilot, pairs, design["phase"], design["figure"])
+
+    @functools.cache
+    def runs() -> list[Run]:
+        return read_csv(folder / RUNS)
+
+    def power() -> str:
+        pairs = [(first, second) for first, second in design["pairs"]]
+        found = spread(read_csv(folder / design["pilot"]), pairs, design["phase"], design["figure"])
+        return tables.power_table(found, design["seeds"], design["problems"])
+
+    def contrasts(phase: str) -> str:
+        return tables.contrasts_table(runs(), arms(runs()), design["against"], phase, "pass@1")
+
     return {
-        "arms": tables.arms_table(runs, shown, [run for run in runs if run.arm == BASE]),
-        "rl": tables.contrasts_table(runs, shown, against, "rl", "pass@1"),
-        "sft": tables.contrasts_table(runs, shown, against, "sft", "pass@1"),
-        "claims": tables.claims_table(decide(read_claims((folder / CLAIMS).read_text()), runs)),
-        "power": tables.power_table(found, design["seeds"], design["problems"]),
-        "predictors": tables.predictors_table(runs),
+        "power": power,
+        "arms": lambda: tables.arms_table(runs(), arms(runs()), [run for run in runs() if run.arm == BASE]),
+        "sft": lambda: contrasts("sft"),
+        "rl": lambda: contrasts("rl"),
+        "claims": lambda: tables.claims_table(decide(read_claims((folder / CLAIMS).read_text()), runs())),
+        "hypotheses": lambda: tables.hypotheses_table(read_claims((folder / CLAIMS).read_text())),
+        "predictors": lambda: tables.predictors_table(runs()),
     }
 
 

@@ -49,7 +49,8 @@ class Run:
 def collect(plan: Plan) -> list[Run]:
     """The runs of a plan that the store has, in the report's order; a base model once.
 
-    Raises ConfigError where models were asked different problems, or drew more samples than one character counts.
+    Raises ConfigError where nothing was measured, models were asked different problems, or drew more samples than one
+    character counts.
     """
     store = Store(plan.root)
     selected = select(plan, store)
@@ -64,6 +65,8 @@ def collect(plan: Plan) -> list[Run]:
                     continue
                 problems.add(frozenset(outcomes))
                 found.append(_run(selected.plan, source, target, line, member, phase, outcomes))
+    if not found:
+        raise ConfigError(f"{store.root}: nothing of this plan has been measured on {target}; run the recipe first")
     if len(problems) > 1:
         raise ConfigError(f"benchmark {target}: the models of this plan were asked different problems")
     return found

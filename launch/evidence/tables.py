@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from common.errors import ConfigError
 from evaluation import readiness
 from evaluation.readiness.association import FEWEST, Outcome, associations
-from launch.evidence.claims import Result
+from launch.evidence.claims import Claim, Result
 from launch.evidence.differences import difference
 from launch.evidence.power import Spread
 from launch.evidence.runs import BEFORE_RL, Run, arms, of_arm
@@ -78,6 +78,13 @@ def claims_table(results: Sequence[Result]) -> str:
     return markdown(head, rows)
 
 
+def hypotheses_table(claims: Sequence[Claim]) -> str:
+    """The claims before there are runs."""
+    head = ["claim", "paper", "what it says", "what we compare", "we expect"]
+    rows = [[one.name, f"{one.paper}, {one.where}", one.says, one.measure, one.direction] for one in claims]
+    return markdown(head, rows)
+
+
 def power_table(found: Spread, seeds: Sequence[int], problems: Sequence[int]) -> str:
     """The smallest difference that is found with 80% power, by seeds and problems."""
     head = ["seeds", *(f"{count} problems" for count in problems)]
@@ -112,12 +119,12 @@ def predictors_table(runs: Sequence[Run], *, seed: int = 0, resamples: int = 200
     return markdown(head, rows)
 
 
-def fill(page: str, made: Mapping[str, str]) -> str:
+def fill(page: str, made: Mapping[str, Callable[[], str]]) -> str:
     """The page with every table between its marks replaced. Raises ConfigError for a mark that nothing fills."""
 
     def one(match: re.Match[str]) -> str:
         if match[2] not in made:
             raise ConfigError(f"table {match[2]}: nothing makes it; allowed: {', '.join(made)}")
-        return f"{match[1]}\n{made[match[2]]}\n{match[4]}"
+        return f"{match[1]}\n{made[match[2]]()}\n{match[4]}"
 
     return MARK.sub(one, page)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from common.errors import ConfigError
@@ -11,6 +13,7 @@ from launch.evidence.runs import Run, write_csv
 from tests.launch.evidence.test_claims import FIELDS
 from tests.launch.evidence.test_differences import study
 
+DOCS = Path(__file__).parents[3] / "docs"
 DESIGN = (
     "{pilot: runs.csv, pairs: [[bb, a]], phase: rl, figure: pass@1, seeds: [3, 6], problems: [64, 128], against: a}"
 )
@@ -49,8 +52,13 @@ def test_every_table_is_filled_from_the_folder(folder):
 
 
 def test_wrong_folders_and_pages_are_refused(folder):
-    with pytest.raises(ConfigError, match="table other: nothing makes it; allowed: arms, rl"):
+    with pytest.raises(ConfigError, match="table other: nothing makes it; allowed: power, arms"):
         tables.fill("<!-- table: other -->\n<!-- end -->\n", tables_of(folder))
     (folder / "design.yaml").write_text(DESIGN.replace("pilot", "pilots"))
     with pytest.raises(ConfigError, match=r"design.yaml: the fields are pilot, pairs"):
         tables_of(folder)
+
+
+def test_the_page_of_evidence_is_what_its_folder_makes():
+    page = DOCS / "evidence.md"
+    assert tables.fill(page.read_text(), tables_of(DOCS / "evidence")) == page.read_text()
