@@ -6,14 +6,16 @@ and gives verl's tensors; token ids and masks are those of `common.chats`.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -21,16 +23,17 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from common.chats import POLICY, Rendered, Renderer
 from common.errors import ConfigError
 from common.files import text_digest
+from data_prep.chat_table import ChatTable
 from data_prep.reference.layout import SUPPORT_FIELDS
 from data_prep.reference.reader import ReferenceCache, label_checksum
-from data_prep.tables import BATCH_ROWS
 from data_prep.truncation import dataset_config
 
 __all__ = ["AlignedReference", "ChatDataset", "dataset_config", "tokenizer_digest"]
 
 MASK_POLICY = "assistant turns to their end"  # after the prompt, to the token that ends the turn; never token 0
 EMITTED_DTYPES = {"ceil_n1": np.int32, "ceil_n2": np.int32}  # other scalars are float32
-COLUMNS = ("messages", "tools", "critical_spans", "row_tokens")
+CHUNK_CHATS = 32  # tokenised together
+Encoded = tuple[np.ndarray, np.ndarray]  # ids int32 and mask uint8, (T,) each
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -52,9 +55,12 @@ class ChatDataset(Dataset):
         pad_mode: must be no_padding.
         max_length, truncation: error, left or right.
         apply_chat_template_kwargs, turns, prompt_mismatch, supervise_after_end: of the renderer.
+        mapped: directory for memory-mapped copies of the files (`chat_table.mapped`), which training in random order
+            reads; left out, the files themselves are read.
         references: mapping source -> {path, fields, top_k}. source is base, teacher or checkpoint, fields a list from
             support_ids, support_logprobs, the names of TOKEN_FIELDS and mean_loss, top_k the number of entries wanted
-            (null: all that are stored).
+            (null: all that are stored). `verified: true` beside them: the checksums were compared on this machine
+            already; left out, they are compared here.
         columns: names of per-token columns wanted; `critical` is 1 on tokens that overlap the chat's `critical_spans`
             ([start, end) character pairs of the last answer) and 0 elsewhere.
         train_files: references and columns belong to these files; another data set (validation) gets none.
@@ -88,11 +94,9 @@ class ChatDataset(Dataset):
         policy = {name: config.get(name) for name in POLICY if config.get(name) is not None}
         arguments = config.get("apply_chat_template_kwargs") or {}
         self.renderer = Renderer(tokenizer, template_arguments=arguments, **policy)
-        table = pa.concat_tables([_read(file) for file in self.files])
-        self.table = table if max_samples < 0 else table.slice(0, max_samples)
-        self.first = np.concatenate(
-            [[0], np.cumsum(self._rows_of_chats())]
-        )  # the first row of each chat, their sum last
+        directory = config.get("mapped")
+        self.table = ChatTable(self.files, None if directory is None else Path(directory), max_samples)
+        self.first = self._first_rows()  # the first row of each chat, their sum last
         self.references: dict[str, AlignedReference] = {}
         self.columns: tuple[str, ...] = ()
         if self.files == _as_list(config.get("train_files")):
@@ -106,35 +110,73 @@ class ChatDataset(Dataset):
     def __len__(self) -> int:
         return int(self.first[-1])
 
-    def _rows_of_chats(self) -> list[int]:
-        """How many rows each chat becomes: as `prepare` counted, or counted here."""
-        if "row_tokens" in self.table.column_names:
-            return [len(chat) for chat in self.table["row_tokens"].to_pylist()]
-        counts = []
-        for chats in self._chats():
-            for found in self.renderer.many((chat["messages"], chat.get("tools")) for chat in chats):
-                if isinstance(found, ConfigError):
-                    raise ConfigError(f"{self.files[0]}: chat {len(counts)}: {found}")
-                counts.append(len(found))
-        return counts
+    def _first_rows(self) -> np.ndarray:
+        """(chats + 1,) int64: how many rows come before each chat, as `prepare` counted or as counted here."""
+        counts: list[Any] = []
+        if "row_tokens" in self.table.columns:
+            for batch in self.table.batches(["row_tokens"]):
+                counts.append(pc.list_value_length(batch.column(0)).to_numpy(zero_copy_only=False))
+        else:
+            for chats in self.table.chats():
+                number = sum(map(len, counts))
+                found = self.renderer.many((chat["messages"], chat.get("tools")) for chat in chats)
+                counts.append([len(self._accepted(number + place, rows)) for place, rows in enumerate(found)])
+        return np.cumsum(np.concatenate([[0], *counts]).astype(np.int64))
 
-    def _chats(self) -> Iterator[list[dict[str, Any]]]:
-        columns = [name for name in ("messages", "tools") if name in self.table.column_names]
-        for batch in self.table.select(columns).to_batches(BATCH_ROWS):
-            yield batch.to_pylist()
+    def _accepted(self, number: int, rows: list[Rendered] | ConfigError) -> list[Rendered]:
+        if isinstance(rows, ConfigError):
+            raise ConfigError(f"{self.files[0]}: chat {number}: {rows}")
+        return rows
+
+    def _prepared(self, number: int, rows: list[Rendered] | ConfigError) -> list[Rendered]:
+        """A chat's rows, as many as were counted."""
+        found, counted = self._accepted(number, rows), int(self.first[number + 1] - self.first[number])
+        if len(found) != counted:
+            raise ConfigError(
+                f"{self.files[0]}: chat {number} was prepared as {counted} rows and is {len(found)} under this "
+                "model's chat template; run prepare again with it"
+            )
+        return found
+
+    def encoded(self) -> Iterator[Encoded]:
+        """ids and mask of every item in order; each chat is rendered once, by chunks on all cores of this process.
+
+        Afterwards the digest of the rows is known, and `identity` reads nothing.
+        """
+        threads = len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(threads, "encode") as pool:
+            waiting: deque[Future[list[Encoded]]] = deque()
+            number = 0
+            for chats in self.table.chats():
+                for start in range(0, len(chats), CHUNK_CHATS):
+                    chunk = chats[start : start + CHUNK_CHATS]
+                    waiting.append(pool.submit(self._encode, number, chunk))
+                    number += len(chunk)
+                    if len(waiting) > 2 * threads:
+                        yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+
+    def _encode(self, first: int, chats: list[dict[str, Any]]) -> list[Encoded]:
+        """The items of consecutive chats; `first` is the number of the first."""
+        items = []
+        found = self.renderer.many((chat["messages"], chat.get("tools")) for chat in chats)
+        for number, rows in enumerate(found, first):
+            for row in self._prepared(number, rows):
+                kept = self._kept(len(row.ids), number)
+                mask = np.array(row.supervised[kept], np.uint8)
+                mask[:1] = 0
+                items.append((np.array(row.ids[kept], np.int32), mask))
+        return items
 
     def identity(self) -> dict[str, Any]:
         """What decides the tokens and masks of this data set; part of a reference cache's identity."""
-        rows = hashlib.sha256()
-        for chats in self._chats():
-            for chat in chats:
-                rows.update(json.dumps(chat, sort_keys=True, ensure_ascii=False).encode() + b"\n")
         policy = {name: getattr(self.renderer, name) for name in POLICY}
         return {
             "tokenizer": tokenizer_digest(self.tokenizer),
             "chat_template": text_digest(str(self.tokenizer.chat_template)),
             "chat_template_arguments": self.renderer.template.arguments,
-            "data_rows": rows.hexdigest(),
+            "data_rows": self.table.digest(),
             "truncation": self.truncation,
             "max_length": self.length_limit,
             "mask_policy": {"supervised": MASK_POLICY, **policy},
@@ -144,8 +186,8 @@ class ChatDataset(Dataset):
         if unknown := set(self.columns) - {"critical"}:
             raise ConfigError(f"data.columns: {', '.join(sorted(unknown))} unknown; allowed: critical")
         if self.columns:
-            spans = self.table["critical_spans"] if "critical_spans" in self.table.column_names else None
-            if spans is None or spans.null_count:
+            given = "critical_spans" in self.table.columns
+            if not given or any(batch.column(0).null_count for batch in self.table.batches(["critical_spans"])):
                 raise ConfigError(f"{self.files[0]}: critical_spans is missing; the objective needs it in every row")
             if not self.tokenizer.is_fast:
                 raise ConfigError("data.columns=critical: only fast tokenizers tell where a token begins")
@@ -169,14 +211,9 @@ class ChatDataset(Dataset):
         if not 0 <= item < len(self):
             raise IndexError(item)
         number = int(np.searchsorted(self.first, item, side="right")) - 1
-        chat = self.table.slice(number, 1).to_pylist()[0]
-        found = self.renderer.rows(chat["messages"], chat.get("tools"))
-        prepared = int(self.first[number + 1] - self.first[number])
-        if len(found) != prepared:
-            raise ConfigError(
-                f"{self.files[0]}: chat {number} was prepared as {prepared} rows and is {len(found)} under this "
-                "model's chat template; run prepare again with it"
-            )
+        chat = self.table.chat(number)
+        (rows,) = self.renderer.many([(chat["messages"], chat.get("tools"))])
+        found = self._prepared(number, rows)
         rendered = found[item - int(self.first[number])]
         row = {
             "input_ids": torch.tensor(rendered.ids, dtype=torch.long),
@@ -195,16 +232,20 @@ class ChatDataset(Dataset):
         return row
 
     def _truncate(self, row: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
-        length = len(row["input_ids"])
-        if length > self.length_limit:
-            if self.truncation == "error":
-                limit = f"data.max_length={self.length_limit}"
-                raise ConfigError(f"chat {number}: {length} tokens, {limit}; raise it or set data.on_long_row")
-            kept = slice(-self.length_limit, None) if self.truncation == "left" else slice(self.length_limit)
-            row = {name: value[kept] for name, value in row.items()}
-            row["position_ids"] = torch.arange(self.length_limit, dtype=torch.long)
+        kept = self._kept(len(row["input_ids"]), number)
+        row = {name: value[kept] for name, value in row.items()}
+        row["position_ids"] = torch.arange(len(row["input_ids"]), dtype=torch.long)
         row["loss_mask"][:1] = 0
         return row
+
+    def _kept(self, length: int, number: int) -> slice:
+        """What of a row's tokens is trained on. Raises ConfigError where a long one is an error."""
+        if length <= self.length_limit:
+            return slice(None)
+        if self.truncation == "error":
+            limit = f"data.max_length={self.length_limit}"
+            raise ConfigError(f"chat {number}: {length} tokens, {limit}; raise it or set data.on_long_row")
+        return slice(-self.length_limit, None) if self.truncation == "left" else slice(self.length_limit)
 
 
 class AlignedReference:
@@ -223,7 +264,8 @@ class AlignedReference:
             )
         if self.cache.sequences != sequences:
             raise ConfigError(f"{reference['path']}: {self.cache.sequences} chats, the data set has {sequences}")
-        self.cache.verify()
+        if not reference.get("verified"):
+            self.cache.verify()
         self.emitted = tuple(dict.fromkeys("packed" if name in SUPPORT_FIELDS else name for name in self.fields))
         self.names = (*self.emitted, "label_checksum")
 
@@ -259,13 +301,6 @@ def _spread(values: np.ndarray, labels: np.ndarray, length: int, dtype: Any) -> 
     spread = np.zeros(shape, dtype)
     spread[labels - 1] = values
     return spread
-
-
-def _read(file: str) -> pa.Table:
-    names = set(pq.read_schema(file).names)
-    if "messages" not in names:
-        raise ConfigError(f"{file}: has no column messages; `prepare` writes it")
-    return pq.read_table(file, columns=[name for name in COLUMNS if name in names])
 
 
 def _as_list(files: Any) -> list[str]:

@@ -3,8 +3,9 @@
 One step of training, for the global batch of all micro-batches and all data-parallel ranks:
 
 1. Before training, `objective.needs` says what to provide. `needs.dataset`: compute
-   `objective.dataset_constants(cache_scalars)` once and keep the dict. `needs.state`: keep an old policy or a moving
-   average, and save it in the checkpoint.
+   `objective.dataset_constants(cache_scalars)` once and keep the dict; of a training set that is too large to hold, of
+   `objective.condensed(part)` of its parts, joined. `needs.state`: keep an old policy or a moving average, and save it
+   in the checkpoint.
 2. If `needs.batch`, a first pass without gradient and with the student in the mode of the second pass (no dropout):
    per micro-batch, `objective.token_scalars(step)` gives a dict of detached (n,) tensors. The step has no student where
    `needs.batch.student` is false: then no forward pass is needed at all.
@@ -204,6 +205,11 @@ class Objective:
     def needs(self) -> Needs:
         """What `loss` needs; a function of the settings alone."""
         return Needs()
+
+    def condensed(self, cache_scalars: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Fewer positions that give `dataset_constants` the same, of a part of the training set that holds whole
+        sequences; both are as `dataset_constants` takes them."""
+        return cache_scalars
 
     def dataset_constants(self, cache_scalars: Mapping[str, Tensor]) -> dict[str, float]:
         """Constants of the training set, from `needs.dataset.fields` of its (sampled) positions.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 OPEN_SHARDS = 256  # each memory map holds a file descriptor
 READ_BYTES = 1 << 20
 STREAM_ROWS = 1 << 17
+SUMMED_AT_ONCE = 8192  # numpy's own buffer: a mean taken piece by piece is that of the whole column, to the last bit
 _REMEDY = "run again: the cache is mended from its whole shards, or remove the artifact"
 
 
@@ -149,9 +150,17 @@ class ReferenceCache:
         Raises:
             ConfigError: names the damaged files.
         """
-        bad = [r["file"] for r in self._records() if file_checksum(self.directory / r["file"]) != r["xxh3_128"]]
-        if bad:
-            raise ConfigError(f"{self.directory}: checksum differs in {', '.join(bad)}; {_REMEDY}")
+        self.refuse(self.damaged())
+
+    def damaged(self, part: int = 0, parts: int = 1) -> list[str]:
+        """Names of the files whose checksum differs; of `parts` processes that share the reading, one reads its own."""
+        own = self._records()[part::parts]
+        return [r["file"] for r in own if file_checksum(self.directory / r["file"]) != r["xxh3_128"]]
+
+    def refuse(self, damaged: Iterable[str]) -> None:
+        """Raise ConfigError that names the damaged files, if there are any."""
+        if names := ", ".join(sorted(damaged)):
+            raise ConfigError(f"{self.directory}: checksum differs in {names}; {_REMEDY}")
 
     def read(self, sequence: int, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Views of the rows of one chat: `packed` (n, top_k), token fields (n,), `mean_loss` and `label_checksum` ().
@@ -196,6 +205,33 @@ class ReferenceCache:
         """A token field (tokens,) or a sequence field (sequences,) of the whole cache as one new array."""
         return np.concatenate([self._shard(index)[name] for index in range(len(self.shards))])
 
+    def mean(self, name: str) -> float:
+        """Mean of a token field, in float64; some tokens at a time."""
+        total, waiting = 0.0, np.empty(0)
+        for block in self.stream([name]):
+            waiting = np.concatenate([waiting, block[name].astype(np.float64)])
+            whole = len(waiting) - len(waiting) % SUMMED_AT_ONCE
+            for start in range(0, whole, SUMMED_AT_ONCE):
+                total += float(waiting[start : start + SUMMED_AT_ONCE].sum())
+            waiting = waiting[whole:]
+        return (total + float(waiting.sum())) / self.tokens
+
+    def scalar_parts(self, fields: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+        """`scalars`, in order, some whole chats at a time; what the sample covers is one part."""
+        import torch
+
+        wanted = set(fields)
+        self.require(wanted)
+        if wanted & set(SUPPORT_FIELDS):
+            yield self._of_sample(wanted)
+            return
+        for index in range(len(self.shards)):
+            shard, first = self._map(index), self._first[index]
+            lengths = torch.from_numpy(np.diff(shard["offsets"]).astype(np.int64))
+            found = {name: torch.from_numpy(shard[name].astype(np.float32)) for name in wanted}
+            sequence = torch.arange(first, first + len(lengths)).repeat_interleave(lengths)
+            yield found | {"mask": torch.ones(len(sequence), dtype=torch.bool), "sequence": sequence}
+
     def scalars(self, fields: Iterable[str]) -> dict[str, torch.Tensor]:
         """What constants of the training set are computed from: `fields` over M positions, "mask" and "sequence" (M,).
 
@@ -207,13 +243,12 @@ class ReferenceCache:
         """
         import torch
 
-        wanted = set(fields)
-        self.require(wanted)
-        if not wanted & set(SUPPORT_FIELDS):
-            lengths = np.concatenate([np.diff(self._shard(index)["offsets"]) for index in range(len(self.shards))])
-            found = {name: torch.from_numpy(self.column(name)).float() for name in wanted}
-            sequence = torch.arange(self.sequences).repeat_interleave(torch.from_numpy(lengths.astype(np.int64)))
-            return found | {"mask": torch.ones(self.tokens, dtype=torch.bool), "sequence": sequence}
+        parts = list(self.scalar_parts(fields))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _of_sample(self, wanted: set[str]) -> dict[str, torch.Tensor]:
+        import torch
+
         if not wanted <= set(SUPPORT_FIELDS):
             raise ConfigError(
                 f"{self.directory}: {', '.join(sorted(wanted))} do not cover the same positions; ask one by one"

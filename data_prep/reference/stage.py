@@ -1,7 +1,8 @@
 """Stage `cache`: forwards a frozen model once over the training chats and writes the reference cache.
 
-The chats are tokenised once; shards of whole chats are then computed independently, in this process or by Ray workers,
-so a killed run repeats at most the shards that were in progress. Nothing in the bytes depends on the number of workers.
+The chats are tokenised once, as they are read; shards of whole chats are then computed independently, in this process
+or by Ray workers, so a killed run repeats at most the shards that were in progress. Nothing in the bytes depends on the
+number of workers, and no process holds more than one shard.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _run(settings, inputs, output, scratch, report) -> None:
     allowed = None
     if settings.role != "base":
         own = load_tokenizer(model, trust_remote_code=trust)
-        allowed = common_ids(student, own, np.unique(tokens.ids).tolist(), settings.role)
+        allowed = common_ids(student, own, tokens.used(), settings.role)
 
     layout = _layout(settings, model)
     jobs = split_shards(supervised, settings.cache.tokens_per_shard)
@@ -87,7 +88,8 @@ def _run(settings, inputs, output, scratch, report) -> None:
     writer.keep_matching(scratch, identity, layout, [len(job.chats) for job in jobs])
     records = {job.file: writer.finished_shard(scratch, job.file) for job in jobs}
     missing = [job for job in jobs if records[job.file] is None]
-    total, kept = (sum(job.size(tokens) for job in some) for some in (jobs, [job for job in jobs if records[job.file]]))
+    sizes = {job.file: job.size(tokens, supervised) for job in jobs}
+    total, kept = sum(sizes.values()), sum(size for file, size in sizes.items() if records[file])
     done = kept
 
     def heartbeat(count: int) -> None:
@@ -163,7 +165,7 @@ def _write_figures(output: Path, started: float, computed: int) -> None:
         "tokens": cache.tokens,
         "sequences": cache.sequences,
         "bytes_per_token": sum(record["bytes"] for record in cache.shards) / cache.tokens,
-        "mean_loss": float(-cache.column("label_logprob").mean(dtype=np.float64)),
+        "mean_loss": -cache.mean("label_logprob"),
     }
     write_json(output / "metrics.json", figures)
     seconds = time.monotonic() - started

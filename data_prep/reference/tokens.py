@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from common.files import read_json, write_json
 from data_prep.reference.layout import Layout, shard_name
 
 HEARTBEAT_SECONDS = 2.0
+BLOCK_TOKENS = 1 << 22  # looked at together
+IDS, MASK, OFFSETS, DONE = "ids.bin", "mask.bin", "offsets.npy", "encoded.json"
 
 
 @dataclass(frozen=True)
@@ -28,29 +31,33 @@ class Tokens:
 
     @classmethod
     def write(cls, dataset: Any, directory: Path, report: Callable[..., None]) -> Tokens:
-        """Tokenise every chat of a ChatDataset into `directory`, or reopen what an earlier attempt wrote."""
-        identity, done = dataset.identity(), directory / "tokens.json"
-        if read_json(done) != json.loads(json.dumps(identity)):
+        """Tokenise every chat of a ChatDataset into `directory`, or reopen what an earlier attempt wrote.
+
+        The chats stream through: they are read, tokenised and digested in one pass, and none is kept.
+        """
+        done = directory / DONE
+        known = read_json(done)
+        if known is None or known != json.loads(json.dumps(dataset.identity())):
             done.unlink(missing_ok=True)
-            ids, mask, offsets, last = [], [], [0], time.monotonic()
-            for index in range(len(dataset)):
-                row = dataset[index]
-                ids.append(row["input_ids"].numpy().astype(np.int32))
-                mask.append(row["loss_mask"].numpy().astype(np.uint8))
-                offsets.append(offsets[-1] + len(ids[-1]))
-                if time.monotonic() - last > HEARTBEAT_SECONDS:
-                    last = time.monotonic()
-                    report(0, 1, chats_tokenised=index + 1)
-            np.save(directory / "ids.npy", np.concatenate(ids))
-            np.save(directory / "mask.npy", np.concatenate(mask))
-            np.save(directory / "offsets.npy", np.asarray(offsets, dtype=np.int64))
-            write_json(done, identity)
+            offsets, last = array("q", [0]), time.monotonic()
+            with (directory / IDS).open("wb") as ids_file, (directory / MASK).open("wb") as mask_file:
+                for ids, mask in dataset.encoded():
+                    ids_file.write(ids.data)
+                    mask_file.write(mask.data)
+                    offsets.append(offsets[-1] + len(ids))
+                    if time.monotonic() - last > HEARTBEAT_SECONDS:
+                        last = time.monotonic()
+                        report(0, 1, chats_tokenised=len(offsets) - 1)
+            np.save(directory / OFFSETS, np.frombuffer(offsets, np.int64))
+            write_json(done, dataset.identity())
         return cls.open(directory)
 
     @classmethod
     def open(cls, directory: Path) -> Tokens:
-        ids, mask, offsets = (np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("ids", "mask", "offsets"))
-        return cls(ids, mask, offsets, read_json(directory / "tokens.json"))
+        offsets = np.load(directory / OFFSETS)
+        ids = np.memmap(directory / IDS, np.int32, "r", shape=(int(offsets[-1]),))
+        mask = np.memmap(directory / MASK, np.uint8, "r", shape=(int(offsets[-1]),))
+        return cls(ids, mask, offsets, read_json(directory / DONE))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -61,9 +68,25 @@ class Tokens:
         return self.ids[part], self.mask[part]
 
     def supervised(self) -> np.ndarray:
-        """Supervised tokens of each chat, (chats,) int64."""
-        sums = np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])
-        return sums[self.offsets[1:]] - sums[self.offsets[:-1]]
+        """Supervised tokens of each chat, (chats,) int64; some tokens are looked at at a time."""
+        counts = np.empty(len(self), np.int64)
+        first = 0
+        while first < len(self):
+            last = int(np.searchsorted(self.offsets, self.offsets[first] + BLOCK_TOKENS, side="right")) - 1
+            last = max(first + 1, last)
+            places = self.offsets[first : last + 1] - self.offsets[first]
+            mask = self.mask[self.offsets[first] : self.offsets[last]]
+            sums = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
+            counts[first:last] = np.diff(sums[places])
+            first = last
+        return counts
+
+    def used(self) -> list[int]:
+        """The ids that occur, ascending; some tokens at a time."""
+        found: set[int] = set()
+        for start in range(0, len(self.ids), BLOCK_TOKENS):
+            found.update(np.unique(self.ids[start : start + BLOCK_TOKENS]).tolist())
+        return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -88,9 +111,11 @@ class Job:
         """Layout of the file in a cache whose shards have the layout `whole`."""
         return whole.sample() if self.every_position else whole
 
-    def size(self, tokens: Tokens) -> int:
-        """Number of stored positions."""
-        return sum(len(self.positions(tokens.chat(chat)[1])) for chat in self.chats)
+    def size(self, tokens: Tokens, supervised: np.ndarray) -> int:
+        """Number of stored positions; `supervised`: what `Tokens.supervised` gave."""
+        chats = np.array(self.chats, np.int64)
+        lengths = tokens.offsets[chats + 1] - tokens.offsets[chats]
+        return int((lengths - 1 if self.every_position else supervised[chats]).sum())
 
 
 def split_shards(supervised: np.ndarray, tokens_per_shard: int) -> list[Job]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.processes import ATTEMPT_VARIABLE
 from common.ray_session import import_path
+from common.verified import announcement
 
 PRIVATE_RAY = {
     # Ray's switch for desktop systems: without it a private Ray replaces 127.0.0.1 by the machine's address.
@@ -25,7 +26,12 @@ TRACKERS = ("TENSORBOARD_DIR", "WANDB_DIR", "SWANLAB_LOG_DIR")
 
 
 def environment(
-    tag: str, settings: Mapping[str, Any], cluster: str | None, temporary: str, tracker: Path
+    tag: str,
+    settings: Mapping[str, Any],
+    cluster: str | None,
+    temporary: str,
+    tracker: Path,
+    verified: Iterable[str] = (),
 ) -> dict[str, str]:
     """The environment of a stage. With `cluster` its own `ray.init()` joins that cluster, else it starts a private one.
 
@@ -36,6 +42,7 @@ def environment(
         settings: the stage's, as JSON values; read are `platform.name`, `.threads` and `.env`.
         cluster: address, or None.
         temporary: directory for Ray's files.
+        verified: directories that were compared with their records just now, on this machine.
         tracker: directory of this stage's trackers; its name alone, below a directory that the user chose.
     """
     keep = RAY_CREDENTIALS if cluster else ()
@@ -57,4 +64,5 @@ def environment(
     for name in TRACKERS:
         env[name] = str(Path(env[name]) / tracker.name if env.get(name) else tracker)
     env[ATTEMPT_VARIABLE] = tag
+    env.update(announcement(verified))
     return env

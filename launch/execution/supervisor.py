@@ -122,7 +122,8 @@ class _Watch:
         job = self.job
         first = self.entries[0]["stage"]
         tracker = self.store.logs(first) / f"trackers-{first.kind}-{first.label}-{first.fingerprint[:8]}"
-        env = environment(job["tag"], first.settings, job["cluster"], temporary, tracker)
+        verified = [directory for entry in self.entries for directory, _, below in entry["verify"] if not below]
+        env = environment(job["tag"], first.settings, job["cluster"], temporary, tracker, verified)
         cwd = job["cwd"] if os.path.isdir(job["cwd"]) else None
         for entry in self.entries:  # made by the driver, on a node whose directories we may see late
             patiently(self.store.logs(entry["stage"]).mkdir, parents=True, exist_ok=True)

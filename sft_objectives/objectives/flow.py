@@ -38,6 +38,11 @@ class Flow(TokenWeighted):
         dataset = None if fixed else ReferenceNeeds(frozenset({"label_logprob"}))
         return super().needs | Needs(dataset=dataset, batch=BatchNeeds(sequences=True))
 
+    def condensed(self, cache_scalars):
+        mask = cache_scalars["mask"].bool()
+        ids, loss = sequence_means(-cache_scalars["label_logprob"][mask], cache_scalars["sequence"][mask])
+        return {"label_logprob": -loss, "mask": mask.new_ones(len(ids)), "sequence": ids}
+
     def dataset_constants(self, cache_scalars):
         mask = cache_scalars["mask"].bool()
         loss = sequence_means(-cache_scalars["label_logprob"][mask], cache_scalars["sequence"][mask])[1]

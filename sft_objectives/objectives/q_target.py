@@ -82,6 +82,9 @@ class QTarget(Objective):
         needs = self.label_part.needs | self.distribution.needs
         return needs | self.residual_part.needs if self.residual_rule else needs
 
+    def condensed(self, cache_scalars):
+        return self.label_part.condensed(cache_scalars)
+
     def dataset_constants(self, cache_scalars):
         return self.label_part.dataset_constants(cache_scalars)
 

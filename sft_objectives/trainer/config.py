@@ -27,6 +27,7 @@ _NOT_IN_YAML = {
     "engine.mixed_precision": {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
     "model.target_parameters": None,
     "checkpoint.save_lora_only": False,
+    "data.mapped": None,
     "data.references": {},
     "data.columns": [],
 }
@@ -104,6 +105,7 @@ def verl_config(settings: Any, inputs: Mapping[str, Path], scratch: Path) -> Dic
         "data.num_workers": 0 if cpu else 4,
         "data.custom_cls.path": "pkg://data_prep.chat_dataset",
         "data.custom_cls.name": "ChatDataset",
+        "data.mapped": str(scratch / "chats"),
         "data.references": cache_references(settings, inputs),
         "data.columns": sorted(load_objective(settings).needs.columns),
         "trainer.default_local_dir": str(scratch / "checkpoints"),
@@ -193,7 +195,10 @@ def load_objective(settings: Any) -> Objective:
 
 
 def cache_references(settings: Any, inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """`data.references` of the data set: which fields of which cache each chat brings along."""
+    """`data.references` of the data set: which fields of which cache each chat brings along.
+
+    The ranks of a node have compared the caches' checksums together (`caches.verify_caches`) before any opens its data.
+    """
     objective = load_objective(settings)
     references = {}
     for source in REFERENCE_INPUTS:
@@ -207,7 +212,8 @@ def cache_references(settings: Any, inputs: Mapping[str, Path]) -> dict[str, Any
                 f"objective {settings.objective['name']!r} needs the {source} cache; input {source}_cache is missing"
             )
         names = sorted(fields | _SUPPORT if measured else fields)
-        references[source] = {"path": str(inputs[f"{source}_cache"]), "fields": names, "top_k": None}
+        path = str(inputs[f"{source}_cache"])
+        references[source] = {"path": path, "fields": names, "top_k": None, "verified": True}
     return references
 
 
@@ -215,9 +221,13 @@ def dataset_constants(objective: Objective, inputs: Mapping[str, Path]) -> dict[
     """The objective's constants of the training set, from the base cache; empty if it needs none."""
     if objective.needs.dataset is None:
         return {}
+    import torch
+
     from data_prep.reference.reader import ReferenceCache
 
-    return objective.dataset_constants(ReferenceCache(inputs["base_cache"]).scalars(objective.needs.dataset.fields))
+    parts = ReferenceCache(inputs["base_cache"]).scalar_parts(objective.needs.dataset.fields)
+    condensed = [objective.condensed(part) for part in parts]
+    return objective.dataset_constants({name: torch.cat([part[name] for part in condensed]) for name in condensed[0]})
 
 
 def live_sources(objective: Objective) -> list[str]:

@@ -20,7 +20,7 @@ from common.errors import ConfigError
 from common.files import write_json
 from common.settings import rebuild
 
-from .config import dataset_constants, live_sources, load_objective, verl_config
+from .config import REFERENCE_INPUTS, dataset_constants, live_sources, load_objective, verl_config
 from .ranks import BAD_CONFIGURATION
 
 
@@ -69,10 +69,12 @@ def _train(settings: Any, inputs: Mapping[str, Path], scratch: Path, messages: A
     torch.manual_seed(settings.seed)
     from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
 
+    from .caches import verify_caches
     from .engine import Setup
     from .trainer import ObjectiveTrainer
 
     initialize_global_process_group()
+    verify_caches(inputs[f"{source}_cache"] for source in REFERENCE_INPUTS if f"{source}_cache" in inputs)
     objective = load_objective(settings)
     regularizer = settings.sft.regularizer
     trainer = ObjectiveTrainer(

@@ -15,6 +15,7 @@ import sft_objectives
 from data_prep.chat_dataset import ChatDataset, dataset_config
 from data_prep.reference.codec import decode
 from data_prep.reference.layout import TOKEN_FIELDS
+from data_prep.reference.reader import ReferenceCache
 from sft_objectives import Reference
 
 ALL_FIELDS = ["support_ids", "support_logprobs", "mean_loss", *TOKEN_FIELDS]
@@ -157,6 +158,27 @@ def test_damaged_cache_is_refused_before_the_first_row(world, tmp_path):
     shard.write_bytes(content[:-1] + b"?")
     with pytest.raises(ValueError, match="checksum differs in shard_00001"):
         world.dataset(references(cache))
+
+
+def test_a_cache_that_was_verified_is_not_read_again(world, tmp_path, monkeypatch):
+    cache = world.produce(tmp_path)
+    monkeypatch.setattr(ReferenceCache, "verify", lambda self: pytest.fail("read again"))
+    given = references(cache)
+    given["base"]["verified"] = True
+    assert "reference_base_packed" in world.dataset(given)[0]
+
+
+def test_memory_mapped_chats_give_the_same_items(world, cache, tmp_path):
+    file = str(world.data / "sft_train.parquet")
+    config = dataset_config(world.settings().data) | {"references": references(cache), "train_files": file}
+    streamed = ChatDataset(file, world.tokenizer, config)
+    copied = ChatDataset(file, world.tokenizer, config | {"mapped": str(tmp_path / "chats")})
+    assert copied.identity() == streamed.identity()
+    assert copied.identity().items() <= cache.identity.items()
+    for index in range(len(streamed)):
+        first, second = streamed[index], copied[index]
+        assert set(first) == set(second)
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_fields_and_top_k_beyond_the_cache_are_refused(world, cache):

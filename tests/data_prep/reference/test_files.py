@@ -126,6 +126,16 @@ def test_scalars_for_constants_of_the_training_set(tmp_path):
         cache.scalars({"support_logprobs", "entropy"})
 
 
+def test_parts_for_constants_hold_whole_chats_and_are_all_of_them(tmp_path):
+    cache = ReferenceCache(build(tmp_path))
+    parts = list(cache.scalar_parts({"label_logprob", "entropy"}))
+    assert [part["sequence"].tolist() for part in parts] == [[0] * 3 + [2] * 5, [3] * 2 + [4] * 4]
+    for name in ("label_logprob", "entropy"):
+        np.testing.assert_array_equal(torch.cat([part[name] for part in parts]), cache.column(name))
+    (sample,) = cache.scalar_parts({"support_ids"})
+    assert sample["support_ids"].shape == (4, 8)
+
+
 def test_survives_pickling_for_loader_workers(tmp_path):
     cache = ReferenceCache(build(tmp_path))
     cache.read(0)
@@ -150,6 +160,25 @@ def test_damage_is_found_and_only_the_damaged_shard_is_lost(tmp_path):
     assert writer.mend(output, rescued) == "shard_00001.bin"
     assert writer.finished_shard(rescued, "shard_00000.bin") is not None
     assert writer.finished_shard(rescued, "shard_00001.bin") is None
+
+
+def test_several_readers_share_the_files(tmp_path):
+    output = build(tmp_path)
+    for name in (shard_name(0), shard_name(1), SAMPLE_FILE):
+        flip_byte(output / name, 10)
+    cache = ReferenceCache(output)
+    assert cache.damaged() == [shard_name(0), shard_name(1), SAMPLE_FILE]
+    assert [cache.damaged(part, 2) for part in range(2)] == [[shard_name(0), SAMPLE_FILE], [shard_name(1)]]
+    assert cache.damaged(7, 8) == []
+    with pytest.raises(ValueError, match=r"checksum differs in a\.bin, b\.bin"):
+        cache.refuse(["b.bin", "a.bin"])
+    cache.refuse([])
+
+
+@pytest.mark.parametrize("tokens", [1, 8191, 8192, 8193, 300_000])
+def test_the_mean_of_pieces_is_that_of_the_whole_column_to_the_last_bit(tmp_path, tokens):
+    cache = ReferenceCache(build(tmp_path, layout_of(top_k=1), [[tokens], [tokens // 2, 5]]))
+    assert cache.mean("label_logprob") == float(cache.column("label_logprob").mean(dtype=np.float64))
 
 
 def test_mending_says_what_is_damaged(tmp_path):
