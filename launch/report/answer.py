@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.statistics import holm
 from launch.graph.plan import Plan
-from launch.report.cells import Cells
+from launch.report.cells import SAME, Cells
 from launch.report.contrasts import LEVEL, Contrast, reference
 from launch.report.lines import PHASES, Line
 from launch.report.parts import Cell
@@ -29,7 +29,7 @@ def facts(plan: Plan, cells: Cells, lines: Sequence[Line], made: int) -> tuple[t
         ("Base model", _listed(one.model.path or f"trained from nothing by {plan.recipe}" for one in recipes)),
         ("RL", _listed(_rl(one) for one in recipes)),
         *_measured(cells, lines),
-        ("With", ", ".join(text for text in plan.overrides if text.partition("=")[0] not in SAID)),
+        ("With", _shortened([text for text in plan.overrides if text.partition("=")[0] not in SAID])),
         ("Done", f"{made} of {len(plan.stages)} stages, {_several(len(plan.branches), 'branch', 'branches')}"),
     ]
     return tuple((label, text) for label, text in found if text)
@@ -37,6 +37,16 @@ def facts(plan: Plan, cells: Cells, lines: Sequence[Line], made: int) -> tuple[t
 
 def _listed(texts: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(text for text in texts if text))
+
+
+def _shortened(overrides: Sequence[str]) -> str:
+    shown = ", ".join(overrides[:NAMED])
+    return f"{shown} and {len(overrides) - NAMED} more, below" if len(overrides) > NAMED else shown
+
+
+def overridden(plan: Plan) -> str:
+    """All overrides, where the facts leave some out."""
+    return f"Overrides: {' '.join(plan.overrides)}." if len(plan.overrides) > NAMED else ""
 
 
 def _several(count: int, one: str, more: str) -> str:
@@ -95,11 +105,13 @@ def _between(cells: Cells, rows: Sequence[tuple[Line, Scores]], contrasts: Seque
     sure = [one for one in contrasts if one.certain]
     if not sure:
         largest = max(contrasts, key=lambda one: abs(one.problems.value or 0.0))
+        if largest.problems.text == SAME:
+            return f"In {where} nothing can be told from {first.name}: all score the same on every problem{caution}."
         unseen = largest.tested.detectable
         hint = f", and one below {unseen:.3f} could well have been missed" if unseen != float("inf") else ""
         return (
             f"In {where} nothing can be told from {first.name}: the largest difference is that of {largest.line.name}, "
-            f"{_with_interval(largest.problems)}{hint}{caution}."
+            f"{_with_interval(largest.problems)} with p = {largest.p:.2g} after Holm{hint}{caution}."
         )
     parts = []
     for above, said in ((True, "higher than"), (False, "lower than")):
@@ -171,6 +183,6 @@ def _order(rows: Sequence[tuple[Line, Scores]], contrasts: Sequence[Contrast]) -
         return ""
     best = max(both, key=lambda one: one[1] or 0.0)
     rank = 1 + sum((one[2] or 0.0) > (best[2] or 0.0) for one in both)
-    place = "first" if rank == 1 else f"{rank} of {len(both)}"
+    place = "first" if rank == 1 else f"in place {rank} of {len(both)}"
     unsure = "" if any(one.certain for one in contrasts) else ", though tests tell none of these ends apart"
     return f"; {best[0].name}, the highest after SFT ({best[1]:.3f}), ends {place}{unsure}"

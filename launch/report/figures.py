@@ -72,11 +72,19 @@ def _draw(canvas: Any, rows: int, panels: Mapping[str, Sequence[Curve]], keys: M
             line.set_gid(f"{TIP}{curve.line.name}")
             shown.setdefault(curve.line.objective or curve.line.name, line)
         axis.set_title(title)
-        axis.set_xlabel("step")
+        steps_along(axis)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
     if any(len({curve.line.objective for curve in curves}) > 1 for curves in panels.values()):
         legend(canvas, shown)
+
+
+def steps_along(axis: Any) -> None:
+    """Steps, which are whole numbers, along a panel."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def legend(canvas: Any, shown: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from launch.graph.plan import Plan
 from launch.graph.select import Selected
 from launch.report import artifacts, contrasts, predicted, published, readiness, selection, steps, tables
-from launch.report.answer import facts, sentences
+from launch.report.answer import facts, overridden, sentences
 from launch.report.cells import Cells
 from launch.report.figures import training_curves
 from launch.report.lines import Line, keys, lines
@@ -63,9 +63,9 @@ def page(selected: Selected, source: Source, whole: Plan) -> tuple[Page, list[tu
     sections += readiness.sections(plan, source)
     sections += predicted.sections(plan, cells, found)
     sections += selection.sections(selected, whole, cells)
-    sections += artifacts.sections(plan, source)
     sections += _cost(tables.taken_grid(rows), tables.costs(plan, source.store))
     sections += published.sections(plan, cells, found)
+    sections += artifacts.sections(plan, source)
     made = Page(
         title=f"{plan.recipe}: SFT objectives, then RL",
         facts=facts(plan, cells, found, len(made_by)),
@@ -73,7 +73,7 @@ def page(selected: Selected, source: Source, whole: Plan) -> tuple[Page, list[tu
         damaged=tuple(dict.fromkeys(filter(None, (*source.damaged, different_packages(made_by))))),
         picture=picture(rows, marks, cells.settings.target),
         sections=tuple(sections),
-        notes=tuple(filter(None, (source.reproducible(),))),
+        notes=tuple(filter(None, (source.reproducible(), overridden(plan)))),
         keys=_of_rows(found, marks),
     )
     return made, rows

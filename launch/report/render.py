@@ -21,7 +21,7 @@ from launch.text import bytes_text, seconds_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Bytes of artifacts' own pictures that the HTML holds, the smallest first; it links to the files of the others.
-EMBEDDED = 900_000
+EMBEDDED = 1_200_000
 SAFE = " /:=,;()'!*@$?[]"  # characters that a data URL of an SVG may hold as they are
 
 
@@ -90,7 +90,7 @@ def _embedded(figures: Iterable[Figure]) -> dict[str, str]:
         if figure.ours:
             found[figure.file] = themed(figure.svg, figure.name)
             continue
-        url = f"data:image/svg+xml,{quote(shorter(figure.svg), safe=SAFE)}"
+        url = f"data:image/svg+xml,{quote(' '.join(shorter(figure.svg).split()), safe=SAFE)}"
         if len(url) <= left:
             found[figure.file], left = url, left - len(url)
     return found

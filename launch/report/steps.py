@@ -9,7 +9,7 @@ from typing import Any
 from common.files import read_json
 from launch.report.cells import Cells
 from launch.report.drawing import COLOURS, DASHES, GREY, SHAPES, TIP, WIDTH, bars, drawn
-from launch.report.figures import ACROSS, legend
+from launch.report.figures import ACROSS, legend, steps_along
 from launch.report.lines import PHASES, Line, Member, Model
 from launch.report.parts import Cell, Figure, Key, Section, grid
 
@@ -93,7 +93,7 @@ def _draw(canvas: Any, rows: int, panels: Mapping[str, Mapping[str, list[Point]]
             mark[0].set_gid(f"{TIP}{name}")
             shown.setdefault(places[0][0].objective or name, mark)
         axis.set_title(title)
-        axis.set_xlabel("step")
+        steps_along(axis)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
     legend(canvas, shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def write(plan: Plan, output: Path | None = None, *, again: bool = False) -> Wri
         write_text(folder / figure.file, figure.svg)
     for link in (link for section in report.sections for link in section.links):
         (folder / link.file).parent.mkdir(parents=True, exist_ok=True)
-        write_text(folder / link.file, link.source.read_text(encoding="utf-8"))
+        shutil.copyfile(link.source, folder / link.file)
     note_plan(plan, folder, len(records))
     write_text(outputs[1], as_markdown(report) + made_from)
     write_text(outputs[0], as_html(report, records) + made_from)

@@ -23,8 +23,8 @@ def seen(page, folder, script, *, width=1280, dark=False):
     """
     text = page.read_text()
     copy = page.with_name(f"seen-{width}.html")
-    asked = f'<script>document.body.append(Object.assign(document.createElement("pre"), {{id: "found", textContent: String({script})}}))</script>'
-    copy.write_text(text.replace("</body>", f"{asked}</body>"))
+    shown = f'Object.assign(document.createElement("pre"), {{ id: "found", textContent: String({script}) }})'
+    copy.write_text(text.replace("</body>", f"<script>document.body.append({shown})</script></body>"))
     done = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
          f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000",

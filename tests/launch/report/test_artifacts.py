@@ -7,7 +7,8 @@ import pytest
 import toy
 from measured import experiment, fill, publish
 
-from launch.report import artifacts
+from launch.report import artifacts, render
+from launch.report.parts import Figure
 from launch.report.write import write_report
 from launch.store import Store
 
@@ -28,15 +29,17 @@ def analysed(tmp_path, monkeypatch):
     plan.stages[extra.fingerprint] = extra
     monkeypatch.setattr(artifacts, "shown", lambda plan: {"survey": ("tables/*.json",)})
 
-    def write(tables, findings=None, figures=()):
+    def write(tables, findings=None, figures=(), pages=None, large=SVG):
         def files(folder):
-            for place in ("tables", "figures"):
+            for place in ("tables", "figures", "pages"):
                 (folder / place).mkdir()
             for name, table in tables.items():
                 (folder / "tables" / f"{name}.json").write_text(json.dumps(table))
             for name in figures:
-                (folder / "figures" / f"{name}.svg").write_text(SVG)
+                (folder / "figures" / f"{name}.svg").write_text(large if name == "large" else SVG)
                 (folder / "figures" / f"{name}.png").write_bytes(b"png")
+            for name, page in (pages or {}).items():
+                (folder / "pages" / f"{name}.html").write_text(page)
             if findings is not None:
                 (folder / "findings.json").write_text(json.dumps(findings))
 
@@ -53,7 +56,7 @@ def test_tables_and_figures_of_any_stage_are_shown_with_what_was_found(tmp_path,
     write_report(plan)
     folder = tmp_path / "toy"
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
-    section = text.split("## survey histogram")[1].split("## Cost")[0]
+    section = text.split("## survey histogram")[1].split("[^1]: record")[0]
     for expected in ("Entropy falls.", "### Entropies", "Of all tokens.", "Shares by bin."):
         assert expected in section and expected.removeprefix("### ") in page
     assert section.index("Entropy falls.") < section.index("![shares]") < section.index("### Entropies")
@@ -63,7 +66,7 @@ def test_tables_and_figures_of_any_stage_are_shown_with_what_was_found(tmp_path,
         file = f"figures/survey-histogram-{extra.fingerprint[:16]}-{name}.svg"
         assert f"![{name}]({file})" in section and (folder / file).read_text() == SVG
     sources = parsed(folder).sources
-    assert [unquote(one.removeprefix("data:image/svg+xml,")) for one in sources] == [SVG, SVG]
+    assert [unquote(one.removeprefix("data:image/svg+xml,")) for one in sources] == [SVG.strip(), SVG.strip()]
     cited, defined, named = footnotes(folder)
     assert cited == defined and extra.address in named and extra.address in parsed(folder).cited
 
@@ -113,3 +116,34 @@ def fill_without(plan, extra):
     del plan.stages[extra.fingerprint]
     fill(plan)
     plan.stages[extra.fingerprint] = extra
+
+
+def test_pages_of_analyses_are_copied_beside_the_report_and_linked(tmp_path, analysed):
+    plan, extra, write = analysed
+    write({"entropies": TABLE}, pages={"tokens": "<!doctype html><p>every token</p>"})
+    write_report(plan)
+    folder = tmp_path / "toy"
+    file = f"pages/survey-histogram-{extra.fingerprint[:16]}-tokens.html"
+    assert (folder / file).read_text() == "<!doctype html><p>every token</p>"
+    assert f'<a href="{file}">tokens</a>' in (folder / "report.html").read_text()
+    assert f"[tokens]({file})" in (folder / "report.md").read_text()
+    assert str(tmp_path) not in (folder / "report.html").read_text(), "the folder can be moved"
+
+
+def test_pictures_beyond_the_page_s_size_are_linked_the_largest_first(tmp_path, analysed, monkeypatch, parsed):
+    plan, extra, write = analysed
+    large = SVG.replace("M0 0", "M0 0 " * 200)
+    write({"entropies": TABLE}, {"figures": {"large": "All of it."}}, figures=("small", "large"), large=large)
+    monkeypatch.setattr(render, "EMBEDDED", 500)
+    write_report(plan)
+    file = f"figures/survey-histogram-{extra.fingerprint[:16]}-large.svg"
+    page = (tmp_path / "toy" / "report.html").read_text()
+    assert f'<a href="{file}">' in page and "too large to stand here" in page and "All of it." in page
+    assert len(parsed(tmp_path / "toy").sources) == 1 and (tmp_path / "toy" / file).read_text() == large
+
+
+def test_a_picture_is_embedded_with_fewer_digits_and_no_other_change():
+    svg = '<svg>\n<path d="M 1.23456 2.5\nL 100.999999 -0.125"/><g transform="scale(0.015625)"/></svg>'
+    (url,) = render._embedded([Figure("one", "one.svg", svg)]).values()
+    found = unquote(url.removeprefix("data:image/svg+xml,"))
+    assert found == '<svg> <path d="M 1.23 2.5 L 100.99 -0.12"/><g transform="scale(0.015625)"/></svg>'

@@ -43,11 +43,12 @@ def test_nothing_sticks_out_of_the_window_and_what_is_drawn_can_be_read(page, tm
 
 def test_a_click_on_a_heading_sorts_and_the_third_one_gives_the_first_order_back(page, tmp_path):
     script = """(() => {
-      const table = [...document.querySelectorAll("table.sorts")].find(one => one.tHead.textContent.includes("RL pass@1"));
-      const place = [...table.tHead.rows[0].cells].findIndex(one => one.textContent === "RL pass@1");
-      const head = table.tHead.rows[0].cells[place], button = head.querySelector("button"), found = [];
-      const look = () => found.push([head.getAttribute("aria-sort"), [...table.tBodies[0].rows].map(row => row.cells[0].textContent),
-        [...table.tBodies[0].rows].map(row => row.cells[place].dataset.v ?? "")]);
+      const table = document.querySelector("table.sorts"), heads = [...table.tHead.rows[0].cells];
+      const place = heads.findIndex(one => one.textContent === "RL pass@1");
+      const head = heads[place], button = head.querySelector("button"), found = [];
+      const rows = () => [...table.tBodies[0].rows];
+      const look = () => found.push([head.getAttribute("aria-sort"), rows().map(row => row.cells[0].textContent),
+        rows().map(row => row.cells[place].dataset.v ?? "")]);
       look();
       for (let turn = 0; turn < 3; turn++) { button.focus(); document.activeElement.click(); look(); }
       return JSON.stringify(found);
