@@ -36,14 +36,24 @@ def nothing_left_out(template: ChatTemplate, chat: Sequence[Mapping[str, Any]], 
             raise left_out(template, number, message, "its content")
         if message.get("tool_calls") and not _shows_calls(template, chat[:number], tools):
             raise left_out(template, number, message, "its tool_calls")
-    # DeepSeek's templates write calls and leave what may be called to the system prompt.
-    if tools and not any(message.get("tool_calls") for message in chat):
-        try:
-            without = template.render(chat, None, False)
-        except Exception:  # it takes calls of declared tools alone
-            return
-        if without == whole:
-            raise ConfigError(f"turn 1 ({chat[0]['role']}): {template.name} leaves out the tools; use another one")
+    tools_shown(template, chat, tools, whole, prompt=False)
+
+
+def tools_shown(
+    template: ChatTemplate, chat: Sequence[Mapping[str, Any]], tools: list | None, text: str, *, prompt: bool
+) -> None:
+    """Raise ConfigError where the `text` of a chat, with the assistant's header if `prompt`, shows none of its tools.
+
+    A chat with calls passes: DeepSeek's templates write calls and leave what may be called to the system prompt.
+    """
+    if not tools or any(message.get("tool_calls") for message in chat):
+        return
+    try:
+        without = template.render(chat, None, prompt)
+    except Exception:  # it takes calls of declared tools alone
+        return
+    if without == text:
+        raise ConfigError(f"turn 1 ({chat[0]['role']}): {template.name} leaves out the tools; use another one")
 
 
 def left_out(template: ChatTemplate, number: int, message: Mapping[str, Any], what: str) -> ConfigError:

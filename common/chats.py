@@ -105,20 +105,31 @@ class Renderer:
 
         Raises ConfigError where the template refuses the chat.
         """
-        chat = self.template.prepared(messages)
-        text = self._prompt_text(chat, prepared_tools(tools), len(chat) + 1)
+        text = self._asked(messages, tools)
         return text, self._batch([text])[0]
 
-    def prompts(self, chats: Iterable[Sequence[Mapping[str, Any]]]) -> list[list[int] | ConfigError]:
-        """The ids of `prompt` for several chats, tokenised together; the error in the place of one that is refused."""
+    def prompts(
+        self, chats: Sequence[Sequence[Mapping[str, Any]]], tools: Sequence[list | None] | None = None
+    ) -> list[list[int] | ConfigError]:
+        """The ids of `prompt` for several chats, tokenised together; the error in the place of one that is refused.
+
+        tools: of each chat; left out, no chat has any.
+        """
         texts: list[str | ConfigError] = []
-        for messages in chats:
+        for messages, shown in zip(chats, tools or [None] * len(chats), strict=True):
             try:
-                texts.append(self._prompt_text(self.template.prepared(messages), None, len(messages) + 1))
+                texts.append(self._asked(messages, shown))
             except ConfigError as error:
                 texts.append(error)
         found = iter(self._batch([text for text in texts if isinstance(text, str)]))
         return [text if isinstance(text, ConfigError) else next(found) for text in texts]
+
+    def _asked(self, messages: Sequence[Mapping[str, Any]], tools: list | None) -> str:
+        """The text of a prompt, whose tools the template must show."""
+        chat, tools = self.template.prepared(messages), prepared_tools(tools)
+        text = self._prompt_text(chat, tools, len(chat) + 1)
+        checks.tools_shown(self.template, chat, tools, text, prompt=True)
+        return text
 
     def rows(self, messages: Sequence[Mapping[str, Any]], tools: list | None = None) -> list[Rendered]:
         """The training rows of one chat.

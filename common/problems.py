@@ -26,23 +26,32 @@ def plain(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def problem_key(messages: Sequence[Mapping[str, Any]]) -> bytes:
-    """16 bytes of what a row asks: a digest of all its turns before the last answer, as `plain` text.
+def problem_key(messages: Sequence[Mapping[str, Any]], tools: Any = None) -> bytes:
+    """16 bytes of what a row asks: a digest of all its turns before the last answer, as `plain` text, and of its tools.
 
-    System and developer messages do not count: the same question under another instruction is the same problem.
-    Raises ConfigError for a chat without a user message.
+    System and developer messages do not count: the same question under another instruction is the same problem. tools:
+    what may be called, a list or its JSON text; other functions make another problem. Raises ConfigError for a chat
+    without a user message.
     """
     *_, (whole, _) = _questions(messages)
-    return whole
+    return _with_tools(whole, tools)
 
 
-def asked_keys(messages: Sequence[Mapping[str, Any]]) -> set[bytes]:
+def asked_keys(messages: Sequence[Mapping[str, Any]], tools: Any = None) -> set[bytes]:
     """Keys of every problem that a row asks: of each answered turn the whole history before it, and its question alone.
 
-    A row that answers a benchmark's problem anywhere has that problem's `problem_key` among them. Raises ConfigError
-    for a chat without a user message.
+    A row that answers a benchmark's problem anywhere, with the problem's own tools where it has any, has that problem's
+    `problem_key` among them. Raises ConfigError for a chat without a user message.
     """
-    return {key for pair in _questions(messages) for key in pair}
+    keys = {key for pair in _questions(messages) for key in pair}
+    return keys | {_with_tools(key, tools) for key in keys}
+
+
+def _with_tools(key: bytes, tools: Any) -> bytes:
+    found = json.loads(tools) if isinstance(tools, str) and tools else tools
+    if not found:
+        return key
+    return hashlib.sha256(b"%s\x1e%s" % (key, json.dumps(found, sort_keys=True).encode())).digest()[:16]
 
 
 def _questions(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[bytes, bytes]]:

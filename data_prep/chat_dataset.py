@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -115,7 +114,8 @@ class ChatDataset(Dataset):
         counts: list[Any] = []
         if "row_tokens" in self.table.columns:
             for batch in self.table.batches(["row_tokens"]):
-                counts.append(pc.list_value_length(batch.column(0)).to_numpy(zero_copy_only=False))
+                lists: Any = batch.column(0)
+                counts.append(lists.value_lengths().to_numpy(zero_copy_only=False))
         else:
             for chats in self.table.chats():
                 number = sum(map(len, counts))

@@ -115,9 +115,11 @@ class ChatLengths:
         found = self.renderer.many(zip(chats, tools or [None] * len(chats), strict=True))
         return [rows if isinstance(rows, ConfigError) else self._measured(rows) for rows in found]
 
-    def prompts(self, chats: Sequence[Sequence[dict]]) -> list[Measured | ConfigError]:
+    def prompts(
+        self, chats: Sequence[Sequence[dict]], tools: Sequence[Any] | None = None
+    ) -> list[Measured | ConfigError]:
         """The length of each prompt, the assistant's header included."""
-        found = self.renderer.prompts(chats)
+        found = self.renderer.prompts(chats, tools)
         return [ids if isinstance(ids, ConfigError) else Measured([], [], len(ids), True) for ids in found]
 
     def _measured(self, rows: Sequence[Any]) -> Measured:

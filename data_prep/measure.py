@@ -43,4 +43,4 @@ class Measure:
         tools = [row.get("tools") for row in rows]
         if "messages" in rows[0]:
             return self.lengths.chats([row["messages"] for row in rows], tools)
-        return self.lengths.prompts([row["prompt"] for row in rows])
+        return self.lengths.prompts([row["prompt"] for row in rows], tools)

@@ -42,6 +42,8 @@ BENCHMARK_INPUT = "benchmark_"
 BENCHMARK_FILE = "file"
 LISTED = 20  # ids of long problems in summary.json
 
+# id, turns, and the tools as JSON text
+Asked = tuple[str, list[dict[str, Any]], str | None]
 # feed's label, split, number, row -> what is written
 Shape = Callable[[str, str, int, dict[str, Any]], dict[str, Any]]
 
@@ -111,7 +113,7 @@ def _write_prompts(settings: Any, feeds: list[OpenFeed], inputs: Mapping[str, Pa
         origin, grader = row["data_source"] or source, row["grader"]
         graders[grader or "rl.reward"] += 1
         origins[f"{split}/{origin}"] += 1
-        return prompt_row(origin, split, index, row["id"], row["prompt"], row["answer"], grader)
+        return prompt_row(origin, split, index, row["id"], row["prompt"], row["answer"], grader, row.get("tools"))
 
     split = _Split("rl", settings.data, feeds, lambda reader: reader.parse_prompt, shape, PROMPT_SCHEMA)
     summary = split.write(_reader(settings, split.total, inputs, report), claims, output)
@@ -126,9 +128,9 @@ def _reader(settings: Any, total: int, inputs: Mapping[str, Path], report) -> Ro
         _lengths(settings, inputs),
         report,
         total,
-        {problem_key(prompt): name for name, problems in benchmarks.items() for _, prompt in problems},
+        {problem_key(prompt, tools): name for name, found in benchmarks.items() for _, prompt, tools in found},
         Overlap(
-            {name: ((identity, _text(prompt)) for identity, prompt in found) for name, found in benchmarks.items()}
+            {name: ((identity, _text(prompt)) for identity, prompt, _ in found) for name, found in benchmarks.items()}
         ),
         grader=settings.grader,
     )
@@ -144,13 +146,13 @@ def _demonstrated(inputs: Mapping[str, Path]) -> dict[bytes, str]:
         raise ConfigError("data.allow_shared_prompts=false: needs the prepared chats (input sft)")
     claims: dict[bytes, str] = {}
     for name in ("sft_val", "sft_train"):
-        for _, messages in _columns(inputs["sft"] / f"{name}.parquet", "id", "messages"):
-            claims.setdefault(problem_key(messages), name)
+        for _, messages, tools in _columns(inputs["sft"] / f"{name}.parquet", "id", "messages"):
+            claims.setdefault(problem_key(messages, tools), name)
     return claims
 
 
-def _problems_of(inputs: Mapping[str, Path]) -> dict[str, list[tuple[str, list[dict[str, Any]]]]]:
-    """Name of a prepared benchmark (`benchmark_<name>`) -> its problems as (id, prompt)."""
+def _problems_of(inputs: Mapping[str, Path]) -> dict[str, list[Asked]]:
+    """Name of a prepared benchmark (`benchmark_<name>`) -> its problems as (id, prompt, tools)."""
     return {
         name: list(_columns(directory / "problems.parquet", "id", "prompt"))
         for name, directory in sorted(inputs.items())
@@ -158,10 +160,12 @@ def _problems_of(inputs: Mapping[str, Path]) -> dict[str, list[tuple[str, list[d
     }
 
 
-def _columns(path: Path, identity: str, chat: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=[identity, chat]):
+def _columns(path: Path, identity: str, chat: str) -> Iterator[Asked]:
+    file = pq.ParquetFile(path)
+    columns = [identity, chat, *({"tools"} & set(file.schema_arrow.names))]
+    for batch in file.iter_batches(BATCH_ROWS, columns=columns):
         for row in batch.to_pylist():
-            yield row[identity], turns(row[chat])
+            yield row[identity], turns(row[chat]), row.get("tools")
 
 
 class _Split:

@@ -190,11 +190,12 @@ class RowReader:
         batch, started, position = waiting
         found = Measure.finish(started) if started else repeat(UNMEASURED, len(batch))
         for (where, row, copies), measured in zip(batch, found, strict=True):
-            turns = row["messages"] if "messages" in row else row["prompt"]
-            key = problem_key(turns)
+            turns, tools = row["messages"] if "messages" in row else row["prompt"], row.get("tools")
+            # Chats that ask the same with other tools are held out together; a prompt is what it shows.
+            key = problem_key(turns, None if "messages" in row else tools)
             try:
                 counts = self._checked_length(name, where, row, measured)
-                self._check_overlap(where, key, turns, against)
+                self._check_overlap(where, key, asked_keys(turns, tools) if self.benchmarks else set(), against)
             except RowError as error:
                 refused = self._refuse(dropped, error)
                 if refused is not None:
@@ -207,8 +208,8 @@ class RowReader:
             yield key, row, copies, counts
         self.report(self._finished + position, self.total)
 
-    def _check_overlap(self, where: str, key: bytes, turns: list[dict[str, Any]], against: Collection[str]) -> None:
-        if self.benchmarks and (found := asked_keys(turns) & self.benchmarks.keys()):
+    def _check_overlap(self, where: str, key: bytes, asked: set[bytes], against: Collection[str]) -> None:
+        if found := asked & self.benchmarks.keys():
             owner = self.benchmarks[min(found)]
             raise ConfigError(f"{where}: the same problem is in {owner}; remove it from the training data")
         owner = self.claims.get(key)
@@ -267,7 +268,8 @@ class RowReader:
         return row
 
     def parse_prompt(self, fields: Fields) -> dict[str, Any]:
-        """A prompt row: `prompt`, `answer`, and `grader` and `data_source`, None where the row names none."""
+        """A prompt row: `prompt`, `answer`, `grader` and `data_source`, None where the row names none; `tools` if it
+        has any."""
         from evaluation.grading import check_grader
 
         format = recognised(fields, "prompt", self._format)
@@ -283,7 +285,9 @@ class RowReader:
             raise RowError("broken", f"{fields.where}: data_source must be text, is {source!r}")
         answer = reference_answer(fields.where, format.answer(fields), grader or self.grader)
         turns = self.with_system(messages)
-        return {"format": format.name, "prompt": turns, "answer": answer, "grader": grader, "data_source": source}
+        row = {"format": format.name, "prompt": turns, "answer": answer, "grader": grader, "data_source": source}
+        tools = check_tools(fields)
+        return row if tools is None else {**row, "tools": tools}
 
     def parse_text(self, fields: Fields) -> dict[str, Any]:
         """A document of pretraining text: `messages` of one exchange or more, and its `style`."""

@@ -133,14 +133,26 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def prompt_row(
-    source: str, split: str, index: int, name: str, prompt: list, answer: str, grader: str | None = None
+    source: str,
+    split: str,
+    index: int,
+    name: str,
+    prompt: list,
+    answer: str,
+    grader: str | None = None,
+    tools: list | None = None,
 ) -> dict[str, Any]:
-    """One row of the columns that verl's RL trainer reads; `grader` is the row's own, in place of rl.reward."""
+    """One row of the columns that verl's RL trainer reads; `grader` is the row's own, in place of rl.reward.
+
+    tools: the functions that the prompt shows; verl hands them on to our agent loop.
+    """
     own = {} if grader is None else {"grader": grader}
+    shown = {} if tools is None else {"tools": tools}
     return {
         "data_source": source,
         "prompt": prompt,
         "ability": "math",
         "reward_model": {"style": "rule", "ground_truth": answer},
         "extra_info": {"index": index, "split": split, "id": name, **own},
+        **shown,
     }

@@ -59,7 +59,7 @@ def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Pat
         check_sandbox()
     prompter = _prompter(settings, inputs)
     around = form(benchmark)
-    prompts = [prompter.prompt(problem.prompt, around) for problem in problems]
+    prompts = [_prompt(prompter, problem, around, benchmark.name) for problem in problems]
     context, limited_by = _context(evaluation, inputs)
     # A prompt that leaves no room for a token is not answered: it counts, and `measure` says how many there are.
     fitting = [place for place, prompt in enumerate(prompts) if len(prompt.ids) < context]
@@ -97,6 +97,13 @@ def _benchmark(settings: Any, benchmark: Any, inputs, output: Path, scratch: Pat
     timings.append({"what": benchmark.name, "generate": time.monotonic() - started})
     report(total, total)
     return _facts(evaluation, context, engine), timings
+
+
+def _prompt(prompter, problem: Problem, around, name: str):
+    try:
+        return prompter.prompt(problem.prompt, around, problem.tools)
+    except ConfigError as error:
+        raise ConfigError(f"eval.benchmarks: {name!r}: problem {problem.id!r}: {error}") from None
 
 
 def _task(settings: Any, task: Any, inputs, output: Path, scratch: Path, report: Report):
@@ -227,8 +234,9 @@ def _write_generations(output: Path, problems: Sequence[Problem], prompts, limit
     rows = []
     for mode in drawn:
         for problem, prompt, limit, samples in zip(problems, prompts, limits, drawn[mode], strict=True):
-            key = problem_key(problem.prompt).hex()
-            chat = text_digest(json.dumps(problem.prompt, sort_keys=True))
+            key = problem_key(problem.prompt, problem.tools).hex()
+            asked = problem.prompt if problem.tools is None else [problem.prompt, problem.tools]
+            chat = text_digest(json.dumps(asked, sort_keys=True))
             for index, sample in enumerate(samples):
                 rows.append(
                     {

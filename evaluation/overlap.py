@@ -32,9 +32,12 @@ def check_trained_on(
         if not path.is_file():
             raise ConfigError(f"{name}: {path}: no such file; give prepared data")
         row = 0
-        for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=[column]):
-            for messages in batch.column(0).to_pylist():
-                found = next((keys[key.hex()] for key in sorted(asked_keys(messages)) if key.hex() in keys), None)
+        trained = pq.ParquetFile(path)
+        columns = [column, *({"tools"} & set(trained.schema_arrow.names))]
+        for batch in trained.iter_batches(BATCH_ROWS, columns=columns):
+            for given in batch.to_pylist():
+                asked = asked_keys(given[column], given.get("tools"))
+                found = next((keys[key.hex()] for key in sorted(asked) if key.hex() in keys), None)
                 if found is not None:
                     raise ConfigError(
                         f"eval.benchmarks: {benchmark!r}: problem {found!r} is row {row} of the {what} the model was "

@@ -13,7 +13,7 @@ from common.problems import turns
 from evaluation import benchmarks
 from evaluation.grading.answers import check_grader
 
-FILE = "problems.parquet"
+FILE, TOOLS = "problems.parquet", "tools"
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -26,12 +26,14 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: `prompt` is a chat ({role, content} dicts), `grader` one of `evaluation.graders`."""
+    """One problem: `prompt` is a chat ({role, content} dicts), `grader` one of `evaluation.graders`, `tools` the JSON
+    text of the functions that the prompt shows."""
 
     id: str
     prompt: list[dict[str, str]]
     answer: str
     grader: str
+    tools: str | None = None
 
 
 def read_problems(directory: Path, name: str) -> list[Problem]:
@@ -46,12 +48,13 @@ def read_problems(directory: Path, name: str) -> list[Problem]:
         raise ConfigError(
             f"eval.benchmarks: {path}: {name!r} is not prepared; present: {', '.join(present) or 'none'}{_remedy(name)}"
         )
-    missing = set(SCHEMA.names) - set(pq.read_schema(path).names)
+    present = set(pq.read_schema(path).names)
+    missing = set(SCHEMA.names) - present
     if missing:
         raise ConfigError(
             f"{path}: columns {', '.join(sorted(missing))} are missing; needed: {', '.join(SCHEMA.names)}"
         )
-    rows = pq.read_table(path, columns=SCHEMA.names).to_pylist()
+    rows = pq.read_table(path, columns=[*SCHEMA.names, *({TOOLS} & present)]).to_pylist()
     problems = [Problem(**{**row, "prompt": turns(row["prompt"] or [])}) for row in rows]
     if not problems:
         raise ConfigError(f"{path}: no rows")

@@ -31,7 +31,9 @@ NAME = "scored_single_turn"
 
 @register(NAME)
 class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
-    """One response to one prompt, with its reward."""
+    """One response to one prompt, with its reward. A row's `tools` (JSON text) are shown in its prompt."""
+
+    _tools: str | None = None
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         if self.rollout_config.full_determinism:
@@ -41,6 +43,7 @@ class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
             )
             sampling_params = {**sampling_params, "seed": seed}
             kwargs["priority"] = seed
+        self._tools = kwargs.get("tools")
         output = await super().run(sampling_params, **kwargs)  # type: ignore[reportAbstractUsage]
         result = await self._score(output, kwargs)
         output.reward_score = float(result["reward_score"])
@@ -57,7 +60,7 @@ class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
         mm_inputs_out: Any = None,
     ) -> list[int]:
         """The ids that the engine is given; verl has refused images before, `check_prompts` what is too long."""
-        _, ids = await asyncio.to_thread(_renderer(self).prompt, messages, tools)
+        _, ids = await asyncio.to_thread(_renderer(self).prompt, messages, tools or self._tools)
         return ids
 
     async def _score(self, output: AgentLoopOutput, row: dict[str, Any]) -> dict[str, Any]:

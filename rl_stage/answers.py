@@ -14,13 +14,15 @@ SHARD = 256  # requests between two saved shards
 
 @dataclass(frozen=True)
 class Drawing:
-    """How answers are drawn; chat_template and template_arguments: None and {} for a model's own."""
+    """How answers are drawn; chat_template and template_arguments: None and {} for a model's own; replicas: engines
+    that share the work, which changes no answer."""
 
     samples: int
     temperature: float
     seed: int
     chat_template: str | None
     template_arguments: Mapping[str, Any]
+    replicas: int = 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def answers(
         settings.model.trust_remote_code,
         dict(drawing.template_arguments),
     )
-    prompts = [prompter.prompt(row["prompt"]).ids for row in rows]
+    prompts = [prompter.prompt(row["prompt"], **_tools(row)).ids for row in rows]
     fits = [number for number, ids in enumerate(prompts) if len(ids) <= rl.max_prompt_length]
     options = EngineOptions(
         platform=settings.platform.name,
@@ -69,7 +71,7 @@ def answers(
     )
     total = len(fits) * drawing.samples
     drawn = sample(
-        engine_for(model, options),
+        engine_for(model, options, drawing.replicas),
         [prompts[number] for number in fits],
         Sampling(
             num_samples=drawing.samples,
@@ -93,3 +95,8 @@ def answers(
     for number, samples in zip(fits, drawn, strict=True):
         found[number] = [Answer(one.text, one.tokens, one.finish_reason == "length", next(scored)) for one in samples]
     return found
+
+
+def _tools(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The functions that a row's prompt shows, for `Prompter.prompt`."""
+    return {} if row.get("tools") is None else {"tools": row["tools"]}

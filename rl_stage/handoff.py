@@ -122,12 +122,16 @@ def check_prompts(inputs: Mapping[str, pathlib.Path], settings: Any, scratch: pa
         if absent:
             raise ConfigError(f"{source}: has no column {', '.join(sorted(absent))}")
         kept = []
-        for number, row in enumerate(table.select(["prompt", "reward_model"]).to_pylist()):
+        shown = ["tools"] if "tools" in table.column_names else []
+        if shown:  # verl hands every row's cell on, and a batch takes text alone
+            column = table.column_names.index("tools")
+            table = table.set_column(column, "tools", pyarrow.compute.fill_null(table["tools"], "[]"))
+        for number, row in enumerate(table.select(["prompt", "reward_model", *shown]).to_pylist()):
             answer = (row["reward_model"] or {}).get("ground_truth")
             if not row["prompt"] or answer is None or str(answer) == "":
                 raise ConfigError(f"{source}: row {number} has no prompt or no reward_model.ground_truth")
             try:
-                _, ids = renderer.prompt(row["prompt"])
+                _, ids = renderer.prompt(row["prompt"], row.get("tools"))
             except ConfigError as error:
                 raise ConfigError(f"{source}: row {number}: {error}") from None
             kept.append(len(ids) <= settings.rl.max_prompt_length)

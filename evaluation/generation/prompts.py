@@ -61,14 +61,18 @@ class Prompter:
         self.template_arguments = dict(template_arguments or {})
         self.tokenizer = load_tokenizer(model, chat_template=template, trust_remote_code=trust_remote_code)
 
-    def prompt(self, messages: Sequence[dict], form: Form | str = "chat", tools: list | None = None) -> Prompt:
-        """The prompt of `messages` ({role, content}) and, for `chat`, the functions that it may call.
+    def prompt(self, messages: Sequence[dict], form: Form | str = "chat", tools: Any = None) -> Prompt:
+        """The prompt of `messages` ({role, content}) and, for `chat`, the functions that it may call (or JSON text).
 
-        form: or a style alone. Raises ConfigError for an unknown style, and for `chat` where there is no template or it
-        refuses the messages.
+        form: or a style alone. Raises ConfigError for an unknown style, for `plain` where there are functions, and for
+        `chat` where there is no template or it refuses the messages or leaves out the functions.
         """
         form = Form(form) if isinstance(form, str) else form
         if form.style == "plain":
+            if tools:
+                raise ConfigError(
+                    "prompting: plain text shows no tools; set prompting: chat, or leave such problems out"
+                )
             text = _plain(messages, form)
             return Prompt(text, tuple(self.tokenizer(text)["input_ids"]))
         if not self.tokenizer.chat_template:

@@ -14,7 +14,9 @@ from evaluation.graders.contract import Grade, Grader
 
 __all__ = ["Grade", "Grader", "load", "names", "parse"]
 
-_registry = Registry("evaluation.graders", Grader, "grader", apart=("contract", "extraction", "formulas"))
+_registry = Registry(
+    "evaluation.graders", Grader, "grader", apart=("contract", "announcements", "extraction", "formulas")
+)
 names, load = _registry.names, _registry.load
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from common.errors import ConfigError
+from evaluation.graders.announcements import CHOSEN, any_of
 from evaluation.graders.contract import Grade, Grader
 from evaluation.graders.extraction import after_thoughts, boxes, extract_boxed, extract_tagged
 
@@ -81,7 +82,7 @@ _ANOTHER = re.compile(r"\s*(?:,|/|and\b|or\b|&)\s*(?:and |or )?[(\[]?[A-Z][)\]]?
 _ANNOUNCED = re.compile(
     r"(?i:\b(?:answer|option|choice|ans)(?:\s+(?:choice|option|letter))?\b"
     r"(?:\s+(?:to|for|here)\b[^.:\n]{0,60}?)?[*_\"'\s]*"
-    r"(?:\b(?:is|was|would be|should be|must be|has to be|will be)\b[*_]*\s*:?|[:=]|->|→|-(?=\s)))|答案\s*(?:是|为|:)*"
+    rf"(?:\b{any_of(CHOSEN)}\b[*_]*\s*:?|[:=]|->|→|-(?=\s)))|答案\s*(?:是|为|:)*"
 )
 _NOTHING = re.compile(
     r"(?i)[\s*_(:]*(?:none|unknown|not sure|unsure|i (?:do not|don't|am not)|cannot be determined|n/?a\b|no answer|"

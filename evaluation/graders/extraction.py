@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from evaluation.graders.announcements import SETTLED, any_of
+
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # Between the boxes of one answer: "$\boxed{1}$ and $\boxed{2}$", "x = \boxed{1}, \quad y = \boxed{2}". A line end or a
 # sentence alone parts two answers, of which the last counts.
@@ -13,7 +15,7 @@ JOIN = r"(?:(?:,|;)\s*(?:and\b|or\b)?|\band\b|\bor\b|,?\s*\\text\s*\{[^{}]{0,60}
 LABEL = r"(?:[A-Za-z](?:_\{?\w{1,3}\}?)?\s*=\s*)?"
 BOX_SEPARATOR = re.compile(rf"{GAP}{JOIN}{GAP}{LABEL}{GAP}")
 ANSWER_TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
-ANSWER_PHRASE = re.compile(r"(?i:answer)[*_ ]*(?:(?i:is|would be|must be|should be)\b\s*:?|:)[*_]*\s*(.+)")
+ANSWER_PHRASE = re.compile(rf"(?i:answer)[*_ ]*(?:(?i:{any_of(SETTLED)})\b\s*:?|:)[*_]*\s*(.+)")
 THOUGHT_END, THOUGHT_START = "</think>", "<think>"
 
 

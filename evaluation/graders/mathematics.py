@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from common.errors import ConfigError
+from evaluation.graders.announcements import ADJECTIVES, STATED, any_of
 from evaluation.graders.contract import Grade, Grader
 from evaluation.graders.extraction import BOX, after_thoughts, boxes, extract_boxed, extract_tagged
 from evaluation.graders.formulas.clean import clean
@@ -16,9 +17,11 @@ from evaluation.graders.formulas.structure import Group, Value, Words, read
 
 # math-verify's patterns are quadratic in the worst case; an unboxed final answer stands at the end.
 TAIL_CHARACTERS = 5_000
-ANNOUNCED = re.compile(r"(?i:\b(?:final |correct |the )?answer(?: is\b(?! not\b)|:))")
+ANNOUNCED = re.compile(rf"(?i:\b(?:{any_of((*ADJECTIVES, 'the'))} )?answer(?: {STATED[0]}\b(?! not\b)|:))")
 # "The answer is 42" within a box or tags.
-LABEL = re.compile(r"(?i)^\s*(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b(?!\s+not\b)\s*:?|[:=])\s*(?=\S)")
+LABEL = re.compile(
+    rf"(?i)^\s*(?:the\s+)?(?:{any_of(ADJECTIVES)}\s+)?answer\s*(?:{STATED[0]}\b(?!\s+not\b)\s*:?|[:=])\s*(?=\S)"
+)
 # Between the boxes of a reference, which somebody wrote as one answer: "\boxed{1} papers and \boxed{2} bins".
 REFERENCE_GAP = re.compile(r"(?:\s*[A-Za-z]+){0,2}\s*(?:,|\b(?:and|or)\b)\s*|[^.\w]{0,69}")
 

@@ -72,3 +72,22 @@ def test_plain_text_keeps_what_carries_meaning():
 def test_turns_of_a_table_are_as_templates_take_them():
     row = {"role": "assistant", "content": "", "tool_calls": '[{"function":{"name":"f"}}]', "name": None}
     assert turns([row]) == [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]
+
+
+def test_the_tools_of_a_prompt_are_part_of_its_problem():
+    asked = [user("What is the weather in Rome?")]
+    rain, snow = ([{"type": "function", "function": {"name": name}}] for name in ("rain", "snow"))
+    keys = {problem_key(asked), problem_key(asked, rain), problem_key(asked, snow)}
+    assert len(keys) == 3
+    assert problem_key(asked, []) == problem_key(asked, "[]") == problem_key(asked, None) == problem_key(asked)
+    spaced = '[{"function": {"name": "rain"}, "type":  "function"}]'
+    assert problem_key(asked, spaced) == problem_key(asked, rain)
+
+
+def test_a_row_with_tools_asks_the_problem_with_and_without_them():
+    chat = [user("1+1="), answer("2"), user("What is the weather in Rome?"), answer("Rain.")]
+    tools = [{"type": "function", "function": {"name": "rain"}}]
+    question = [user("What is the weather in Rome?")]
+    assert asked_keys(chat) < asked_keys(chat, tools)
+    assert {problem_key(chat, tools), problem_key(question, tools), problem_key(question)} < asked_keys(chat, tools)
+    assert problem_key(question, tools) not in asked_keys(chat)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -273,11 +274,10 @@ def test_rl_and_evaluation_send_the_prompts_of_the_rows(tokenizers_of_families, 
             evaluated = list(prompter.prompt(messages[:index], tools=tools).ids)
             # Marks of the template's own may leave out the beginning of a turn.
             assert evaluated == (before[: len(evaluated)] if name.endswith("_training") else before)
-            if tools is None:
-                assert evaluated == sent_by_rl(tokenizer, messages[:index])
+            assert evaluated == sent_by_rl(tokenizer, messages[:index], tools)
 
 
-def sent_by_rl(tokenizer, messages) -> list[int]:
+def sent_by_rl(tokenizer, messages, tools=None) -> list[int]:
     """The ids that a rollout of one prompt gives the engine."""
     pytest.importorskip("verl")
     from omegaconf import OmegaConf
@@ -313,7 +313,8 @@ def sent_by_rl(tokenizer, messages) -> list[int]:
             data_config=DictConfigWrap(data),
         )
         # A Parquet file gives every message every field.
-        await loop.run({}, raw_prompt=[{"reasoning_content": None, **message} for message in messages])
+        shown = {} if tools is None else {"tools": json.dumps(tools)}
+        await loop.run({}, raw_prompt=[{"reasoning_content": None, **message} for message in messages], **shown)
 
     asyncio.run(rollout_of_one())
     return given[0]

@@ -223,3 +223,13 @@ def test_prompts_of_chats_are_those_of_inference(tokenizer):
     assert found == [renderer.prompt(CHAT[:1])[1], renderer.prompt(CHAT[:3])[1]]
     expected = tokenizer.apply_chat_template(CHAT[:3], add_generation_prompt=True, return_dict=True)["input_ids"]
     assert found[1] == expected
+
+
+def test_a_prompt_whose_tools_the_template_leaves_out_is_refused(tokenizer):
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+    renderer = Renderer(tokenizer)
+    with pytest.raises(ConfigError, match=r"^turn 1 \(\w+\): the chat template leaves out the tools; use another one$"):
+        renderer.prompt(CHAT[:1], [tool])
+    refused, fine = renderer.prompts([CHAT[:1], CHAT[:1]], [[tool], None])
+    assert isinstance(refused, ConfigError)
+    assert fine == renderer.prompt(CHAT[:1])[1]

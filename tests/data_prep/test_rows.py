@@ -281,6 +281,39 @@ def test_tools_are_kept_as_text_in_their_order(prepare):
     assert json.loads(prepare("sft", lines(older, *GOOD))[1]["x"]["tools"]) == [TOOL]
 
 
+def asks(text, **more):
+    return {"id": text, "prompt": text, "answer": "1", **more}
+
+
+@pytest.mark.parametrize("part", ["rl", "benchmark/weather"])
+def test_tools_of_prompts_are_kept_and_measured(prepare, part):
+    rows = [asks(f"a {n}") for n in range(3)]
+    _, bare = prepare(part, lines(*rows, asks("which?")))
+    summary, found = prepare(part, lines(*rows, asks("which?", tools=[TOOL])))
+    assert summary["unknown_fields"] == {}
+    assert json.loads(found["which?"]["tools"]) == [TOOL] and found["a 1"].get("tools") is None
+    assert "tools" not in bare["which?"]
+    if part == "rl":
+        prepare(part, lines(*rows, asks("which?")), max_length=60)
+        with pytest.raises(ConfigError, match=r"\d+ tokens, data\.max_length=60"):
+            prepare(part, lines(*rows, asks("which?", tools=[TOOL])), max_length=60)
+
+
+def test_what_is_asked_with_other_tools_is_another_problem(prepare, tmp_path):
+    other = {**TOOL, "function": {**TOOL["function"], "name": "another"}}
+    rows = [asks(f"a {n}") for n in range(3)]
+    prepare("benchmark/weather", lines(asks("which?", tools=[TOOL])))
+    given = {"inputs": {"benchmark_weather": tmp_path / "weather"}}
+    prepare("rl", lines(*rows, asks("which?", tools=[other])), **given)
+    prepare("rl", lines(*rows, asks("which?")), **given)
+    for part, leak in (
+        ("rl", asks("which?", tools=[TOOL])),
+        ("sft", {"id": "leak", "tools": [TOOL], **said("which?", "this")}),
+    ):
+        with pytest.raises(ConfigError, match="the same problem is in benchmark_weather"):
+            prepare(part, lines(*(rows if part == "rl" else GOOD), leak), **given)
+
+
 def test_what_few_rows_have_may_come_late(prepare, monkeypatch):
     """Columns are there from the first row on; rows written before them are written again."""
     monkeypatch.setattr("data_prep.tables.BATCH_ROWS", 4)

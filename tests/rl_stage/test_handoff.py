@@ -106,6 +106,30 @@ def test_long_prompts_are_dropped_and_counted(model, cpu_settings, write_prompts
     assert kept == rows[:3] + rows[4:]
 
 
+def test_a_prompts_tools_are_shown_counted_and_handed_on_as_text(model, cpu_settings, write_prompts, tmp_path):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    data = write_prompts(tmp_path / "data", rows=20)
+    rows = pq.read_table(data / "rl_train.parquet").to_pylist()
+    tools = json.dumps([{"type": "function", "function": {"name": "add", "parameters": {"x": "1" * 200}}}])
+    rows = [{**row, "tools": tools if number == 3 else None} for number, row in enumerate(rows)]
+    pq.write_table(pyarrow.Table.from_pylist(rows), data / "rl_train.parquet")
+    with pytest.raises(ConfigError, match=r"rl_train\.parquet: row 3: turn 1 \(\w+\): .* leaves out the tools"):
+        handoff.check_prompts({"model": model, "data": data}, cpu_settings(), tmp_path)
+    path = model / "chat_template.jinja"
+    template = path.read_text()
+    path.write_text("{% if tools %}{{ tools | tojson }}{% endif %}" + template)
+    found = handoff.check_prompts({"model": model, "data": data}, cpu_settings(), tmp_path)
+    kept = pq.read_table(found / "rl_train.parquet").to_pylist()
+    assert [row["tools"] for row in kept] == ["[]"] * 19
+    rows[3]["tools"] = tools.replace("1" * 200, "1")
+    pq.write_table(pyarrow.Table.from_pylist(rows), data / "rl_train.parquet")
+    found = handoff.check_prompts({"model": model, "data": data}, cpu_settings(max_prompt_length=200), tmp_path)
+    kept = pq.read_table(found / "rl_train.parquet").to_pylist()
+    assert [row["tools"] for row in kept].count("[]") == 19 and kept[3]["tools"] == rows[3]["tools"]
+
+
 def test_too_few_prompts_and_missing_answers_are_errors(model, cpu_settings, write_prompts, tmp_path):
     data = write_prompts(tmp_path / "data", rows=7)
     with pytest.raises(ConfigError, match=r"rl\.prompts: a step takes 8 prompts"):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import groupby
 
+from evaluation.graders.announcements import DENIABLE, STATED, any_of
 from evaluation.graders.formulas import symbolic
 from evaluation.graders.formulas.structure import Group, Term, Value, Words, read
 
@@ -19,8 +20,8 @@ _EXPONENT = re.compile(
 )
 # What math-verify's patterns for numbers leave out behind one.
 _BEHIND = (_EXPONENT, re.compile(r"\s*/\s*\d+(?![\d.])|:\d\d(?:\s*[ap]\.?m\b\.?)?|_\{?\w{1,3}\}?"))
-_DENIED = re.compile(r"(?i)\banswer\s+(?=(?:is|was|would be|must be)\s+not\b)")
-_ANNOUNCED = re.compile(r"(?i:\banswer(?:\s+(?:is|would be|must be)\b(?!\s+not\b)\s*:?|\s*:))\s*")
+_DENIED = re.compile(rf"(?i)\banswer\s+(?={any_of(DENIABLE)}\s+not\b)")
+_ANNOUNCED = re.compile(rf"(?i:\banswer(?:\s+{any_of(STATED)}\b(?!\s+not\b)\s*:?|\s*:))\s*")
 # Where the words behind an announced formula begin.
 _PROSE = re.compile(
     r"[,;.]\s|[.,;]?\s+\(?(?:because|since|as|so|which|for|in|that|where|when|with|if|by|per|i\.e|I)\b|\.?$"
