@@ -71,7 +71,7 @@ def test_every_kind_names_a_function_that_there_is():
 
 
 def test_an_unknown_stage_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"unknown stage 'pretrian'; did you mean pretrain\? allowed: adopt, analyse, "):
+    with pytest.raises(ConfigError, match=r"unknown stage 'pretrian'; did you mean pretrain\? allowed: adopt, "):
         stages.load("pretrian")
     with pytest.raises(ConfigError, match=r"stage 'no\.such\.stage': ModuleNotFoundError"):
         stages.load("no.such.stage")
