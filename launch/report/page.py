@@ -48,7 +48,9 @@ def page(selected: Selected, source: Source) -> tuple[Page, list[tuple[Line, dic
     sections += predicted.sections(plan, cells, found)
     sections += published.sections(plan, cells, found)
     if selected.choices:
-        sections += _section("Selection", tables.budget(selected), tables.selection(selected, source.store))
+        sections += _section(
+            "Selection", tables.budget(selected, source.store), tables.selection(selected, source.store)
+        )
     sections += artifacts.sections(plan, source)
     sections += _section("Cost", "", tables.costs(plan, source.store))
     made_by = [record for stage in plan.stages.values() if (record := source.record(stage)) is not None]

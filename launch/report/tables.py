@@ -162,13 +162,25 @@ def selection(selected: Selected, store: Store) -> Grid:
             hours = sum(row["device_hours"] for row in attempts if row["fingerprint"] in candidate.spent)
             value = "" if candidate.value is None else f"{candidate.value:.4f}"
             chosen = "undecided" if not choice.chosen else "yes" if candidate.setting in choice.chosen else ""
+            if candidate.stopped is not None:
+                chosen = f"stopped at step {candidate.stopped}"
             texts = (candidate.setting, str(len(candidate.stages)), value, f"{hours:.2f}", chosen)
             rows.append((choice.group, _plain(*texts)))
     return grid(SELECTION, rows)
 
 
-def budget(selected: Selected) -> str:
-    """Whether every group was given as many candidates and seeds as the others."""
+def _not_spent(selected: Selected, store: Store) -> float:
+    """Device-hours that the stopped candidates' RL would have taken to the end, by what its steps have taken."""
+    attempts, total = store.costs(), 0.0
+    for candidate in (one for choice in selected.choices for one in choice.candidates if one.stopped is not None):
+        for stage in candidate.stages:
+            spent = sum(row["device_hours"] for row in attempts if row["fingerprint"] == stage.fingerprint)
+            total += spent * (stage.settings["rl"]["steps"] / candidate.stopped - 1)
+    return total
+
+
+def budget(selected: Selected, store: Store) -> str:
+    """Whether every group was given as many candidates and seeds as the others, and what rungs have spared."""
     counts = {(len(c.candidates), tuple(len(x.stages) for x in c.candidates)) for c in selected.choices}
     metric = selected.plan.branches[0].recipe.selection.metric
     if len(counts) == 1:
@@ -176,4 +188,12 @@ def budget(selected: Selected) -> str:
         start = f"Equal budget: every group tried {candidates} settings, {sum(seeds)} SFT runs"
     else:
         start = "Unequal budget: the groups did not try equally many settings and seeds"
+    settings = selected.plan.branches[0].recipe.selection
+    if settings.rungs:
+        steps = ", ".join(map(str, settings.rungs[:-1]))
+        how = f"the better half went on at RL step {steps}, by {metric} there"
+        return (
+            f"{start}; {how}. The validation column is this criterion at the last comparison, and no result. About "
+            f"{_not_spent(selected, store):.2f} device-hours of RL were not spent on candidates that were stopped."
+        )
     return f"{start}; chosen by {metric}. The validation column is this criterion and no result: it has no interval."
