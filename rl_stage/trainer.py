@@ -145,7 +145,13 @@ class _Measured(_Trainer):
         self.queue_started()
         super()._load_checkpoint()
 
+    def _pause(self) -> None:
+        """Raises Paused where the step to come is one after `rl.pause_at`, whose checkpoint is there."""
+        if self.settings.rl.pause_at is not None and self.global_steps > self.settings.rl.pause_at:
+            raise Paused(f"before step {self.global_steps}")
+
     def on_step_begin(self) -> None:
+        self._pause()
         self.begin_phase(f"step {self.global_steps}")
         self.step_began = time.monotonic()
         super().on_step_begin()
@@ -157,8 +163,7 @@ class _Measured(_Trainer):
             self._checkpoint_now()
 
     def on_train_begin(self) -> None:
-        if self.settings.rl.pause_at is not None and self.global_steps > self.settings.rl.pause_at:
-            raise Paused(f"validated at step {self.settings.rl.pause_at}")  # all that a kill there had left to do
+        self._pause()
         if self.global_steps == 1 and self.settings.rl.probe.prompts:
             self.begin_phase("the reachability probe")
             rates = self._probe()
@@ -225,9 +230,8 @@ class _Measured(_Trainer):
                 f"rl.reward.name: {self.settings.rl.reward.name} failed on {failed:.0%} of the responses of step "
                 f"{global_steps} (raised, timed out or crashed); its first failures are in the log"
             )
-        if global_steps == self.settings.rl.pause_at:  # all of the step is measured
-            self._checkpoint_now()
-            raise Paused(f"after step {global_steps}")
+        if global_steps == self.settings.rl.pause_at:
+            self._checkpoint_now()  # all of the step is measured
 
     def _reward_metrics(self, batch: Any) -> dict[str, float]:
         """Means over the step's responses of what our reward function says beside the score.
