@@ -1,4 +1,4 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and the end of a run that is to be continued."""
 
 
 class ConfigError(ValueError):
@@ -6,3 +6,7 @@ class ConfigError(ValueError):
 
     It is never retried. Every other exception, a library's ValueError included, is a fault.
     """
+
+
+class Paused(Exception):
+    """A stage has come to the step at which it was to pause; what it needs to go on is in its scratch directory."""

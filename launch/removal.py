@@ -17,8 +17,9 @@ from typing import Any
 from common.errors import ConfigError
 from launch.branches import named, selector
 from launch.graph.plan import Branch, Plan, Stage
-from launch.graph.select import select
+from launch.graph.select import Selected, select
 from launch.store import Record, Store, StoreError
+from launch.store.pauses import forget_pause, kept_by_pause
 from launch.store.prune import FOLDER, prune, take_away, weights_of
 from launch.text import bytes_text
 
@@ -60,6 +61,7 @@ class _Found:
     stage: Stage
     entries: Mapping[str, Mapping[str, Any]]
     keep: frozenset[int] = field(default_factory=frozenset)
+    paused: bool = False  # it is not published: what goes is in its scratch directory
 
     @property
     def bytes(self) -> int:
@@ -78,7 +80,9 @@ def remove(plan: Plan, rule: Rule, *, delete: bool) -> int:
     for one in found:
         for path, size in _shown(store.directory(one.stage), one, rule):
             print(f"{bytes_text(size):>10}  {path}")
-        if delete and rule.weights:
+        if delete and one.paused:
+            forget_pause(store, one.stage, scores=rule.weights)
+        elif delete and rule.weights:
             prune(store, one.stage, one.keep)
         elif delete:
             take_away(store, one.stage)
@@ -93,9 +97,17 @@ def _found(plan: Plan, store: Store, rule: Rule) -> Iterable[_Found]:
     if rule.keep_last is not None:
         chosen -= {branch.name for branch in _last_made(plan, store)[: rule.keep_last]}
     cited = _cited(plan, store) if rule.keep_reported else {}
+    losers = _losers(select(plan, store)) if rule.keep_reported else chosen
     for mark, stage in plan.stages.items():
-        record = store.find(stage) if chosen.issuperset(stage.branches) else None
-        if record is None or (rule.days is not None and time.time() - record.started < rule.days * DAY):
+        if not chosen.issuperset(stage.branches):
+            continue
+        record = store.find(stage)
+        if record is None:
+            size = kept_by_pause(store, stage, scores=rule.weights)
+            if size and rule.days is None and losers.issuperset(stage.branches):
+                yield _Found(stage, {"": {"bytes": size}}, paused=True)
+            continue
+        if rule.days is not None and time.time() - record.started < rule.days * DAY:
             continue
         keep = cited.get(mark, frozenset())
         one = _Found(stage, weights_of(record, keep) if rule.weights else _left(record), keep)
@@ -124,7 +136,7 @@ def _cited(plan: Plan, store: Store) -> dict[str, frozenset[int]]:
     a stage reads that is still missing stays too.
     """
     selected = select(plan, store)
-    losers = selected.ended - {name for c in selected.undecided for one in c.candidates for name in one.branches}
+    losers = _losers(selected)
     found: dict[str, set[str]] = defaultdict(set)
     for branch in selected.plan.branches:
         last = [one for one in branch.models if one.step is None and one.role in branch.stages]
@@ -141,6 +153,14 @@ def _cited(plan: Plan, store: Store) -> dict[str, frozenset[int]]:
     return {mark: _steps(store, plan.stages[mark], selects) for mark, selects in found.items()}
 
 
+def _losers(selected: Selected) -> frozenset[str]:
+    """Branches that a decided selection left behind, or that a rung has stopped."""
+    open_still = {
+        name for c in selected.undecided for one in c.candidates if one.stopped is None for name in one.branches
+    }
+    return selected.ended - open_still
+
+
 def _steps(store: Store, stage: Stage, selects: Iterable[str]) -> frozenset[int]:
     """The steps whose checkpoints these are; none of an artifact that is not there."""
     if store.find(stage) is None:
@@ -151,6 +171,8 @@ def _steps(store: Store, stage: Stage, selects: Iterable[str]) -> frozenset[int]
 
 def _shown(directory: Path, found: _Found, rule: Rule) -> Iterable[tuple[Path, int]]:
     """The artifact with its bytes, or each of its checkpoints where the others stay."""
+    if found.paused:
+        return [(directory.with_name(f"{directory.name} (paused)"), found.bytes)]
     if not rule.keep_reported:
         return [(directory, found.bytes)]
     sizes: dict[Path, int] = defaultdict(int)

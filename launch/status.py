@@ -12,11 +12,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from common.pauses import pauses
 from launch.graph.plan import Plan
 from launch.graph.select import select
 from launch.store import Corrupt, Store
 from launch.store.leases import HEARTBEAT
 from launch.store.patience import read
+from launch.store.pauses import has_paused, pause_of
 from launch.store.places import attempt_file, attempt_numbers
 from launch.text import metrics_text, seconds_text
 
@@ -24,8 +26,8 @@ from launch.text import metrics_text, seconds_text
 def collect(plan: Plan) -> list[dict[str, Any]]:
     """One row for each stage: kind, label, state, done, total, eta (s), seconds, metrics, message, owner, log.
 
-    States: done, damaged, running, stale (its driver is dead), failed, blocked, waiting. A driver on another host
-    counts as running if its heartbeat moves while this function waits two beats for it.
+    States: done, paused, damaged, running, stale (its driver is dead), failed, blocked, waiting. A driver on another
+    host counts as running if its heartbeat moves while this function waits two beats for it.
     """
     store = Store(plan.root)
     plan = select(plan, store).plan
@@ -58,6 +60,9 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
         progress = read(logs / "progress.json")
         if record is not None:
             row |= {"state": "done", "seconds": record.seconds}
+        elif owners[fingerprint] is None and has_paused(store, stage):
+            row |= {"state": "paused", "done": pause_of(stage), "total": stage.settings["rl"]["steps"]}
+            row["metrics"] = _validated(pauses(store.scratch(stage))[row["done"]])
         elif owners[fingerprint] is not None:
             row["state"] = "running" if owners[fingerprint] in alive else "stale"
             if isinstance(progress, dict) and "metrics" in progress:
@@ -70,13 +75,17 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
             inputs = [rows[given.stage]["state"] for given in stage.inputs.values() if given.stage is not None]
             if any(state in ("failed", "blocked", "damaged") for state in inputs):
                 row["state"] = "blocked"
-            elif isinstance(result, dict) and result["outcome"] not in ("ok", "unstarted", "stopped", "lost"):
+            elif isinstance(result, dict) and result["outcome"] not in ("ok", "paused", "unstarted", "stopped", "lost"):
                 row |= {
                     "state": "failed",
                     "message": f"{result['outcome']}: {result['message']}",
                     "seconds": result["seconds"],
                 }
     return list(rows.values())
+
+
+def _validated(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if name.startswith("validation_")}
 
 
 def _alive(store: Store, owners: set[str]) -> set[str]:
@@ -93,6 +102,7 @@ def _alive(store: Store, owners: set[str]) -> set[str]:
 def _table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Group:
     colours = {
         "done": "green",
+        "paused": "magenta",
         "running": "cyan",
         "failed": "red",
         "damaged": "red",

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common.attention import require
+from common.errors import Paused
+from common.pauses import note_pause
 from rl_stage import handoff
 from rl_stage.checkpoints import Exports, publish, repair_checkpoints
 from rl_stage.config import verl_config
@@ -24,8 +26,9 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     settings: with sections rl, model and platform, and seed; inputs: `model` (Hugging Face directory) and `data` (with
     rl_train.parquet and rl_val.parquet). Resumes from the last complete checkpoint in `scratch`. A resumed run
     is a continuation of the same optimization, equal bit for bit only under `rl.full_determinism` without dynamic
-    sampling. Raises ConfigError for configuration or data that cannot work and for a task that dynamic sampling finds
-    saturated, RuntimeError for a failed weight sync, TimeoutError past `rl.step_timeout`.
+    sampling. With `rl.pause_at` it ends after that step, with a checkpoint and its scores in `scratch`, and publishes
+    nothing. Raises Paused there, ConfigError for configuration or data that cannot work and for a task that dynamic
+    sampling finds saturated, RuntimeError for a failed weight sync, TimeoutError past `rl.step_timeout`.
     """
     began = time.monotonic()
     prepare_environment(settings)
@@ -45,9 +48,12 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     exports = Exports(scratch, settings, curve)
     exports.keep(resumed)
     # A kill between the last checkpoint and its validation leaves only the validation to do.
-    validated = "validation_pass_rate" in curve.rows.get(rl.steps, {})
-    if resumed < rl.steps or not exports.path(rl.steps).exists() or not validated:
-        config.trainer.val_before_train = 0 not in curve.rows or resumed == rl.steps
+    last = rl.steps if rl.pause_at is None else rl.pause_at
+    validates = last == rl.steps or bool(rl.validate_every and last % rl.validate_every == 0)
+    validated = not validates or "validation_pass_rate" in curve.rows.get(last, {})
+    exported = last < rl.steps or exports.path(last).exists()
+    if resumed < last or (resumed == last and not (exported and validated)):
+        config.trainer.val_before_train = 0 not in curve.rows or resumed == last
         from omegaconf import OmegaConf
 
         from rl_stage.trainer import train  # verl and vLLM, which read the environment set above
@@ -56,5 +62,8 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
         with verl_session(settings, cores), time_limit(rl.step_timeout) as begin_phase:
             exports.timing(step=resumed, start_seconds=time.monotonic() - began)
             train(config, settings, curve, exports, report, begin_phase)
+    if last < rl.steps:
+        note_pause(scratch, last, {name: value for name, value in curve.rows[last].items() if name != "step"})
+        raise Paused(f"paused after step {last} of {rl.steps}")
     publish(settings, inputs, output, scratch, curve, exports)
     report(rl.steps, rl.steps)

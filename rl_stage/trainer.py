@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from verl.trainer.ppo.v1 import AgentLoopManagerTQ, get_trainer_cls
 from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import collate_fn
 
-from common.errors import ConfigError
+from common.errors import ConfigError, Paused
 from rl_stage.checkpoints import Exports
 from rl_stage.config import POLL_SECONDS
 from rl_stage.curve import Curve
@@ -70,7 +71,8 @@ def train(
             teacher_client=trainer.get_teacher_client(),
             reward_loop_worker_handles=trainer.get_reward_handles(),
         )
-        trainer.fit(manager)
+        with contextlib.suppress(Paused):
+            trainer.fit(manager)
     finally:
         tracking = getattr(trainer, "logger", None)
         if tracking is not None:
@@ -143,7 +145,13 @@ class _Measured(_Trainer):
         self.queue_started()
         super()._load_checkpoint()
 
+    def _pause(self) -> None:
+        """Raises Paused where the step to come is one after `rl.pause_at`, whose checkpoint is there."""
+        if self.settings.rl.pause_at is not None and self.global_steps > self.settings.rl.pause_at:
+            raise Paused(f"before step {self.global_steps}")
+
     def on_step_begin(self) -> None:
+        self._pause()
         self.begin_phase(f"step {self.global_steps}")
         self.step_began = time.monotonic()
         super().on_step_begin()
@@ -155,6 +163,7 @@ class _Measured(_Trainer):
             self._checkpoint_now()
 
     def on_train_begin(self) -> None:
+        self._pause()
         if self.global_steps == 1 and self.settings.rl.probe.prompts:
             self.begin_phase("the reachability probe")
             rates = self._probe()
@@ -221,6 +230,8 @@ class _Measured(_Trainer):
                 f"rl.reward.name: {self.settings.rl.reward.name} failed on {failed:.0%} of the responses of step "
                 f"{global_steps} (raised, timed out or crashed); its first failures are in the log"
             )
+        if global_steps == self.settings.rl.pause_at:
+            self._checkpoint_now()  # all of the step is measured
 
     def _reward_metrics(self, batch: Any) -> dict[str, float]:
         """Means over the step's responses of what our reward function says beside the score.

@@ -197,9 +197,9 @@ class MicroworldSource(Source):
         return list(BENCHMARKS)
 
     def identity(self, section: Microworld, part: str) -> dict[str, Any]:
-        usual = Microworld()
+        usual = {name: field.default for name, field in Microworld.model_fields.items()}
         changed = ("longer", "demonstrations", "defects") if part == "sft" else ("longer",)
-        named = [name for name in changed if getattr(section, name) != getattr(usual, name)]
+        named = [name for name in changed if getattr(section, name) != usual[name]]
         return {name: getattr(section, name) for name in (*self._sizes(section, part), *named)}
 
     @staticmethod

@@ -99,7 +99,7 @@ class Display:
             return
         if self._bars is not None and fingerprint in self._tasks:
             self._bars.remove_task(self._tasks.pop(fingerprint))
-        if shown.state in ("done", "failed", "blocked", "held"):
+        if shown.state in ("done", "paused", "failed", "blocked", "held"):
             detail = f": {shown.message}" if shown.message else ""
             if shown.state == "done":
                 peak = bytes_text(shown.peak_memory_bytes)
@@ -146,7 +146,7 @@ def print_outcome(stages: Sequence[StageState], places: Places, stopping: str) -
             print(f"failed: {one.stage.name}: {one.message}")
             print(f"  log: {places.logs(one.stage) / 'latest'}")
     states = [one.state for one in stages]
-    shown = [state for state in ("cached", "done", "failed", "blocked", "stopped") if state in states]
+    shown = [state for state in ("cached", "done", "paused", "failed", "blocked", "stopped") if state in states]
     counts = ", ".join(f"{states.count(state)} {state}" for state in shown)
     print(counts + (f" ({stopping})" if stopping else ""))
     if "failed" in states:
@@ -156,7 +156,7 @@ def print_outcome(stages: Sequence[StageState], places: Places, stopping: str) -
 
 def print_budget(stages: Sequence[StageState], elapsed: float) -> None:
     """A line for each stage that ran: its time, the wait for devices before it, its peak memory; then the sum."""
-    ran = [p for p in stages if p.state != "cached" and (p.seconds or p.state in ("failed", "done"))]
+    ran = [p for p in stages if p.state != "cached" and (p.seconds or p.state in ("failed", "done", "paused"))]
     if ran:
         table = Table(title="Time budget", title_justify="left", box=None, pad_edge=False)
         table.add_column("stage", overflow="fold")

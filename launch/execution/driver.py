@@ -37,12 +37,12 @@ from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices
 from launch.execution.preconditions import check_disk, check_models
 from launch.execution.sharing import engine_of, free_places, waits_for_turn
 from launch.execution.stopping import abandon, end_without_supervisor, last_resort, signals
-from launch.fingerprint import fingerprint
 from launch.graph.estimate import estimate_plan
-from launch.graph.plan import Plan, Stage
+from launch.graph.plan import Plan, Stage, plan_key
 from launch.store import Store
 from launch.store.leases import Heartbeat
 from launch.store.ledger import device_hours
+from launch.store.pauses import has_paused, pause_of
 from launch.store.places import attempt_file
 from launch.store.prune import is_pruned, take_away, wanted_again
 from launch.store.replica import Replica
@@ -50,11 +50,6 @@ from launch.store.replica import Replica
 CONTINUES = "the same command continues"
 LAST_RESORT = 1.5  # seconds of run.grace that the end without Ray takes
 PENDING_GROUPS = 16  # placement groups asked for at once; Ray gives them out in the order they were asked for
-
-
-def plan_key(plan: Plan) -> str:
-    """What two plans have in common that run the same stages."""
-    return fingerprint(sorted(plan.stages))[:16]
 
 
 class Driver:
@@ -86,13 +81,15 @@ class Driver:
             record = self.store.find(progress.stage)
             if record is not None and mark in again:
                 take_away(self.store, progress.stage)
+            elif record is None and has_paused(self.store, progress.stage):
+                progress.state, progress.message = "paused", f"at step {pause_of(progress.stage)}"
             elif record is not None:
                 progress.state = "cached"
                 progress.seconds, progress.peak_memory_bytes = record.seconds, record.peak_memory_bytes
                 self.store.forget_dead_owner(progress.stage)
                 if self.copies is not None and not is_pruned(record):
                     self.copies.push(progress.stage)
-        if any(p.state != "cached" for p in self.progress.values()):
+        if any(p.state not in ("cached", "paused") for p in self.progress.values()):
             self._make()
         if self.copies is not None:
             with signals(self._ask_to_stop):
@@ -103,7 +100,7 @@ class Driver:
     def _make(self) -> None:
         """Makes what is missing."""
         estimates = estimate_plan(self.plan, self.store)
-        check_models(self.plan, [p.stage for p in self.progress.values() if p.state != "cached"])
+        check_models(self.plan, [p.stage for p in self.progress.values() if p.state not in ("cached", "paused")])
         check_disk(self.plan, self.store, estimates)
         self.flops = {mark: estimate.flops for mark, estimate in estimates.items()}
         self.device_seconds = 3600 * device_hours(self.store.root, self.whole.stages)
@@ -227,6 +224,8 @@ class Driver:
             states = [self.progress[g.stage].state for g in progress.stage.inputs.values() if g.stage is not None]
             if any(state in ("failed", "blocked") for state in states):
                 progress.state, progress.message = "blocked", "an input failed"
+            elif "paused" in states:
+                progress.state, progress.message = "paused", "an input has paused"
             elif self._used_up and (devices(progress.stage.placement) or "stopped" in states):
                 progress.state = "stopped"
             elif now >= progress.not_before and all(state in ("done", "cached") for state in states):
@@ -380,6 +379,8 @@ class Driver:
             progress.state = "done"
             if self.copies is not None:
                 self.copies.push(stage)
+        elif outcome == "paused":
+            progress.state = "paused"
         elif "damaged" in result and self.claims.mend(self.progress[result["damaged"]]):
             progress.message = ""
         elif outcome == "unstarted" or (outcome in ("stopped", "lost") and self.stopping):

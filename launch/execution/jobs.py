@@ -8,7 +8,7 @@ from typing import Any
 from launch.graph.plan import Stage
 from launch.stages.contract import StageKind
 
-FINISHED = frozenset({"cached", "done", "failed", "blocked", "stopped"})
+FINISHED = frozenset({"cached", "done", "paused", "failed", "blocked", "stopped"})
 RETRIED = frozenset({"fault", "timeout", "hung", "lost", "stopped"})
 
 

@@ -1,7 +1,7 @@
 """How an attempt can end, and which exception means which.
 
-ok, config (wrong settings or data), disk (full), oom (out of memory), fault, timeout, hung (no progress), stopped, lost
-(the node or the lease), unstarted (another stage of the job ended the shared process).
+ok, paused (to be continued), config (wrong settings or data), disk (full), oom (out of memory), fault, timeout, hung
+(no progress), stopped, lost (the node or the lease), unstarted (another stage of the job ended the shared process).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import ConfigError
+from common.errors import ConfigError, Paused
 
 DISK_FULL = 28  # exit status of a child and of its guard where even the result finds no space
 NO_SPACE = "no space left on the disk"
@@ -46,13 +46,15 @@ class Stopped(BaseException):
 
 
 def classify(error: BaseException) -> tuple[str, str]:
-    """Class and one-line message of an exception: stopped, disk, oom, config or fault.
+    """Class and one-line message of an exception: stopped, paused, disk, oom, config or fault.
 
     Only our ConfigError is a configuration that is wrong, also where Ray brings it from an actor or another error was
     raised from it. A library's ValueError is a fault.
     """
     if isinstance(error, Stopped):
         return "stopped", "stopped by SIGTERM"
+    if isinstance(error, Paused):
+        return "paused", str(error)
     chain = list(_chain(error))
     texts = [f"{type(e).__name__}: {e}".lower() for e in chain]
     message = _message(error)

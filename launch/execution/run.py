@@ -7,9 +7,9 @@ import sys
 import time
 
 from launch.execution.cluster import Refused
-from launch.execution.driver import Driver, plan_key
+from launch.execution.driver import Driver
 from launch.execution.tracking import Tracking
-from launch.graph.plan import Plan
+from launch.graph.plan import Plan, plan_key
 from launch.graph.select import select
 from launch.report.write import write_report
 from launch.store import Store, StoreError
@@ -22,9 +22,10 @@ LEAVING = 20.0  # seconds beside run.grace that a driver may take to notice `sto
 def run(plan: Plan) -> int:
     """Runs every stage of the plan that the store lacks, then writes the report.
 
-    With `selection.fields` it goes twice: the candidates' SFT first, then what the best of them need. Returns 0 when
-    everything is done, 1 when a stage failed (others that could run have run), 3 when it was stopped (SIGTERM, `launch
-    stop`, run.max_device_hours) and the same command continues.
+    With `selection.fields` it goes twice: the candidates' SFT first, then what the best of them need; with
+    `selection.rungs` once for each rung that decides. Returns 0 when everything is done, 1 when a stage failed (others
+    that could run have run), 3 when it was stopped (SIGTERM, `launch stop`, run.max_device_hours) and the same command
+    continues.
     """
     store = Store(plan.root)
     try:
@@ -41,13 +42,12 @@ def run(plan: Plan) -> int:
 
 def _drive(plan: Plan, store: Store) -> int:
     """Runs what the plan lacks, the candidates of a selection before what the best of them need."""
-    code, undecided = 0, None
-    while code == 0 and undecided != 0:
-        selected = select(plan, store)
-        if len(selected.undecided) == undecided:
-            raise Refused("selection: the candidates are trained and yet undecided; see `launch status`")
-        undecided = len(selected.undecided)
-        code = Driver(selected.plan, store, plan).run()
+    code, before, selected = 0, None, select(plan, store)
+    while code == 0 and selected != before:
+        code, before = Driver(selected.plan, store, plan).run(), selected
+        selected = select(plan, store) if selected.undecided else before
+    if code == 0 and selected.undecided:
+        raise Refused("selection: the candidates are trained and yet undecided; see `launch status`")
     return code
 
 

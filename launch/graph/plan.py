@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from launch.fingerprint import fingerprint
 from launch.graph.model import BranchModel
 
 
@@ -98,3 +99,8 @@ class Plan:
     def root(self) -> str:
         """The artifact store (`run.root`)."""
         return self.branches[0].recipe.run.root
+
+
+def plan_key(plan: Plan) -> str:
+    """What two plans have in common that run the same stages."""
+    return fingerprint(sorted(plan.stages))[:16]

@@ -2,8 +2,9 @@
 
 `selection.fields=[sft.lr]` makes a group of the branches that differ in these fields, and in `seed`, alone. A group is
 decided by the mean over seeds of a scalar that SFT measured on held-out chats, or of a figure of readiness, once every
-candidate has its artifact; until then its branches end there. What is decided follows from the store, so a killed run
-decides the same again.
+candidate has its artifact; until then its branches end there. With `selection.rungs` all candidates start RL and it is
+decided at steps of RL (`launch.graph.rungs`). What is decided follows from the store, so a killed run decides the same
+again.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from common.files import read_json
 from evaluation import readiness
 from launch import stages
 from launch.graph.plan import Branch, Plan, Stage
+from launch.graph.rungs import METRIC, Halving, halve, run_of, score_of
 from launch.graph.siblings import START
 from launch.recipe.compose import RecipeError
 from launch.store import Store, StoreError
+from launch.store.pauses import pausing
 
 READINESS = "readiness/"  # before the name of a figure of readiness in `selection.metric`
 
@@ -28,7 +33,7 @@ READINESS = "readiness/"  # before the name of a figure of readiness in `selecti
 class Candidate:
     """One value of the selected fields: its branches (one a seed), the stages that decide, the mean metric if known.
 
-    spent: fingerprints of all that was made of its branches alone to decide.
+    spent: fingerprints of all that was made of its branches alone to decide. stopped: the rung at which its RL ended.
     """
 
     setting: str
@@ -36,15 +41,20 @@ class Candidate:
     stages: tuple[Stage, ...]
     value: float | None
     spent: frozenset[str] = frozenset()
+    stopped: int | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One group: what it is called, its candidates, and the settings that were chosen (none: not yet)."""
+    """One group: what it is called, its candidates, and the settings that were chosen (none: not yet).
+
+    halving: how far its rungs are decided, where there are any.
+    """
 
     group: str
     candidates: tuple[Candidate, ...]
     chosen: tuple[str, ...]
+    halving: Halving | None = None
 
 
 @dataclass(frozen=True)
@@ -83,22 +93,54 @@ def select(plan: Plan, store: Store) -> Selected:
             continue  # what SFT is chosen by does not bear on it: it goes on
         rest = tuple(text for text in branch.overrides if text not in chosen and not text.startswith("seed="))
         groups[rest][" ".join(chosen)].append(branch)
-    choices, ended = [], set()
+    choices, ended, pauses = [], set(), {}
     for rest, by_setting in groups.items():
         candidates = []
+        deciding_of = {
+            setting: tuple(plan.stages[_deciding(plan, branch, settings.metric)] for branch in branches)
+            for setting, branches in by_setting.items()
+        }
+        halving = _halved(store, deciding_of, settings) if settings.rungs else None
         for setting, branches in by_setting.items():
-            deciding = tuple(plan.stages[_deciding(plan, branch, settings.metric)] for branch in branches)
-            values = [_value(store, stage, settings.metric) for stage in deciding]
-            known = [value for value in values if value is not None]
-            mean = sum(known) / len(known) if len(known) == len(values) else None
+            deciding = deciding_of[setting]
+            mean = _mean(store, deciding, settings.metric) if halving is None else halving.values[setting]
             spent = {mark for branch in branches for mark in _spent(plan, branch, settings.metric)}
             names = tuple(branch.name for branch in branches)
-            candidates.append(Candidate(setting, names, deciding, mean, frozenset(spent)))
-        chosen = _best(candidates, settings.goal or _goal(settings.metric), settings.keep)
-        choices.append(Choice(" ".join(rest) or plan.recipe, tuple(candidates), chosen))
+            stopped = None if halving is None else halving.stopped.get(setting)
+            candidates.append(Candidate(setting, names, deciding, mean, frozenset(spent), stopped))
+            if halving is not None:
+                pauses |= dict.fromkeys((stage.fingerprint for stage in deciding), stopped or halving.pending)
+        if halving is None:
+            chosen = _best(candidates, settings.goal or _goal(settings.metric), settings.keep)
+        else:
+            chosen = halving.left if halving.pending is None else ()
+        choices.append(Choice(" ".join(rest) or plan.recipe, tuple(candidates), chosen, halving))
         ended |= {name for c in candidates if c.setting not in chosen for name in c.branches}
     decided = all(choice.chosen for choice in choices)
-    return Selected(_without(plan, ended, decided, settings.metric), tuple(choices), frozenset(ended))
+    left = _without(plan, ended, decided, settings.metric)
+    if pauses:
+        paused = {mark: pausing(stage, pauses[mark]) for mark, stage in left.stages.items() if mark in pauses}
+        left = dataclasses.replace(left, stages={**left.stages, **paused})
+    return Selected(left, tuple(choices), frozenset(ended))
+
+
+def _halved(store: Store, runs: Mapping[str, Sequence[Stage]], settings: Any) -> Halving:
+    """The rungs of a group. runs: setting -> its RL stages, one a seed."""
+    sign = -1.0 if settings.goal == "min" else 1.0
+
+    def score(setting: str, rung: int) -> float | None:
+        found = score_of(store, runs[setting], settings.metric, rung)
+        return None if found is None else sign * found
+
+    halving = halve(tuple(runs), score, settings.rungs, settings.keep)
+    values = {one: None if value is None else sign * value for one, value in halving.values.items()}
+    return dataclasses.replace(halving, values=values)
+
+
+def _mean(store: Store, deciding: Sequence[Stage], metric: str) -> float | None:
+    values = [_value(store, stage, metric) for stage in deciding]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _goal(metric: str) -> str:
@@ -141,6 +183,8 @@ def _best(candidates: list[Candidate], goal: str, keep: int) -> tuple[str, ...]:
 
 def _deciding(plan: Plan, branch: Branch, metric: str) -> str:
     """The stage of a branch whose metrics decide. Raises RecipeError where it has none."""
+    if metric.startswith(METRIC):
+        return run_of(plan, branch)
     if not metric.startswith(READINESS):
         return _trained(plan, branch)
     for model in ("average", "sft"):

@@ -15,10 +15,12 @@ from rich.table import Table
 from launch import stages
 from launch.graph.estimate import Estimate, disk_forecast, estimate_plan
 from launch.graph.plan import Input, Plan, Stage
+from launch.graph.rungs_budget import rung_budget, rungs_text
 from launch.graph.select import select
 from launch.stages.contract import StageKind
 from launch.stages.memory import GIB
 from launch.store import Store
+from launch.store.pauses import has_paused
 from launch.text import bytes_text, seconds_text
 
 
@@ -28,14 +30,14 @@ def _source(plan: Plan, given: Input) -> str:
     return plan.stages[given.stage].address + (f" {given.select}" if given.select else "")
 
 
-def _row(plan: Plan, stage: Stage, estimate: Estimate, kind: StageKind | None) -> dict[str, Any]:
+def _row(plan: Plan, stage: Stage, estimate: Estimate, kind: StageKind | None, state: str) -> dict[str, Any]:
     memory = estimate.memory
     return {
         "stage": stage.kind,
         "label": stage.label,
         "address": stage.address,
         "fingerprint": stage.fingerprint,
-        "state": "hit" if estimate.source == "record" else "miss",
+        "state": state,
         "inputs": {name: _source(plan, given) for name, given in stage.inputs.items()},
         "placement": stage.placement,
         "turns": kind.joins if kind is not None and kind.takes_turns(stage.placement) else None,
@@ -57,10 +59,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     """
     store = Store(plan.root)
     selected = select(plan, store)
-    plan = selected.plan
+    whole, plan = plan, selected.plan
     estimates = estimate_plan(plan, store)
     kinds = {kind.name: kind for kind in stages.in_order(plan.own_stages)}
-    missing = [estimate for estimate in estimates.values() if estimate.source != "record"]
+    states = {mark: "hit" if one.source == "record" else "miss" for mark, one in estimates.items()}
+    states |= {
+        mark: "paused" for mark, stage in plan.stages.items() if states[mark] == "miss" and has_paused(store, stage)
+    }
+    missing = [estimates[mark] for mark, state in states.items() if state == "miss"]
     without_sharing = sum(
         estimates[mark].device_hours for branch in plan.branches for mark in set(branch.stages.values())
     )
@@ -73,10 +79,16 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "group": choice.group,
                 "chosen": list(choice.chosen) or None,
                 "candidates": {candidate.setting: candidate.value for candidate in choice.candidates},
+                "stopped": {one.setting: one.stopped for one in choice.candidates if one.stopped is not None},
+                "rung": None if choice.halving is None else choice.halving.pending,
+                "budget": None if choice.halving is None else asdict(rung_budget(whole, choice, store)),
             }
             for choice in selected.choices
         ],
-        "stages": [_row(plan, stage, estimates[mark], kinds.get(stage.kind)) for mark, stage in plan.stages.items()],
+        "stages": [
+            _row(plan, stage, estimates[mark], kinds.get(stage.kind), states[mark])
+            for mark, stage in plan.stages.items()
+        ],
         "total": {
             "missing": len(missing),
             "seconds": sum(estimate.seconds for estimate in missing),
@@ -134,6 +146,8 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
             or f"undecided between {', '.join(choice['candidates'])}; RL and evaluation follow"
         )
         console.print(f"selection: {choice['group']}: {what}", markup=False)
+        if choice["budget"] is not None:
+            console.print(rungs_text(choice), markup=False, highlight=False)
     short = {stage.address: f"{stage.kind}/{stage.label}" for stage in plan.stages.values()}
     table = Table(
         title=f"{escape(plan.recipe)}: {len(plan.branches)} branches, {len(rows)} stages", title_justify="left"
@@ -159,8 +173,9 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     for line in _axes(plan):
         console.print(line, markup=False, highlight=False)
     console.print(table)
-    there = len(rows) - total["missing"]
-    console.print(f"{total['missing']} to run, {there} there already; the store is {plan.root}", markup=False)
+    paused = sum(row["state"] == "paused" for row in rows)
+    there = f"{len(rows) - total['missing'] - paused} there already" + (f", {paused} paused" if paused else "")
+    console.print(f"{total['missing']} to run, {there}; the store is {plan.root}", markup=False)
     for line in _turns(rows):
         console.print(line, markup=False, highlight=False)
     if total["missing"]:

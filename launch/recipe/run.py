@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from launch import trackers
 from launch.recipe.section import Section, runtime
@@ -14,11 +15,26 @@ class Selection(Section):
     """Of branches that differ in some fields (and in `seed`) alone, only the best goes on to RL and evaluation."""
 
     fields: list[str] = runtime([], "swept fields to choose, e.g. [objective, sft.lr]; empty: all go on")
-    metric: str = runtime("val_loss", "a scalar of SFT's metrics.json, or readiness/<figure> as in docs/readiness.md")
+    metric: str = runtime(
+        "val_loss", "a scalar of SFT's metrics.json, readiness/<figure>, or with rungs rl/<a validation score>"
+    )
     goal: Literal["min", "max"] | None = runtime(
         None, "which value of the metric is best; null: min, of readiness the direction that speaks for RL"
     )
     keep: int = runtime(1, "candidates of a group that go on", gt=0)
+    rungs: list[int] = runtime(
+        [], "steps of RL at which the better half of the candidates goes on, the last one rl.steps; e.g. [10, 30, 100]"
+    )
+
+    @model_validator(mode="after")
+    def _rungs_rise(self) -> Selection:
+        rungs = self.rungs
+        if rungs and (len(rungs) < 2 or rungs[0] < 1 or any(a >= b for a, b in pairwise(rungs))):
+            raise ValueError(f"rungs={rungs}: give two or more steps that rise, such as [10,30,100]")
+        if bool(rungs) != self.metric.startswith("rl/"):
+            other = "metric=rl/validation_pass_rate" if rungs else "rungs=[...], at whose steps RL is measured"
+            raise ValueError(f"metric={self.metric} with rungs={rungs}: set {other}")
+        return self
 
 
 class Run(Section):

@@ -36,7 +36,12 @@ def sections(selected: Selected, whole: Plan, cells: Cells) -> list[Section]:
     if not selected.choices:
         return []
     store = cells.source.store
-    texts = [_budget(selected), _not_spent(selected, whole, cells), *_costs_of_choosing(selected, whole, cells)]
+    texts = [
+        _budget(selected),
+        _not_spent(selected, whole, cells),
+        _stopped(selected, store),
+        *_costs_of_choosing(selected, whole, cells),
+    ]
     return [Section("Selection", " ".join(filter(None, texts)), (_table(selected, store),))]
 
 
@@ -50,6 +55,8 @@ def _table(selected: Selected, store: Store) -> Grid:
             value = Cell() if one.value is None else Cell(f"{one.value:.4f}", one.value)
             devices = Cell(f"{spent.devices:.2f}", spent.devices) if spent.devices else Cell()
             chosen = "undecided" if not choice.chosen else "yes" if one.setting in choice.chosen else ""
+            if one.stopped is not None:
+                chosen = f"stopped at step {one.stopped}"
             seeds, hours = Cell(str(len(one.stages)), len(one.stages)), Cell(f"{spent.hours:.2f}", spent.hours)
             rows.append((choice.group, (Cell(one.setting), seeds, value, devices, hours, Cell(chosen))))
     return grid(COLUMNS, rows)
@@ -58,12 +65,17 @@ def _table(selected: Selected, store: Store) -> Grid:
 def _budget(selected: Selected) -> str:
     """Whether every group was given as many candidates and seeds as the others."""
     counts = {(len(c.candidates), tuple(len(x.stages) for x in c.candidates)) for c in selected.choices}
-    metric = selected.plan.branches[0].recipe.selection.metric
+    settings = selected.plan.branches[0].recipe.selection
+    metric = settings.metric
     if len(counts) == 1:
         (candidates, seeds), *_ = counts
         start = f"Equal budget: every group tried {candidates} settings, {sum(seeds)} SFT runs"
     else:
         start = "Unequal budget: the groups did not try equally many settings and seeds"
+    if settings.rungs:
+        steps = ", ".join(map(str, settings.rungs[:-1]))
+        how = f"the better half went on at RL step {steps}, by {metric} there"
+        return f"{start}; {how}. The validation column is this criterion at the last comparison, and no result."
     return f"{start}; chosen by {metric}. The validation column is this criterion and no result: it has no interval."
 
 
@@ -113,6 +125,18 @@ def _not_spent(selected: Selected, whole: Plan, cells: Cells) -> str:
     rest = f"; {unknown} more stages are not counted, since no winner has run such a one yet" if unknown else ""
     source = f"by what the same stages took of the winners{rest}"
     return f"Not spent on the losers: about {whole_sum.text()} ({parts}), {source}."
+
+
+def _stopped(selected: Selected, store: Store) -> str:
+    """The hours that RL stopped at a rung would have taken to its end, by what its steps have taken."""
+    of_stage, total = _ledger(store), Spent()
+    stopped = [one for choice in selected.choices for one in choice.candidates if one.stopped is not None]
+    for one in stopped:
+        assert one.stopped is not None
+        for stage in one.stages:
+            left, spent = stage.settings["rl"]["steps"] / one.stopped - 1, of_stage[stage.fingerprint]
+            total += Spent(spent.hours * left, spent.devices * left)
+    return f"RL that was stopped would have taken about {total.text()} more." if stopped else ""
 
 
 def _costs_of_choosing(selected: Selected, whole: Plan, cells: Cells) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -129,6 +130,9 @@ class Rl(Section):
     full_determinism: bool = setting(False, "verl's full-determinism mode: slower, equal bit for bit")
     eager: bool = setting(False, "without CUDA graphs and compilation: starts in seconds, steps are slower")
     mode: Literal["sync", "colocate_async"] = setting("sync", "verl's V1 trainer mode")
+    pause_at: int | None = runtime(
+        None, "step after which the run pauses, to be continued; selection.rungs sets it", gt=0
+    )
     save_every: int = runtime(20, "steps between resumable checkpoints; 0: none", ge=0)
     keep_checkpoints: int = runtime(1, "resumable checkpoints kept", gt=0)
     tokens_per_micro_batch: int = runtime(16_384, "token budget of a dynamic micro-batch", gt=0)
@@ -199,6 +203,22 @@ class RlStage(StageKind):
         late = [step for step in rl.publish_steps if not 0 < step <= rl.steps]
         if late:
             raise ValueError(f"rl.publish_steps={late}: allowed: 1 to rl.steps={rl.steps}")
+        self._check_pauses(recipe)
+
+    def _check_pauses(self, recipe: Any) -> None:
+        rl, rungs = recipe.rl, recipe.selection.rungs
+        if rl.pause_at is not None and rl.pause_at >= rl.steps:
+            raise ValueError(f"rl.pause_at={rl.pause_at}: allowed: 1 to {rl.steps - 1}, before rl.steps={rl.steps}")
+        if not rungs:
+            return
+        if rungs[-1] != rl.steps:
+            raise ValueError(f"selection.rungs={rungs}: the last one is the whole run; set rl.steps={rungs[-1]}")
+        apart = [step for step in rungs[:-1] if not rl.validate_every or step % rl.validate_every]
+        if apart:
+            raise ValueError(
+                f"selection.rungs={rungs}: rl.validate_every={rl.validate_every} does not validate at {apart}; set "
+                f"rl.validate_every={math.gcd(*rungs)}"
+            )
 
     def _check_cores(self, recipe: Any) -> None:
         given, derived = recipe.platform.placement.get(self.name), self.placement(recipe)
@@ -275,7 +295,7 @@ class RlStage(StageKind):
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         rl, size = counts.settings["rl"], counts.parameters()
-        responses = rl["steps"] * rl["prompts"] * rl["samples"]
+        responses = (rl["pause_at"] or rl["steps"]) * rl["prompts"] * rl["samples"]
         tokens = responses * (rl["max_prompt_length"] + rl["max_response_length"]) * FILLED
         passes = 2 + 2 + (2 if rl["kl_weight"] else 0) + (8 if rl["gradient_checkpointing"] else 6)
         published = len(set(rl["publish_steps"])) + 1

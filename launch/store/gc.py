@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.pauses import pauses
 from launch.store.leases import HEARTBEAT, lease_owner
 from launch.store.records import read_record
 from launch.store.store import Store
@@ -16,8 +17,9 @@ def collect(store: Store, *, delete: bool) -> list[Path]:
     """What no record refers to; `delete` removes it.
 
     Unfinished outputs, directories without a record, scratch, logs of superseded attempts, traces of dead drivers of
-    any host. Nothing of a published artifact and nothing that a living driver holds. Where a driver of another host has
-    left a trace, this waits until its heartbeat has moved or stood still long enough.
+    any host. Nothing of a published artifact, nothing that a living driver holds, and nothing of a paused stage (`rm`
+    deletes those). Where a driver of another host has left a trace, this waits until its heartbeat has moved or stood
+    still long enough.
     """
     dead = {run for run in _runs(store) if not _lives(store, run)}
     found = [path for run in sorted(dead) if (path := store.drivers / f"{run}.json").exists()]
@@ -77,5 +79,7 @@ def _unreferenced(store: Store, kind: Path, dead: set[str]) -> Iterator[Path]:
             record = read_record(path.with_name(path.name.removesuffix(".logs")))
             keep = f"attempt-{record.attempt}." if record else ""
             yield from (p for p in sorted(path.glob("attempt-*")) if record and not p.name.startswith(keep))
+        elif path.name.startswith(".scratch-") and pauses(path):
+            continue  # it goes on from there
         elif path.name.startswith((".tmp-", ".scratch-")) or read_record(path) is None:
             yield path

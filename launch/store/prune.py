@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_json
+from launch.store.pauses import has_paused
 from launch.store.records import RECORD, Record
 from launch.store.store import Store
 
@@ -45,7 +46,7 @@ def wanted_again(stages: Mapping[str, Stage], store: Store) -> set[str]:
         record = store.find(stage)
         if record is not None and is_pruned(record) and any(_lacks(store, stage, record, one) for one in read[mark]):
             found.add(mark)
-        if record is None or mark in found:
+        if mark in found or (record is None and not has_paused(store, stage)):
             for given in stage.inputs.values():
                 if given.select:
                     read[given.stage].add(given.select)

@@ -11,10 +11,11 @@ import pytest
 import toy
 
 from launch.execution import placements
-from launch.execution.driver import Driver, plan_key
+from launch.execution.driver import Driver
 from launch.execution.jobs import Job
 from launch.execution.run import stop
 from launch.execution.stopping import signals
+from launch.graph.plan import plan_key
 from launch.store import Full, Store
 from launch.store.ledger import device_hours
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from common.errors import ConfigError
+from common.errors import ConfigError, Paused
+from common.pauses import note_pause
 
 
 class Section(BaseModel):
@@ -49,6 +50,21 @@ def steps(settings, inputs, output, scratch, report):
     (output / "part").mkdir()
     (output / "part" / "value.txt").write_text(f"{total}\n")
     (output / "timings.jsonl").write_text(json.dumps({"time": time.time(), "pid": os.getpid()}) + "\n")
+
+
+def pauses(settings, inputs, output, scratch, report):
+    """Counts on in its scratch directory; pauses where its settings say so, with the count as its score."""
+    state, rl = scratch / "at", settings.rl
+    at = int(state.read_text()) if state.exists() else 0
+    last = rl["pause_at"] or rl["steps"]
+    while at < last:
+        at += 1
+        state.write_text(str(at))
+        report(at, rl["steps"])
+    if last < rl["steps"]:
+        note_pause(scratch, last, {"validation_pass_rate": at / 100})
+        raise Paused(f"paused after step {last}")
+    (output / "value.txt").write_text(str(at))
 
 
 def model(settings, inputs, output, scratch, report):

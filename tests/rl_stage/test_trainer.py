@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import ConfigError, Paused
 
 # What verl measures in a step, by its names; values are the places in this list.
 THEIRS = [
@@ -105,6 +105,19 @@ def test_a_step_writes_every_promised_metric_to_the_curve_and_to_verls_loggers(t
     }
     ours = {name: value for name, value in metrics.items() if name.startswith("reward/")}
     assert ours == {"reward/pass_rate": 0.5, "reward/rewards_failed": 0.25, "reward/no_answer": 0.25}
+
+
+def test_a_run_pauses_after_a_step_is_measured_saved_and_logged(trainer, monkeypatch):
+    trainer = trainer(steps=9, pause_at=3)
+    saved = []
+    monkeypatch.setattr(trainer, "_checkpoint_now", lambda: saved.append(trainer.global_steps))
+    measured(trainer, monkeypatch, [info(1.0)])
+    assert saved == [3] and trainer.curve.rows[3]["pass_rate"] == 1.0
+    trainer.global_steps += 1  # verl logs the step in between
+    with pytest.raises(Paused, match="before step 4"):
+        trainer.on_step_begin()
+    with pytest.raises(Paused, match="before step 4"):
+        trainer.on_train_begin()
 
 
 def test_a_step_of_mostly_failed_rewards_ends_the_run(trainer, monkeypatch):

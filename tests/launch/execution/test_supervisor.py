@@ -20,6 +20,8 @@ from common.processes import attempt_processes, start_time
 from launch.execution.requests import request_of
 from launch.execution.supervisor import supervise
 from launch.store import Full, Store
+from launch.store.gc import collect
+from launch.store.pauses import has_paused, pausing, scores_at
 
 
 def job(store, *stages, run="run", **changes):
@@ -80,6 +82,23 @@ def test_runs_a_stage_and_publishes_it(tmp_path):
     assert record is not None and record.bytes == result["bytes"]
     assert read_json(store.logs(stage) / "progress.json")["done"] == 3
     assert [row["outcome"] for row in store.costs()] == ["ok"]
+
+
+def test_a_stage_that_pauses_publishes_nothing_and_goes_on_from_there(tmp_path):
+    store = Store(tmp_path)
+    whole = toy.stage("pauses", kind="rl", sections={"rl": {"pause_at": None, "steps": 5}})
+    for step in (2, 3):
+        stage = pausing(whole, step)
+        assert stage.fingerprint == whole.fingerprint and not has_paused(store, stage)
+        (result,) = supervise(job(store, stage))
+        assert (result["outcome"], result["message"]) == ("paused", f"paused after step {step}")
+        assert has_paused(store, stage) and store.find(stage) is None
+        assert scores_at(store, stage, step) == {"validation_pass_rate": step / 100}
+        assert store.costs()[-1]["outcome"] == "paused"
+    assert set(collect(store, delete=True)) & {store.scratch(whole)} == set(), "gc keeps what it goes on from"
+    (result,) = supervise(job(store, whole))
+    assert result["outcome"] == "ok"
+    assert (store.directory(whole) / "value.txt").read_text() == "5" and not store.scratch(whole).exists()
 
 
 def test_secrets_of_the_environment_reach_the_child_and_no_file(tmp_path):
