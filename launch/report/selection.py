@@ -36,12 +36,8 @@ def sections(selected: Selected, whole: Plan, cells: Cells) -> list[Section]:
     if not selected.choices:
         return []
     store = cells.source.store
-    texts = [
-        _budget(selected),
-        _not_spent(selected, whole, cells),
-        _stopped(selected, store),
-        *_costs_of_choosing(selected, whole, cells),
-    ]
+    saved = (_not_spent(selected, whole, cells), _stopped(selected, store))
+    texts = [_budget(selected), *saved, *_costs_of_choosing(selected, whole, cells)]
     return [Section("Selection", " ".join(filter(None, texts)), (_table(selected, store),))]
 
 
