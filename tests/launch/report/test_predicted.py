@@ -70,7 +70,7 @@ def test_a_planted_figure_is_right_and_noise_is_not(tmp_path):
     assert right["p (Holm)"].value < 0.01 < 0.05 < noise["p (Holm)"].value
     assert noise["Spearman"].low < 0 < noise["Spearman"].high
     assert right["regret"].value == 0 < right["regret at random"].value and right["it chooses"].text == "o8"
-    assert found.text.startswith("RL was predicted by share of RL prompts solved sometimes ↑. ")
+    assert found.text.startswith("RL was predicted by share of RL prompts solved sometimes ↑.")
     assert found.figures[0].svg.startswith("<svg") and right["branches"].text == "9"
     assert len(right["Spearman"].records) == 36
 
