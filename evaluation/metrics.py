@@ -12,6 +12,7 @@ import numpy as np
 from evaluation.artifact import AT_MOST
 from evaluation.grading.pool import GradingPool
 from evaluation.held_out import ENTROPY_EDGES, HeldOut
+from evaluation.quantiles import quantiles
 from evaluation.statistics import (
     Estimate,
     bootstrap,
@@ -23,6 +24,7 @@ from evaluation.statistics import (
 )
 
 DIVERSITY_SECONDS = 300.0
+QUARTILES = (25, 50, 75)
 Intervals = dict[str, dict[str, Any]]
 
 
@@ -56,10 +58,10 @@ def of_benchmark(
         found |= {f"{AT_MOST}{name}": value for name, value in bounds.items()}
     tokens = np.array([[sample.tokens for sample in row] for row in drawn], dtype=np.float64)
     found["tokens_mean"] = estimate(tokens)
-    for quartile in (25, 50, 75):
-        found[f"tokens_p{quartile}"] = estimate(
-            tokens, statistic=lambda sample, q=quartile: np.percentile(sample.reshape(len(sample), -1), q, axis=1)
-        )
+    shares = [quartile / 100 for quartile in QUARTILES]
+    quartiles = quantiles(tokens, shares, seed=evaluation.seed, resamples=evaluation.resamples)
+    beat()
+    found |= {f"tokens_p{quartile}": value for quartile, value in zip(QUARTILES, quartiles, strict=True)}
     truncated = [[sample.finish_reason == "length" for sample in row] for row in drawn]
     found["truncated"] = estimate(np.mean(truncated, axis=1), proportion=True)
     unanswered = [[grade.status == "no_answer" for grade in row] for row in grades["sampled"]]
@@ -83,7 +85,8 @@ def _accuracies(
     found: dict[str, Estimate] = {}
     correct = [sum(map(right, row)) for row in grades["sampled"]]
     for k in sorted({1, *(k for k in ks if k <= benchmark.num_samples)}):
-        found[f"pass@{k}"] = share([pass_at_k(benchmark.num_samples, count, k) for count in correct])
+        of_count = {count: pass_at_k(benchmark.num_samples, count, k) for count in set(correct)}
+        found[f"pass@{k}"] = share([of_count[count] for count in correct])
     if "greedy" in grades:
         found["greedy"] = share([right(row[0]) for row in grades["greedy"]])
     if benchmark.balanced:

@@ -87,17 +87,17 @@ def bootstrap(
     Raises ValueError for no problems, non-finite values, resamples < 1 or a confidence outside (0, 1).
     """
     values = np.asarray(values, dtype=np.float64)
-    _check(values, resamples, confidence)
+    check_resampled(values, resamples, confidence)
     n = values.shape[0]
     means = values.reshape(n, -1).mean(axis=1)
     if proportion:
         return share(means, confidence=confidence)
     alpha = 1.0 - confidence
     if statistic is None:
-        estimates = _resampled(lambda places: means[places].mean(axis=1), n, seed, resamples)
+        estimates = resampled(lambda places: means[places].mean(axis=1), n, seed, resamples)
         value = float(means.mean())
     else:
-        estimates = _resampled(lambda places: statistic(values[places]), n, seed, resamples)
+        estimates = resampled(lambda places: statistic(values[places]), n, seed, resamples)
         value = float(statistic(values[None])[0])
     low, high = np.quantile(estimates, [alpha / 2, 1.0 - alpha / 2])
     return Estimate(value, float(low), float(high), n)
@@ -119,7 +119,7 @@ def share(
     from statsmodels.stats.proportion import proportion_confint
 
     values = np.asarray(values, dtype=np.float64)
-    _check(values, 1, confidence)
+    check_resampled(values, 1, confidence)
     if values.ndim != 1 or values.min() < 0 or values.max() > 1:
         raise ValueError("share: values are one a problem and lie in [0, 1]")
     weights = _weights(weights, len(values))
@@ -185,7 +185,7 @@ def paired(
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"paired: shapes {a.shape} and {b.shape} are not the same one-dimensional shape")
     differences = b - a
-    _check(differences, flips, confidence)
+    check_resampled(differences, flips, confidence)
     weights = _weights(weights, len(a))
     n = len(a)
     difference = float(differences @ weights / n)
@@ -265,7 +265,7 @@ def over_seeds(differences: np.ndarray | Sequence, *, confidence: float = 0.95) 
     from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
     differences = np.asarray(differences, dtype=np.float64)
-    _check(differences, 1, confidence)
+    check_resampled(differences, 1, confidence)
     if differences.ndim != 2 or min(differences.shape) < 2:
         raise ValueError(f"over_seeds: shape {differences.shape}; two seeds and two problems are needed")
     seeds, problems = differences.shape
@@ -348,7 +348,7 @@ def _weights(weights: np.ndarray | Sequence | None, n: int) -> np.ndarray:
     return weights * (n / weights.sum())
 
 
-def _check(values: np.ndarray, resamples: int, confidence: float) -> None:
+def check_resampled(values: np.ndarray, resamples: int, confidence: float) -> None:
     if values.size == 0:
         raise ValueError("bootstrap: there are no problems")
     if not np.isfinite(values).all():
@@ -357,7 +357,7 @@ def _check(values: np.ndarray, resamples: int, confidence: float) -> None:
         raise ValueError(f"bootstrap: resamples={resamples} must be >= 1 and confidence={confidence} in (0, 1)")
 
 
-def _resampled(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, resamples: int) -> np.ndarray:
+def resampled(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, resamples: int) -> np.ndarray:
     """(resamples,) values of a statistic of `n` problems, which maps (draws, n) places of problems to (draws,)."""
     from scipy.stats import bootstrap as resample
 

@@ -73,6 +73,7 @@ def pass_rates(
         settings.seed,
         None if own else settings.model.chat_template,
         {} if own else template_arguments(settings.model),
+        chosen.replicas or 1,
     )
     found = answers(settings, model, rows, drawing, scratch, report)
     rates = [None if one is None else sum(answer.scored.correct for answer in one) / len(one) for one in found]

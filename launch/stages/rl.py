@@ -83,6 +83,9 @@ class DifficultyFilter(Section):
     temperature: float = setting(1.0, "sampling temperature", ge=0)
     above: float = setting(0.0, "keep pass rates strictly above", ge=0, le=1)
     below: float = setting(1.0, "keep pass rates strictly below", ge=0, le=1)
+    replicas: int | None = runtime(
+        None, "vLLM engines, each on its own devices; null: as many as the recipe has devices for, on a CPU one", gt=0
+    )
 
     @model_validator(mode="after")
     def _bounds(self) -> DifficultyFilter:

@@ -36,6 +36,29 @@ def test_fewer_devices_than_processes_are_refused():
     assert more["gpus_per_node"] == 8
 
 
+def test_the_filter_samples_on_all_devices():
+    on = "rl.filter.enabled=true"
+    given = placement("filter", on)
+    assert (given["nodes"], given["gpus_per_node"]) == (1, 8)
+    given = placement("filter", on, "platform.nodes=2", "rl.tensor_parallel=2", "rl.processes=2")
+    assert (given["nodes"], given["gpus_per_node"]) == (2, 8)
+    assert placement("filter", on, "rl.filter.replicas=3")["gpus_per_node"] == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "engines"), [([*GPU, "rl.tensor_parallel=2", "rl.processes=2"], 4), (["platform.gpus_per_node=4"], 1)]
+)
+def test_the_filter_is_told_its_engines_and_their_number_is_no_part_of_what_it_is(overrides, engines):
+    def stage(*more):
+        plan = make_plan("microworld", [*overrides, "rl.filter.enabled=true", *more])
+        return next(stage for stage in plan.stages.values() if stage.kind == "filter")
+
+    assert stage().settings["rl"]["filter"]["replicas"] == engines
+    other = stage("rl.filter.replicas=3")
+    assert other.settings["rl"]["filter"]["replicas"] == 3
+    assert other.fingerprint == stage().fingerprint
+
+
 def test_a_fraction_of_a_device_and_logical_devices_may_be_less():
     one = Placement(gpus_per_node=0.5)
     assert placed(one, GivenPlacement(cpus=2), "generate", "gpu").gpus_per_node == 0.5

@@ -116,3 +116,16 @@ def test_several_sources_are_counted_and_judged_by_their_own_graders(stage, tmp_
     output, _ = stage("mixed", filter={"enabled": True, "samples": 4})
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["sources"] == {"sums": {"prompts": 2, "kept": 1}, "words": {"prompts": 2, "kept": 1}}
+
+
+def test_the_engines_of_the_settings_draw(stage, monkeypatch):
+    engines, draw = [], difficulty.answers
+
+    def answers(settings, model, rows, drawing, *rest):
+        engines.append(drawing.replicas)
+        return draw(settings, model, rows, drawing, *rest)
+
+    monkeypatch.setattr(difficulty, "answers", answers)
+    for name, replicas in (("one", {}), ("four", {"replicas": 4})):
+        stage(name, filter={"enabled": True, "samples": 4, **replicas})
+    assert engines == [1, 4]
