@@ -100,7 +100,7 @@ class Renderer:
         self.template = ChatTemplate(tokenizer, template_arguments, name)
         self.turns, self.prompt_mismatch, self.supervise_after_end = turns, prompt_mismatch, supervise_after_end
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: list | None = None) -> tuple[str, list[int]]:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: list | str | None = None) -> tuple[str, list[int]]:
         """What inference shows the model: the chat so far and the assistant's header, as text and ids.
 
         Raises ConfigError where the template refuses the chat.
@@ -109,7 +109,7 @@ class Renderer:
         return text, self._batch([text])[0]
 
     def prompts(
-        self, chats: Sequence[Sequence[Mapping[str, Any]]], tools: Sequence[list | None] | None = None
+        self, chats: Sequence[Sequence[Mapping[str, Any]]], tools: Sequence[list | str | None] | None = None
     ) -> list[list[int] | ConfigError]:
         """The ids of `prompt` for several chats, tokenised together; the error in the place of one that is refused.
 
@@ -124,7 +124,7 @@ class Renderer:
         found = iter(self._batch([text for text in texts if isinstance(text, str)]))
         return [text if isinstance(text, ConfigError) else next(found) for text in texts]
 
-    def _asked(self, messages: Sequence[Mapping[str, Any]], tools: list | None) -> str:
+    def _asked(self, messages: Sequence[Mapping[str, Any]], tools: list | str | None) -> str:
         """The text of a prompt, whose tools the template must show."""
         chat, tools = self.template.prepared(messages), prepared_tools(tools)
         text = self._prompt_text(chat, tools, len(chat) + 1)

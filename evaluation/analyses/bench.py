@@ -157,7 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.measure:
         print(json.dumps(measure(Path(arguments.measure[0]), arguments.measure[1])))
         return 0
-    names, sizes = arguments.only or list(NAMES), arguments.tokens
+    names: list[str] = arguments.only or [*NAMES]
+    sizes = arguments.tokens
     with contextlib.ExitStack() as stack:
         directory = arguments.directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         found = run(directory, sizes, names, arguments.minutes)
