@@ -56,7 +56,7 @@ def test_kinds_stand_in_the_order_of_the_walk():
     names = stages.names()
     assert set(names) == {
         "prepare", "pretrain", "rewrite", "cache", "filter", "sft", "average", "rl", "generate", "measure", "analyse",
-        "rollouts", "readiness",
+        "rollouts", "readiness", "adopt",
     }  # fmt: skip
     for kind in map(stages.load, names):
         assert all(names.index(before) < names.index(kind.name) for before in kind.after)
@@ -71,7 +71,7 @@ def test_every_kind_names_a_function_that_there_is():
 
 
 def test_an_unknown_stage_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"unknown stage 'pretrian'; did you mean pretrain\? allowed: analyse, "):
+    with pytest.raises(ConfigError, match=r"unknown stage 'pretrian'; did you mean pretrain\? allowed: adopt, "):
         stages.load("pretrian")
     with pytest.raises(ConfigError, match=r"stage 'no\.such\.stage': ModuleNotFoundError"):
         stages.load("no.such.stage")
