@@ -105,30 +105,32 @@ class Renderer:
 
         Raises ConfigError where the template refuses the chat.
         """
-        text = self._asked(messages, tools)
+        text = self._asked(messages, tools, shown=False)
         return text, self._batch([text])[0]
 
     def prompts(
         self, chats: Sequence[Sequence[Mapping[str, Any]]], tools: Sequence[list | str | None] | None = None
     ) -> list[list[int] | ConfigError]:
-        """The ids of `prompt` for several chats, tokenised together; the error in the place of one that is refused.
+        """The ids of `prompt` for several chats, tokenised together; the error in the place of one that is refused,
+        such as one whose tools the template does not show.
 
         tools: of each chat; left out, no chat has any.
         """
         texts: list[str | ConfigError] = []
-        for messages, shown in zip(chats, tools or [None] * len(chats), strict=True):
+        for messages, of_chat in zip(chats, tools or [None] * len(chats), strict=True):
             try:
-                texts.append(self._asked(messages, shown))
+                texts.append(self._asked(messages, of_chat, shown=True))
             except ConfigError as error:
                 texts.append(error)
         found = iter(self._batch([text for text in texts if isinstance(text, str)]))
         return [text if isinstance(text, ConfigError) else next(found) for text in texts]
 
-    def _asked(self, messages: Sequence[Mapping[str, Any]], tools: list | str | None) -> str:
-        """The text of a prompt, whose tools the template must show."""
-        chat, tools = self.template.prepared(messages), prepared_tools(tools)
-        text = self._prompt_text(chat, tools, len(chat) + 1)
-        checks.tools_shown(self.template, chat, tools, text, prompt=True)
+    def _asked(self, messages: Sequence[Mapping[str, Any]], tools: list | str | None, *, shown: bool) -> str:
+        """The text of a prompt; `shown`: in which the template must show the tools."""
+        chat, schemas = self.template.prepared(messages), prepared_tools(tools)
+        text = self._prompt_text(chat, schemas, len(chat) + 1)
+        if shown:
+            checks.tools_shown(self.template, chat, schemas, text, prompt=True)
         return text
 
     def rows(self, messages: Sequence[Mapping[str, Any]], tools: list | None = None) -> list[Rendered]:

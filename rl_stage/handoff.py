@@ -130,10 +130,9 @@ def check_prompts(inputs: Mapping[str, pathlib.Path], settings: Any, scratch: pa
             answer = (row["reward_model"] or {}).get("ground_truth")
             if not row["prompt"] or answer is None or str(answer) == "":
                 raise ConfigError(f"{source}: row {number} has no prompt or no reward_model.ground_truth")
-            try:
-                _, ids = renderer.prompt(row["prompt"], row.get("tools"))
-            except ConfigError as error:
-                raise ConfigError(f"{source}: row {number}: {error}") from None
+            (ids,) = renderer.prompts([row["prompt"]], [row.get("tools")])
+            if isinstance(ids, ConfigError):
+                raise ConfigError(f"{source}: row {number}: {ids}")
             kept.append(len(ids) <= settings.rl.max_prompt_length)
         counts[name] = sum(kept)
         counts["dropped"] += len(kept) - counts[name]
