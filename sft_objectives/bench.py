@@ -101,6 +101,8 @@ def measure(
         diagnostics = _ratio(together.get("trainer"), together.get("fused"))
         row["time_diagnostics"] = diagnostics and diagnostics.shown
         row["spread_diagnostics"] = diagnostics and diagnostics.spread
+        of_processor = _ratio(together.get("trainer"), together.get("fused"), clock=1)
+        row["processor_time_diagnostics"] = of_processor and of_processor.shown
         for key in ("verl_plain", "naive"):
             pair = taken.get(key, {})
             elapsed = _ratio(pair.get("fused"), pair.get(key))

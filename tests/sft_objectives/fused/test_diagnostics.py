@@ -16,7 +16,7 @@ ROWS, WIDTH, VOCAB = 24, 8, 60
 @pytest.fixture
 def counts(monkeypatch) -> dict[str, int]:
     """How often a whole vocabulary was gone through, by kind of pass."""
-    found = dict.fromkeys(("reference", "largest", "entropy", "dense entropy", "dense largest"), 0)
+    found: dict[str, int] = dict.fromkeys(("reference", "largest", "entropy", "dense entropy", "dense largest"), 0)
 
     def counting(owner, name, what):
         original = getattr(owner, name)
@@ -46,10 +46,12 @@ def trained(name: str, **settings):
     """The statistics of one fused call in three chunks, with the gradients of its inputs."""
     hidden, head, labels = inputs()
     reference = Reference(live=(hidden.detach() + 0.1, head.detach(), None))
-    value, statistics = fused_loss(
+    found = fused_loss(
         load(name, **settings), hidden, head, labels, mask=None, reference=reference, normalizer=ROWS, chunk_size=8,
         return_statistics=True,
     )  # fmt: skip
+    assert isinstance(found, tuple)
+    value, statistics = found
     return statistics, torch.autograd.grad(value, [hidden, head])
 
 
