@@ -273,6 +273,26 @@ def test_settings_reach_verl_and_passthrough_comes_last(settings_of, tmp_path):
     assert config.trainer.device == "cpu"
 
 
+def test_the_configuration_opens_chats_from_one_memory_mapped_copy(settings_of, tmp_path):
+    from data_prep.chat_dataset import ChatDataset
+    from data_prep.micro_world.tokenizer import world_tokenizer
+    from data_prep.tables import CHAT_SCHEMA, TableWriter
+
+    for name in ("sft_train", "sft_val"):
+        with TableWriter(tmp_path / f"{name}.parquet", CHAT_SCHEMA) as writer:
+            for number in range(4):
+                turns = [{"role": "user", "content": f"{number}+1="}, {"role": "assistant", "content": f"{number + 1}"}]
+                writer.add({"id": str(number), "messages": turns, "row_tokens": [9], "row_supervised": [2]})
+    inputs = {**INPUTS, "data": tmp_path, "base_cache": tmp_path / "cache"}
+    data = verl_config(settings_of(), inputs, tmp_path / "scratch").data
+    rank, other = (ChatDataset(data.train_files, world_tokenizer(), data) for _ in range(2))
+    assert len(list((tmp_path / "scratch" / "chats").glob("*.arrow"))) == 1
+    assert rank.identity() == other.identity()
+    assert rank[3]["input_ids"].tolist() == other[3]["input_ids"].tolist()
+    given = verl_config(settings_of(objective={"name": "lp_sft"}), inputs, tmp_path).data.references.base
+    assert given.verified  # by the ranks together, before any opens its data
+
+
 @pytest.mark.e2e
 def test_gpu_configuration_is_valid_for_verl(settings_of, tmp_path):
     """verl's own dataclasses accept what a cluster recipe composes to; no GPU is needed for that."""
