@@ -15,6 +15,7 @@ from launch.report.parts import Cell
 NAMED = 3  # lines that a sentence names
 FEW_CHATS = 100  # held-out chats: of fewer the page says that they are few
 SAID = ("objective", "seed")  # overrides that other facts tell
+OTHERS = ("sft_general", "rl_general", "entropy")  # of the main table's columns, those not of the target
 Scores = Mapping[str, Cell]  # of a line, by the names of the main table's columns
 
 
@@ -88,6 +89,8 @@ def sentences(
     """The answer in two sentences, as far as tests carry it. started: whether anything was made yet."""
     scored = [(line, row) for line, row in rows if row["sft_pass1"].text or row["rl_pass1"].text]
     if not scored:
+        if any(row[name].text for _, row in rows for name in OTHERS):
+            return (f"The target benchmark, {cells.settings.target}, is not measured; the tables have what is.",)
         return ("Nothing is measured yet." if started else "Nothing has run yet.",)
     return tuple(filter(None, (_between(cells, scored, contrasts), _of_rl(cells, scored, contrasts))))
 
@@ -98,9 +101,12 @@ def _between(cells: Cells, rows: Sequence[tuple[Line, Scores]], contrasts: Seque
     phase = "rl" if any(row["rl_pass1"].text for _, row in rows) else "sft"
     where = f"pass@1 on {cells.settings.target} after {PHASES[phase]}"
     if first is None or not contrasts:
-        (line, row), *_ = [found for found in rows if found[0] is first] or rows
-        score = row["rl_pass1"] if row["rl_pass1"].text else row["sft_pass1"]
-        return f"Only {line.name} is measured, so there is nothing to tell it from: {where} is {_with_interval(score)}."
+        (line, row), *more = [found for found in rows if not found[0].is_base] or rows
+        if more:
+            return f"So far {len(more) + 1} lines are measured, none comparable with the first one where training ends."
+        phase = "rl" if row["rl_pass1"].text else "sft"
+        score = f"pass@1 on {cells.settings.target} after {PHASES[phase]} is {_with_interval(row[f'{phase}_pass1'])}"
+        return f"Only {line.name} is measured, so there is nothing to tell it from: {score}."
     caution = "" if any(one.seeds.value is not None for one in contrasts) else "; of one seed each, another may differ"
     sure = [one for one in contrasts if one.certain]
     if not sure:

@@ -131,3 +131,20 @@ def test_a_cell_looks_as_its_text_reads(tmp_path):
     assert cell.head == f"{sum(BEFORE['target']) / 48:.3f}" and cell.small[0].startswith("±")
     assert cell.text == f"{cell.head} {cell.small[0]} ({cell.small[1]})"
     assert cells.target({"benchmarks": {}}) == {} and of(plan, "dft")["target"].kind == "measure"
+
+
+def test_while_a_run_goes_on_nothing_is_compared_that_is_not_there(tmp_path):
+    plan = experiment(tmp_path, objectives=("sft", "dft"), names=("target",))
+    score(plan, "sft", MIDDLE)
+    assert written(plan).answer[0].startswith("Only sft is measured, so there is nothing to tell it from: pass@1 on ")
+    assert "after SFT is 0.500 (" in written(plan).answer[0]
+    score(plan, "dft", LOW, HIGH)
+    first, second = written(plan).answer
+    assert first == "So far 2 lines are measured, none comparable with the first one where training ends."
+    assert second.startswith("RL raises pass@1 in the one line measured, most for dft: +")
+
+
+def test_a_target_that_is_not_measured_is_said(tmp_path):
+    plan = experiment(tmp_path, rl=False)
+    publish_measure(Store(plan.root), of(plan, "dft")["held_out"], {})
+    assert written(plan).answer == ("The target benchmark, target, is not measured; the tables have what is.",)
