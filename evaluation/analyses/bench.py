@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def measure(directory: Path, name: str) -> dict[str, float]:
         return {"seconds": time.monotonic() - started, "mib": (peak[0] - before) / 2**20, "inputs": len(kept)}
 
 
-def run(directory: Path, sizes: list[int], names: list[str], minutes: float) -> list[dict[str, Any]]:
+def run(directory: Path, sizes: Sequence[int], names: Sequence[str], minutes: float) -> list[dict[str, Any]]:
     """Measures what `directory` has no result of, and prints it; returns all results of these sizes."""
     results = directory / RESULTS
     directory.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def run(directory: Path, sizes: list[int], names: list[str], minutes: float) -> 
     return found
 
 
-def growth(found: list[dict[str, Any]], names: list[str], sizes: list[int]) -> Iterator[str]:
+def growth(found: list[dict[str, Any]], names: Sequence[str], sizes: Sequence[int]) -> Iterator[str]:
     """A line for each analysis: its memory at the largest size over that at the smallest."""
     for name in names:
         mib = {one["size"]: one["mib"] for one in found if one["analysis"] == name and one["size"] in sizes}
