@@ -33,7 +33,7 @@ NAME = "scored_single_turn"
 class ScoredSingleTurnAgentLoop(SingleTurnAgentLoop):
     """One response to one prompt, with its reward. A row's `tools` (JSON text) are shown in its prompt."""
 
-    _tools: str | None = None
+    _tools: Any = None
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         if self.rollout_config.full_determinism:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from common.registry import ROOT
 from data_prep.reference import tokens as module
 from data_prep.reference.tokens import Job, Tokens, split_shards
 
@@ -82,3 +86,40 @@ def test_sizes_of_files_come_from_the_counts(drawn):
     for job in jobs:
         positions = [len(job.positions(drawn.chat(chat)[1])) for chat in job.chats]
         assert job.size(drawn, supervised) == sum(positions)
+
+
+STREAMED = """
+import sys
+from pathlib import Path
+import numpy as np
+from data_prep.reference.tokens import Tokens, split_shards
+
+class Chats:
+    def identity(self):
+        return {"rows": 1}
+    def encoded(self):
+        for number in range(20_000):
+            yield np.full(2000, number % 1000, np.int32), np.ones(2000, np.uint8)
+
+def anonymous():
+    lines = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(lines["RssAnon"].split()[0]) * 1024
+
+before = anonymous()
+tokens = Tokens.write(Chats(), Path(sys.argv[1]), lambda *_, **__: None)
+written = anonymous()
+supervised = tokens.supervised()
+jobs = split_shards(supervised, 262_144)
+sizes = [job.size(tokens, supervised) for job in jobs]
+assert len(tokens.used()) == 1000 and sum(sizes) == len(tokens.ids) == 40_000_000
+print(written - before, anonymous() - before)
+"""
+
+
+def test_anonymous_memory_does_not_grow_with_the_tokens(tmp_path):
+    """40M tokens are 200 MB of files, once held four times over."""
+    command = [sys.executable, "-c", STREAMED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    written, counted = map(int, done.stdout.split())
+    assert written < 10e6
+    assert counted < 60e6
