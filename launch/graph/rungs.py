@@ -124,4 +124,5 @@ def budget(halving: Halving, costs: Mapping[str, float], rungs: Sequence[int], k
             total += sum(costs[one] * rung / rungs[-1] for one in left[count:])
             left = left[:count]
         found.append(total + sum(costs[one] for one in left))
-    return Budget(*found, sum(costs.values()))
+    least, most = found
+    return Budget(least, most, sum(costs.values()))
