@@ -36,7 +36,7 @@ class PrepareSettings(Settings):
 
 class Prepare(StageKind):
     name = "prepare"
-    version = 5
+    version = 6
     function = "data_prep.prepare:run"
     reads_rows = True
     tables = ("statistics.json", "contamination.json")
