@@ -17,8 +17,7 @@ find_python() {
 }
 
 install_stack() {
-    # --no-compile: Python compiles what is imported, a part of what is installed, and keeps it
-    local pip=(.venv/bin/python -m pip install --no-deps --no-compile --disable-pip-version-check --quiet)
+    local pip=(.venv/bin/python -m pip install --no-deps --disable-pip-version-check --quiet)
     local torch
     torch="$(grep '^torch==' requirements/cpu.txt)"
     if ! "${pip[@]}" "$torch" 2>/dev/null; then
