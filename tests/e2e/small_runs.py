@@ -14,11 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_small(root: Path, *overrides: str, seconds: float) -> None:
-    """Runs the micro-world with SMALL and these overrides; fails with the end of its log."""
+    """Runs the micro-world with these overrides, and what of SMALL they leave; fails with the end of its log."""
     log = root.with_suffix(".log")
+    given = {text.partition("=")[0] for text in overrides}
+    small = [text for text in SMALL if text.partition("=")[0] not in given]
     with log.open("ab") as file:
         done = subprocess.run(
-            [sys.executable, "-m", "launch", "run", "microworld", *SMALL, f"run.root={root}", *overrides],
+            [sys.executable, "-m", "launch", "run", "microworld", *small, f"run.root={root}", *overrides],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=file,
