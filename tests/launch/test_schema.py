@@ -125,6 +125,10 @@ VARLEN = {**FLASH, "attention": "varlen"}
             {"rl": {"processes": 2, "tensor_parallel": 2}, "platform": {"name": "cpu"}},
             r"rl\.tensor_parallel=2: set 1 on platform cpu",
         ),
+        (
+            {"rl": {"full_determinism": True}, "platform": {"name": "cpu"}},
+            r"rl\.full_determinism=true: set false on platform cpu",
+        ),
         ({"rl": {"processes": 4}, "platform": {"gpus_per_node": 3}}, r"rl\.processes=4 does not fill whole nodes"),
         ({"rl": {"overlong": {"enabled": True, "buffer": 0}}}, r"rl\.overlong\.buffer=0: allowed: 1 to .*=2048"),
         ({"rl": {"reward": {"name": "maths"}}}, "allowed: boxed, .*, math, .* or a dotted path"),
