@@ -250,8 +250,6 @@ def _cpu(settings: Any, model: pathlib.Path) -> dict[str, Any]:
         "enable_sleep_mode": False,
         "max_num_seqs": sequences,
         "max_num_batched_tokens": max(2048, length),
-        # A request with a seed (rl.full_determinism) cannot be cut in two on a CPU.
-        "enable_chunked_prefill": False,
         "checkpoint_engine.update_weights_bucket_megabytes": weight_bucket(model),
         "engine_kwargs.vllm.worker_extension_cls": "verl_cpu.vllm_extension.CPUColocateWorkerExtension",
         # verl waits for whole responses: sending each token of each would cost more than computing it.
