@@ -96,8 +96,11 @@ def _found(plan: Plan, store: Store, rule: Rule) -> Iterable[_Found]:
     chosen = {branch.name for branch in named(plan, rule.branches)}
     if rule.keep_last is not None:
         chosen -= {branch.name for branch in _last_made(plan, store)[: rule.keep_last]}
-    cited = _cited(plan, store) if rule.keep_reported else {}
-    losers = _losers(select(plan, store)) if rule.keep_reported else chosen
+    cited, losers = {}, frozenset(chosen)
+    if rule.keep_reported:
+        selected = select(plan, store)
+        losers = _losers(selected)
+        cited = _cited(plan, selected, losers, store)
     for mark, stage in plan.stages.items():
         if not chosen.issuperset(stage.branches):
             continue
@@ -129,14 +132,12 @@ def _last_made(plan: Plan, store: Store) -> list[Branch]:
     return sorted(plan.branches, key=begun, reverse=True)
 
 
-def _cited(plan: Plan, store: Store) -> dict[str, frozenset[int]]:
+def _cited(plan: Plan, selected: Selected, losers: frozenset[str], store: Store) -> dict[str, frozenset[int]]:
     """Fingerprint -> steps of the models with which a phase of a branch ended and that were measured.
 
     Of branches that a selection left behind none; where nothing of a branch is measured, all that ended a phase. What
     a stage reads that is still missing stays too.
     """
-    selected = select(plan, store)
-    losers = _losers(selected)
     found: dict[str, set[str]] = defaultdict(set)
     for branch in selected.plan.branches:
         last = [one for one in branch.models if one.step is None and one.role in branch.stages]

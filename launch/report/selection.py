@@ -35,15 +35,14 @@ def sections(selected: Selected, whole: Plan, cells: Cells) -> list[Section]:
     """The section; none where nothing is selected. whole: the plan before selection."""
     if not selected.choices:
         return []
-    store = cells.source.store
-    saved = (_not_spent(selected, whole, cells), _stopped(selected, store))
+    of_stage = _ledger(cells.source.store)
+    saved = (_not_spent(selected, whole, cells, of_stage), _stopped(selected, of_stage))
     texts = [_budget(selected), *saved, *_costs_of_choosing(selected, whole, cells)]
-    return [Section("Selection", " ".join(filter(None, texts)), (_table(selected, store),))]
+    return [Section("Selection", " ".join(filter(None, texts)), (_table(selected, of_stage),))]
 
 
-def _table(selected: Selected, store: Store) -> Grid:
+def _table(selected: Selected, of_stage: Mapping[str, Spent]) -> Grid:
     """A row for each candidate: group, setting, seeds, mean metric, hours spent to decide, the choice."""
-    of_stage = _ledger(store)
     rows: list[Row] = []
     for choice in selected.choices:
         for one in choice.candidates:
@@ -88,11 +87,10 @@ def _work(stage: Stage) -> tuple[str, str]:
     return stage.kind, stage.label.partition(".")[2]
 
 
-def _not_spent(selected: Selected, whole: Plan, cells: Cells) -> str:
+def _not_spent(selected: Selected, whole: Plan, cells: Cells, of_stage: Mapping[str, Spent]) -> str:
     """The hours of the stages that were left out, by what the same stages took of the branches that go on."""
     if selected.undecided or not selected.ended:
         return ""
-    of_stage = _ledger(cells.source.store)
     joint = {branch.stages[role] for branch in whole.branches for role in whole.joint if role in branch.stages}
     kept = {mark for one in selected.plan.branches if one.name not in selected.ended for mark in one.stages.values()}
     left = [
@@ -123,14 +121,14 @@ def _not_spent(selected: Selected, whole: Plan, cells: Cells) -> str:
     return f"Not spent on the losers: about {whole_sum.text()} ({parts}), {source}."
 
 
-def _stopped(selected: Selected, store: Store) -> str:
+def _stopped(selected: Selected, of_stage: Mapping[str, Spent]) -> str:
     """The hours that RL stopped at a rung would have taken to its end, by what its steps have taken."""
-    of_stage, total = _ledger(store), Spent()
+    total = Spent()
     stopped = [one for choice in selected.choices for one in choice.candidates if one.stopped is not None]
     for one in stopped:
         assert one.stopped is not None
         for stage in one.stages:
-            left, spent = stage.settings["rl"]["steps"] / one.stopped - 1, of_stage[stage.fingerprint]
+            left, spent = stage.settings["rl"]["steps"] / one.stopped - 1, of_stage.get(stage.fingerprint, Spent())
             total += Spent(spent.hours * left, spent.devices * left)
     return f"RL that was stopped would have taken about {total.text()} more." if stopped else ""
 
