@@ -45,6 +45,16 @@ class Association:
     chosen: str
 
 
+def outcomes_of(branch: str, seeds: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, Outcome]:
+    """The outcome of a branch by figure. seeds: of each its figures before RL and its score after it."""
+    found = {}
+    for name in dict.fromkeys(key for figures, _ in seeds for key in figures):
+        pairs = [(figures[name], score) for figures, score in seeds if name in figures]
+        values, scores = zip(*pairs, strict=True)
+        found[name] = Outcome(branch, values, scores)
+    return found
+
+
 def associations(
     outcomes: Mapping[str, Sequence[Outcome]], goals: Mapping[str, str], *, seed: int = 0, resamples: int = 2000
 ) -> dict[str, Association]:

@@ -15,7 +15,6 @@ from launch.evidence.runs import Run
 
 MARGIN = 0.03  # of pass@1: the difference that the study was made to find; smaller ones count as none
 Direction = Literal["higher", "lower", "equal"]
-VERDICTS = ("holds", "does not hold", "cannot tell")
 
 
 @dataclass(frozen=True)

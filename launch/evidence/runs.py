@@ -11,13 +11,13 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.files import write_text
-from evaluation.compare import headlines
+from evaluation.compare import average_of, headlines
 from evaluation.readiness.stage import read_figures
 from launch.graph.plan import Plan
 from launch.graph.select import select
 from launch.report.cells import HELD_OUT
 from launch.report.lines import BASE, Line, Member, lines
-from launch.report.readiness import PREFIX
+from launch.report.readiness import stage_of
 from launch.report.source import Source
 from launch.store import Store
 
@@ -90,7 +90,7 @@ def _run(
     general = [name for name in scores if name != target]
     figures |= {name: scores[name]["value"] for name in general}
     if general:
-        figures["general"] = sum(scores[name]["value"] for name in general) / len(general)
+        figures["general"] = average_of(metrics, None, None, without=(target,))["value"]
     if HELD_OUT in model.measures and metrics["held_out"]:
         held_out = metrics["held_out"]["metrics"]
         figures |= {f"held_out_{name}": held_out[name]["value"] for name in OF_HELD_OUT if name in held_out}
@@ -115,9 +115,8 @@ def _number(problem: str) -> tuple[int, str]:
 
 def _readiness(plan: Plan, source: Source, member: Member, model: str) -> dict[str, float]:
     branch = next((one for one in plan.branches if one.name == member.branch), None)
-    mark = None if branch is None else branch.stages.get(PREFIX + model)
-    stage = None if mark is None else plan.stages.get(mark)
-    if stage is None or not source.whole(stage):
+    stage = stage_of(plan, source, branch, model)
+    if stage is None:
         return {}
     found = read_figures(source.store.directory(stage))
     return {f"{BEFORE_RL}{name}": figure["value"] for name, figure in found.items()}

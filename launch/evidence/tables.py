@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from common.errors import ConfigError
 from evaluation import readiness
-from evaluation.readiness.association import FEWEST, Outcome, associations
+from evaluation.readiness.association import FEWEST, Outcome, associations, outcomes_of
 from launch.evidence.claims import Claim, Result
 from launch.evidence.differences import difference
 from launch.evidence.power import Spread
@@ -97,12 +97,9 @@ def predictors_table(runs: Sequence[Run], *, seed: int = 0, resamples: int = 200
     for arm in arms(runs):
         before, after = of_arm(runs, arm, "sft"), of_arm(runs, arm, "rl")
         seeds = sorted(before.keys() & after.keys())
-        names = dict.fromkeys(name for one in seeds for name in before[one].figures if name.startswith(BEFORE_RL))
-        for name in names:
-            given = [one for one in seeds if name in before[one].figures]
-            figures = tuple(before[one].figures[name] for one in given)
-            scores = tuple(after[one].figures["pass@1"] for one in given)
-            outcomes.setdefault(name.removeprefix(BEFORE_RL), []).append(Outcome(arm, figures, scores))
+        pairs = [(_before_rl(before[one]), after[one].figures["pass@1"]) for one in seeds]
+        for name, outcome in outcomes_of(arm, pairs).items():
+            outcomes.setdefault(name, []).append(outcome)
     if max(map(len, outcomes.values()), default=0) < FEWEST:
         return f"Fewer than {FEWEST} arms have figures before RL and scores after it: nothing can be concluded.\n"
     goals = {name: readiness.goal_of(name) for name in outcomes}
@@ -117,6 +114,10 @@ def predictors_table(runs: Sequence[Run], *, seed: int = 0, resamples: int = 200
         rows.append([name, goals[name], str(one.n), spearman, kendall, f"{one.p_holm:.3f}", regret, one.chosen])
     head = ["figure", "goal", "arms", "Spearman", "Kendall", "p (Holm)", "regret (at random)", "it chooses"]
     return markdown(head, rows)
+
+
+def _before_rl(run: Run) -> dict[str, float]:
+    return {name.removeprefix(BEFORE_RL): value for name, value in run.figures.items() if name.startswith(BEFORE_RL)}
 
 
 def fill(page: str, made: Mapping[str, Callable[[], str]]) -> str:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation import readiness
-from evaluation.readiness.association import FEWEST, Association, Outcome, associations
+from evaluation.readiness.association import FEWEST, Association, Outcome, associations, outcomes_of
 from evaluation.readiness.stage import read_figures
 from launch.graph.plan import Plan
 from launch.report.cells import Cells
 from launch.report.drawing import COLOURS, GREY, INK, TIP, WIDTH, drawn
 from launch.report.lines import Line
 from launch.report.parts import Cell, Figure, Section, estimate, grid
-from launch.report.readiness import PREFIX, titles
+from launch.report.readiness import stage_of, titles
 
 COLUMNS = ("branches", "Spearman", "Kendall", "p (Holm)", "regret", "regret at random", "it chooses")
 NOTE = (
@@ -55,25 +55,23 @@ def _outcomes(plan: Plan, cells: Cells, lines: Sequence[Line]) -> tuple[dict[str
     records: dict[str, None] = {}
     count = 0
     for line in lines:
-        seeds: list[tuple[Mapping[str, Mapping[str, float]], float]] = []
+        seeds: list[tuple[Mapping[str, float], float]] = []
         for member in line.members:
             model = member.models.get("rl")
             metrics = None if line.is_base else cells.source.metrics(model)
             score = {} if metrics is None else cells.target(metrics)
-            branch = of_branch.get(member.branch)
-            if "pass@1" not in score or member.start is None or branch is None or model is None:
+            if "pass@1" not in score or member.start is None or model is None:
                 continue
-            mark = branch.stages.get(PREFIX + member.start.name)
-            stage = None if mark is None else plan.stages.get(mark)
-            if stage is None or not cells.source.whole(stage):
+            stage = stage_of(plan, cells.source, of_branch.get(member.branch), member.start.name)
+            if stage is None:
                 continue
-            seeds.append((read_figures(cells.source.store.directory(stage)), score["pass@1"]["value"]))
+            found = read_figures(cells.source.store.directory(stage))
+            figures = {name: figure["value"] for name, figure in found.items()}
+            seeds.append((figures, score["pass@1"]["value"]))
             records |= dict.fromkeys((stage.address, model.measures[target].address))
         count += bool(seeds)
-        for name in dict.fromkeys(key for figures, _ in seeds for key in figures):
-            pairs = [(figures[name]["value"], score) for figures, score in seeds if name in figures]
-            values, scores = zip(*pairs, strict=True)
-            outcomes.setdefault(name, []).append(Outcome(line.name, values, scores))
+        for name, outcome in outcomes_of(line.name, seeds).items():
+            outcomes.setdefault(name, []).append(outcome)
     return outcomes, tuple(records), count
 
 

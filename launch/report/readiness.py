@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from evaluation import readiness
 from evaluation.readiness.stage import read_figures
 from launch.graph.names import without_seed
-from launch.graph.plan import Plan, Stage
+from launch.graph.plan import Branch, Plan, Stage
 from launch.report.cells import mean_of
 from launch.report.lines import BASE
 from launch.report.parts import Cell, Section, grid
@@ -39,6 +39,13 @@ def sections(plan: Plan, source: Source) -> list[Section]:
     columns = list(names.values())
     table = grid(columns, [(row, [_cell(seeds, name) for name in names]) for row, seeds in found.items()])
     return [Section("Before RL", grids=(table,), note=NOTE)] if table.rows else []
+
+
+def stage_of(plan: Plan, source: Source, branch: Branch | None, model: str) -> Stage | None:
+    """The published stage that has the figures of a branch's model; None where there is none."""
+    mark = None if branch is None else branch.stages.get(PREFIX + model)
+    stage = None if mark is None else plan.stages.get(mark)
+    return stage if stage is not None and source.whole(stage) else None
 
 
 def titles(present: set[str]) -> dict[str, str]:
