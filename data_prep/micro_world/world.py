@@ -239,6 +239,7 @@ def demonstration(
     real data: `wrong` (a wrong number in the box), `truncated` (cut before the box), `unboxed` (the answer without a
     box), else `none`.
     """
+    # One style draws nothing: the demonstrations that were always made keep their bytes.
     name = next(iter(styles)) if len(styles) == 1 else rng.choices(list(styles), list(styles.values()))[0]
     text, _ = solution(problem, rng, name)
     point = rng.random()

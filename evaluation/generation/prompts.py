@@ -65,7 +65,7 @@ class Prompter:
         """The prompt of `messages` ({role, content}) and, for `chat`, the functions that it may call (or JSON text).
 
         form: or a style alone. Raises ConfigError for an unknown style, for `plain` where there are functions, and for
-        `chat` where there is no template or it refuses the messages or leaves out the functions.
+        `chat` where there is no template or it refuses the messages.
         """
         form = Form(form) if isinstance(form, str) else form
         if form.style == "plain":
