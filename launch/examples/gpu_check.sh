@@ -2,7 +2,7 @@
 # The check of docs/gpu.md on a machine with one GPU and no network: gpu_check.sh [minutes] [further arguments].
 # Takes what of build/gpu_kit (gpu_kit.sh) has arrived: wheels are installed, and once all parts are there they are put
 # together. Without any of it items 1 to 3 run. Results stay in build/gpu_check, are gone on with by the next call, and
-# are copied to $OUT where that is set.
+# go to $OUT as one archive, with the logs of all stages, where that is set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 minutes=${1:-9}
@@ -33,6 +33,7 @@ export PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH}
 code=0
 "$python" -m launch.gpu_check --minutes "$minutes" "$@" || code=$?
 if [[ -n ${OUT:-} ]]; then
-    cp build/gpu_check/*.json build/gpu_check/*.jsonl build/gpu_check/*.log "$OUT"/ 2>/dev/null || true
+    find build/gpu_check -type f \( -name '*.json' -o -name '*.jsonl' -o -name '*.log' \) -size -2M -print0 |
+        tar czf "$OUT/gpu_check.tgz" --null -T -
 fi
 exit "$code"
