@@ -7,6 +7,7 @@ differentiable, so that `torch.autograd.grad(loss, statistics)` followed by one 
     log_p_label                 (n,)    gradient e_y - p
     log_p(ids)                  (n, K)  gradient e_k - p for each id
     expected_log_p(weights)     (n,)    gradient w - p * sum(w)
+    tempered_log_p(t)           (n,)    gradient softmax(logits / t) - p
     mean_log_p                  (n,)    gradient 1/V - p
     log_p_outside(ids)          (n,)    gradient softmax over the vocabulary outside ids, minus p
 detached
@@ -21,8 +22,8 @@ Rules for a provider:
   vocabulary run in that dtype, on logits from which the row maximum was subtracted.
 - `expected_log_p(weights)` and `statistic(of_chunk)` call their argument under no_grad with a `Chunk` of n or fewer
   consecutive rows; together the chunks cover the rows, in order. A provider may call `weights` again for a chunk (it
-  gives equal weights each time), say to form the gradient. `log_p_outside` and `mean_log_p` follow from these two, as
-  `Student` shows; a provider may compute them more cheaply.
+  gives equal weights each time), say to form the gradient. `log_p_outside`, `mean_log_p` and `tempered_log_p` follow
+  from these two, as `Student` shows; a provider may compute them more cheaply.
 - Nothing is asked before `Objective.loss` runs, so a provider evaluates lazily, and each statistic once: `entropy`,
   `mean_log_p` and `top_k(k)` are kept for further accesses.
 - A fused provider makes each differentiable statistic a leaf, runs `loss`, takes the gradient at the leaves
@@ -90,6 +91,10 @@ class Student(ABC):
 
         weights: gives the (m, V) weights of a chunk; they carry no gradient and need not sum to 1.
         """
+
+    def tempered_log_p(self, temperature: float) -> Tensor:
+        """(n,) sum over v of w_v log p_v with the detached w = softmax(logits / temperature), differentiable in p."""
+        return self.expected_log_p(lambda chunk: chunk.p(temperature))
 
     @cached_property
     def mean_log_p(self) -> Tensor:

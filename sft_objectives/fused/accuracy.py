@@ -87,9 +87,11 @@ def relative_errors(
     }
 
 
+EXPONENTIAL = 2e-6
+"""Relative error of a GPU's own exponential, which Triton takes, at exponents of some -20: it rounds x log2(e)."""
+
+
 def as_near(errors: dict[str, list[float]], dtype: torch.dtype) -> bool:
     """Whether Triton's errors are those of PyTorch's passes, up to rounding."""
-    rounding = torch.finfo(dtype).eps
-    return all(
-        mine <= 1.5 * theirs + 4 * rounding for mine, theirs in zip(errors["triton"], errors["torch"], strict=True)
-    )
+    rounding = 4 * torch.finfo(dtype).eps + EXPONENTIAL
+    return all(mine <= 1.5 * theirs + rounding for mine, theirs in zip(errors["triton"], errors["torch"], strict=True))

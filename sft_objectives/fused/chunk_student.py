@@ -50,7 +50,7 @@ class ChunkStudent(Student):
         row_bytes = self.vocab_size * dtype.itemsize
         self._whole = whole
         size = n if whole else TILE_BYTES[logits.device.type] // row_bytes
-        self._tiles = _slices(n, size)
+        self._tiles = slices(n, size)
         self._at_ids: list[tuple[Tensor, Tensor]] = []  # ids, leaf
         self._expected: list[tuple[OfTile, Tensor, Tensor]] = []  # weights, their sum, leaf
         self._mean: Tensor | None = None  # leaf
@@ -264,7 +264,8 @@ class ChunkStudent(Student):
         return self._differentiable and torch.is_grad_enabled()
 
 
-def _slices(n: int, size: int) -> list[slice]:
+def slices(n: int, size: int) -> list[slice]:
+    """Those of `n` rows, `size` at a time (one at least); one empty slice for no rows."""
     size = max(size, 1)
     return [slice(start, min(start + size, n)) for start in range(0, n, size)] or [slice(0, 0)]
 

@@ -136,6 +136,9 @@ class ChunkedRows:
         if for_weight.dtype == gradient.dtype:
             for_weight.addmm_(gradient.t(), features, beta=0 if first else 1)
             return
+        if for_weight.device.type == "cuda":  # its products add up in another dtype than they multiply
+            torch.addmm(for_weight, gradient.t(), features, for_weight.dtype, beta=0 if first else 1, out=for_weight)
+            return
         for start in range(0, len(for_weight), WEIGHT_ROWS):
             ids = slice(start, start + WEIGHT_ROWS)
             share = gradient[:, ids].t() @ features

@@ -27,7 +27,7 @@ class Gem(Objective):
     def loss(self, step):
         student = step.student
         if self.variant == "linear":
-            return -student.log_p_label + self.weight * student.expected_log_p(self._sharpened)
+            return -student.log_p_label + self.weight * student.tempered_log_p(self.temperature)
         import torch
 
         sums = {}

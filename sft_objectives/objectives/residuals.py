@@ -118,7 +118,7 @@ class Sharpened(Residual):
     temperature: float = setting(0.7, above=0.0)
 
     def cross_entropy(self, step):
-        return -step.student.expected_log_p(lambda chunk: chunk.p(self.temperature))
+        return -step.student.tempered_log_p(self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)

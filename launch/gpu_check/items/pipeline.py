@@ -16,6 +16,7 @@ SHORT = [
     "objective=sft",
     "run.retries=0",
     "model.pretrain.steps=600",
+    "data.microworld.pretrain_examples=12000",
     "rl.steps=4",
     "rl.save_every=4",
     "eval.held_out_chats=64",

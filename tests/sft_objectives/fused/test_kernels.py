@@ -41,17 +41,24 @@ def errors():
     ]
     jobs += [("float32", "idft", {}, 1000.0, SMALL)]
     jobs += [("float32", "sft_kl", {}, 1.0, shape) for shape in (ODD, LARGE)]
+    return {
+        json.dumps(job): found for job, found in zip(jobs, interpreted("-c", PROGRAM, json.dumps(jobs)), strict=True)
+    }
+
+
+def interpreted(*arguments: str):
+    """What a program prints as JSON, where kernels are interpreted."""
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM, json.dumps(jobs)],
+        [sys.executable, "-W", "ignore", *arguments],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {json.dumps(job): found for job, found in zip(jobs, json.loads(done.stdout), strict=True)}
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -64,6 +71,11 @@ def test_triton_is_as_near_to_float64_as_pytorch(errors, dtype, name, settings):
 @pytest.mark.parametrize("shape", [ODD, LARGE])
 def test_vocabularies_of_several_blocks(errors, shape):
     assert as_near(errors[json.dumps(("float32", "sft_kl", {}, 1.0, shape))], torch.float32)
+
+
+def test_an_objective_may_ask_for_everything_and_twice():
+    pytest.importorskip("triton", reason="triton is not installed on this platform")
+    assert as_near(interpreted(str(Path(__file__).with_name("all_terms.py"))), torch.float32)
 
 
 def test_an_error_beyond_rounding_is_noticed():
