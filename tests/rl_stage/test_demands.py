@@ -119,12 +119,12 @@ def placement(*overrides, processes=16):
 def test_a_run_over_nodes_asks_each_node_for_what_verl_reserves_there():
     """Otherwise a cluster with too few cores would be taken, and verl's groups would never be placed."""
     found = placement()
-    assert (found["nodes"], found["gpus_per_node"], found["cpus"]) == (2, 8, 24 + 5 + 1)
+    assert (found["nodes"], found["gpus_per_node"], found["cpus"]) == (2, 8, 24 + 1 + 1)
     assert not fits(found, [{"GPU": 8.0, "CPU": 16.0}] * 2) and fits(found, [{"GPU": 8.0, "CPU": 30.0}] * 2)
     assert placement(processes=8)["cpus"] == 1, "a Ray of its own counts its own cores"
 
 
 def test_too_few_cores_are_refused_when_planned():
-    with pytest.raises(RecipeError, match=r"platform\.placement\.rl\.cpus=12: verl reserves 30 cores on each of 2"):
+    with pytest.raises(RecipeError, match=r"platform\.placement\.rl\.cpus=12: verl reserves 26 cores on each of 2"):
         placement("+platform.placement.rl={cpus: 12}")
     assert placement("+platform.placement.rl={cpus: 64}")["cpus"] == 64
