@@ -2,7 +2,7 @@
 
 The chats are tokenised once, as they are read; shards of whole chats are then computed independently, in this process
 or by Ray workers, so a killed run repeats at most the shards that were in progress. Nothing in the bytes depends on the
-number of workers, and no process holds more than one shard.
+number of workers. A process computes one shard while it writes the one before, and holds no other.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def _compute(arguments: WorkerArguments, jobs: Sequence[Job], heartbeat: Heartbe
 
         yield from ranks.compute(arguments, jobs, workers, heartbeat)
     elif workers == 1:
-        worker = Worker(*arguments)
-        for job in jobs:
-            yield worker.compute(job, heartbeat)
+        yield from Worker(*arguments).compute_all(jobs, heartbeat)
     elif workers:
         yield from compute_on_ray(arguments[0], arguments, jobs, workers, heartbeat)
 

@@ -29,6 +29,21 @@ def statistics(logits: Tensor, labels: Tensor, top_k: int) -> dict[str, Tensor]:
     mass = logits.clone().le_(label).mul_(q).sum(-1) / total
     log_total = (total / q.amax(-1)).log().unsqueeze(-1)
     expected = logits.sub_(largest).mul_(q).sum(-1) / total
+    entropy = log_total.squeeze(-1) - expected
+    return row_fields(ids, top, label, log_total, mass, entropy, top_k)
+
+
+def row_fields(
+    ids: Tensor, top: Tensor, label: Tensor, log_total: Tensor, mass: Tensor, entropy: Tensor, top_k: int
+) -> dict[str, Tensor]:
+    """What `statistics` returns, from what the passes over the vocabulary gave.
+
+    Args:
+        ids, top: (n, w) the most probable ids and their logits, decreasing, w >= WINDOW or V.
+        label: (n, 1) the label's logit. log_total: (n, 1) logsumexp less the largest logit.
+        mass: (n,) of all ids at most as probable as the label. entropy: (n,).
+    """
+    largest = top[:, :1]
     n1, n2 = effective_support(top[:, :WINDOW])
     return {
         "support_ids": ids[:, :top_k],
@@ -36,7 +51,7 @@ def statistics(logits: Tensor, labels: Tensor, top_k: int) -> dict[str, Tensor]:
         "label_logprob": (label - largest - log_total).squeeze(-1).clamp_(max=0.0),
         "label_mass": torch.where((label == largest).squeeze(-1), torch.ones_like(mass), mass),
         "logsumexp": (largest + log_total).squeeze(-1),
-        "entropy": (log_total.squeeze(-1) - expected).clamp_(min=0.0),
+        "entropy": entropy.clamp(min=0.0),
         "n1": n1,
         "n2": n2,
         "ceil_n1": n1.ceil().long(),

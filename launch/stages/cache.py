@@ -19,8 +19,8 @@ from launch.stages.starts import trains
 
 # Bytes of logits that one product of a forward pass makes, and that one pass of the statistics reads: LOGITS_BYTES and
 # STATISTICS_BYTES of data_prep.reference.producers.forward.
-PASS_LOGITS = {"cpu": 1 << 25, "gpu": 1 << 29}
-PASS_STATISTICS = {"cpu": 1 << 22, "gpu": 1 << 29}
+PASS_LOGITS = {"cpu": 1 << 25, "gpu": 1 << 30}
+PASS_STATISTICS = {"cpu": 1 << 22, "gpu": 1 << 28}
 
 
 class Cache(Section):

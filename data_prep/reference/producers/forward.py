@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from data_prep.reference.producers.contract import Heartbeat
 from data_prep.reference.statistics import statistics
 from data_prep.reference.tokens import length_batches
 
-# fp32 logits that one product with the output head makes, and that one pass of the statistics reads; on a CPU the first
-# should be large enough for a fast product, the second should stay in its cache
-LOGITS_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}
-STATISTICS_BYTES = {"cpu": 1 << 22, "cuda": 1 << 29}
+# Logits that one product with the output head makes (fp32 but where `statistics_in_one_pass` reads them as they are),
+# and fp32 logits that one pass of `statistics` reads: on a CPU the first should be large enough for a fast product, the
+# second should stay in its cache. On a GPU the second also bounds what the search for the most probable ids takes.
+LOGITS_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}
+STATISTICS_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
+FLOAT_BYTES = 4
 MASKED_LOGIT = -1e30  # finite, so that 0 * logit is 0 in the entropy
 SCALED = "the model scales or caps its logits after the head; not supported"
 
@@ -48,9 +51,10 @@ class ForwardProducer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokens_per_batch = cache.tokens_per_batch
         self._load(directory, cache.dtype, model)
-        self.chunk, self.rows_at_once = (
-            max(1, limit[self.device.type] // (4 * self.vocab_size)) for limit in (LOGITS_BYTES, STATISTICS_BYTES)
-        )
+        self.one_pass = one_pass_over(self.device)
+        width = getattr(torch, cache.dtype).itemsize if self.one_pass else FLOAT_BYTES
+        self.chunk = max(1, LOGITS_BYTES[self.device.type] // (width * self.vocab_size))
+        self.rows_at_once = max(1, STATISTICS_BYTES[self.device.type] // (FLOAT_BYTES * self.vocab_size))
         self.allowed = None
         if allowed is not None:
             padded = np.zeros(self.vocab_size, dtype=bool)
@@ -100,19 +104,39 @@ class ForwardProducer:
         padded = np.zeros((len(batch), max(len(chats[index]) for index in batch)), dtype=np.int64)
         for row, index in enumerate(batch):
             padded[row, : len(chats[index])] = chats[index]
-        hidden = self.hidden(torch.from_numpy(padded).to(self.device)).flatten(0, 1)
+        ids = on_device(padded, self.device)
+        hidden = self.hidden(ids).flatten(0, 1)
         starts = [row * padded.shape[1] + positions[index] for row, index in enumerate(batch)]
-        flat = torch.from_numpy(np.concatenate(starts)).to(self.device)
-        labels = torch.from_numpy(padded).to(self.device).flatten()[flat]
+        flat = on_device(np.concatenate(starts), self.device)
+        labels = ids.flatten()[flat]
         pieces = []
         for part in range(0, len(flat), self.chunk):
-            logits = self.head(hidden[flat[part : part + self.chunk] - 1]).float()
-            if self.allowed is not None:
-                logits.masked_fill_(~self.allowed, MASKED_LOGIT)
-            parts = zip(
-                logits.split(self.rows_at_once),
-                labels[part : part + self.chunk].split(self.rows_at_once),
-                strict=True,
-            )
-            pieces += [statistics(some, some_labels, top_k) for some, some_labels in parts]
+            rows = slice(part, part + self.chunk)
+            pieces += self._statistics(hidden[flat[rows] - 1], labels[rows], top_k)
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
+
+    def _statistics(self, hidden: Tensor, labels: Tensor, top_k: int) -> Iterator[dict[str, Tensor]]:
+        """Of (n, D) hidden states and (n,) labels, some rows at a time."""
+        logits = self.head(hidden)
+        if not self.one_pass:
+            logits = logits.float()
+        if self.allowed is not None:
+            logits.masked_fill_(~self.allowed, MASKED_LOGIT)
+        if self.one_pass:
+            from data_prep.reference.kernels import statistics_in_one_pass
+
+            yield statistics_in_one_pass(logits, labels, top_k)
+            return
+        for some, some_labels in zip(logits.split(self.rows_at_once), labels.split(self.rows_at_once), strict=True):
+            yield statistics(some, some_labels, top_k)
+
+
+def one_pass_over(device: torch.device) -> bool:
+    """Whether the statistics of logits on this device are computed by a Triton kernel."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on the device, for which this thread does not wait until the device has done its earlier work."""
+    host = torch.from_numpy(values)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
