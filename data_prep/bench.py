@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -31,11 +31,12 @@ from data_prep.reference.layout import TOKEN_FIELDS, Layout, shard_name
 from data_prep.reference.producers.forward import ForwardProducer
 from data_prep.reference.reader import ReferenceCache, label_checksum
 from data_prep.reference.statistics import statistics
-from data_prep.reference.tokens import Job, Tokens, length_batches
-from data_prep.reference.workers import fill_shard
+from data_prep.reference.tokens import Job, Tokens, length_batches, split_shards
+from data_prep.reference.workers import fill_shard, filled_shards, write_shards
 from data_prep.reference.writer import publish, write_shard
 
 TOP_K = 64
+TOKENS_PER_SHARD = 131_072
 LP_TOP_K = 10  # K_max of LP-SFT
 TARGET_EXPONENT = 0.5
 CHAT_TOKENS = 500
@@ -70,58 +71,93 @@ def timed(work: Callable[[], Any]) -> float:
     return clock() - started
 
 
+def random_chats(producer: ForwardProducer, tokens: int) -> tuple[list[Job], Tokens]:
+    """Random chats of 64 to 511 tokens in shards of TOKENS_PER_SHARD; all that has a predecessor is supervised."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(64, 512, max(2, tokens // 288))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = generator.integers(0, producer.vocab_size, offsets[-1], dtype=np.int32)
+    mask = np.ones(len(ids), np.uint8)
+    mask[offsets[:-1]] = 0
+    return split_shards(lengths - 1, TOKENS_PER_SHARD), Tokens(ids, mask, offsets, {})
+
+
+def synchronize(producer: ForwardProducer) -> None:
+    if producer.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def make_rows(producer: ForwardProducer, jobs: Sequence[Job], stored: Tokens) -> None:
+    """All that the producer computes, which stays on its device and is thrown away."""
+    for job in jobs:
+        chats = [stored.chat(chat) for chat in job.chats]
+        positions = [job.positions(mask) for _, mask in chats]
+        for _ in producer.rows([ids for ids, _ in chats], positions, TOP_K, lambda _: None):
+            pass
+    synchronize(producer)
+
+
 def producer_figures(producer: ForwardProducer, directory: Path, tokens: int, repeats: int) -> dict[str, float]:
     """Throughput of the producer (all fields, encoded and on disk) over that of bare forward passes.
 
     producer_vs_forward compares with the model's own forward; producer_vs_chunked_head with the same decoder and the
-    output head in the producer's own chunks, whose logits are thrown away.
+    output head in the producer's own chunks, whose logits are thrown away. forward_s, chunked_head_s and producer_s are
+    the seconds of these; statistics_s is what the rows take beyond chunked_head_s (whose head also sees the padding),
+    store_s what the whole takes beyond the rows. shard_write_s: of the first shard alone, most of it hidden behind the
+    next.
     """
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(64, 512, max(2, tokens // 288))
-    chats = [generator.integers(0, producer.vocab_size, length, dtype=np.int32) for length in lengths]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    stored = Tokens(np.concatenate(chats), np.ones(int(offsets[-1]), np.uint8), offsets, {})
-    job = Job("shard_00000.bin", tuple(range(len(chats))), every_position=True)
+    jobs, stored = random_chats(producer, tokens)
+    lengths = np.diff(stored.offsets)
     layout = Layout("compact", TOP_K, 18, producer.vocab_size, tuple(TOKEN_FIELDS))
     batches = []
-    for batch in length_batches([len(ids) for ids in chats], producer.tokens_per_batch):
-        padded = np.zeros((len(batch), max(len(chats[index]) for index in batch)), np.int64)
-        for row, index in enumerate(batch):
-            padded[row, : len(chats[index])] = chats[index]
-        batches.append(torch.from_numpy(padded).to(producer.device))
-
-    def wait() -> None:
-        if producer.device.type == "cuda":
-            torch.cuda.synchronize()
+    for job in jobs:
+        chats = [stored.chat(chat)[0] for chat in job.chats]
+        for batch in length_batches([len(ids) for ids in chats], producer.tokens_per_batch):
+            padded = np.zeros((len(batch), max(len(chats[index]) for index in batch)), np.int64)
+            for row, index in enumerate(batch):
+                padded[row, : len(chats[index])] = chats[index]
+            batches.append(torch.from_numpy(padded).to(producer.device))
 
     @torch.inference_mode()
     def forward() -> None:
         for batch in batches:
             producer.model(input_ids=batch, use_cache=False)
-        wait()
+        synchronize(producer)
 
     @torch.inference_mode()
     def chunked_head() -> None:
         for batch in batches:
             for part in producer.hidden(batch).flatten(0, 1).split(producer.chunk):
                 producer.head(part)
-        wait()
+        synchronize(producer)
 
     def produce() -> None:
-        arrays = fill_shard(job, stored, producer, layout)
-        write_shard(directory, job.file, layout, arrays)
+        filled = filled_shards(jobs, stored, producer, lambda _: layout)
+        list(write_shards(directory, ((job.file, layout, arrays) for job, arrays in filled)))
 
+    seconds: dict[str, list[float]] = {"forward": [], "chunked_head": [], "producer": [], "rows": []}
     ratios: dict[str, list[float]] = {"producer_vs_forward": [], "producer_vs_chunked_head": []}
-    rates = []
     produce()
     for _ in range(repeats):
-        for name, rival in zip(ratios, (forward, chunked_head), strict=True):
+        for name, rival in (("forward", forward), ("chunked_head", chunked_head)):
             bare, own = timed(rival), timed(produce)
-            ratios[name].append(bare / own)
-            rates.append(sum(lengths - 1) / own)
+            seconds[name].append(bare)
+            seconds["producer"].append(own)
+            ratios[f"producer_vs_{name}"].append(bare / own)
+        seconds["rows"].append(timed(lambda: make_rows(producer, jobs, stored)))
+    took = {name: median(values) for name, values in seconds.items()}
+    first = fill_shard(jobs[0], stored, producer, layout)
     padding = sum(batch.numel() for batch in batches) / sum(lengths) - 1
-    figures = {name: median(values) for name, values in ratios.items()}
-    return figures | {"producer_tokens_per_s": median(rates), "padding_share": float(padding)}
+    return {name: median(values) for name, values in ratios.items()} | {
+        "producer_tokens_per_s": float(sum(lengths - 1)) / took["producer"],
+        "padding_share": float(padding),
+        "forward_s": took["forward"],
+        "chunked_head_s": took["chunked_head"],
+        "producer_s": took["producer"],
+        "statistics_s": took["rows"] - took["chunked_head"],
+        "store_s": took["producer"] - took["rows"],
+        "shard_write_s": timed(lambda: write_shard(directory, jobs[0].file, layout, first)),
+    }
 
 
 @torch.inference_mode()

@@ -40,7 +40,7 @@ def _statistics_kernel(
         z = tl.load(logits + row * stride + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
         largest = tl.max(z, 1)
         here = start // block + places
-        tl.store(maxima + row * maxima_size + here, largest.to(maxima.dtype.element_ty), mask=here < maxima_size)
+        tl.store(maxima + row * maxima_size + here, largest, mask=here < maxima_size)  # in the logits' dtype: exact
         new = tl.maximum(peak, largest)
         shift = tl.where(new == float("-inf"), 0.0, new)
         down = tl.where(peak == float("-inf"), 0.0, peak - shift)
@@ -53,10 +53,11 @@ def _statistics_kernel(
         peak = new
     down = tl.where(peak == float("-inf"), 0.0, peak - tl.max(peak, 0))
     kept = tl.exp(down)
-    whole = tl.sum(kept * total, 0)
-    tl.store(log_totals + row, tl.log(whole))
-    tl.store(entropies + row, tl.log(whole) - tl.sum(kept * (moment + total * down), 0) / whole)
-    tl.store(masses + row, tl.sum(kept * mass, 0) / whole)
+    sum_of_e = tl.sum(kept * total, 0)
+    expected = tl.sum(kept * (moment + total * down), 0) / sum_of_e  # pyright: ignore[reportOperatorIssue]
+    tl.store(log_totals + row, tl.log(sum_of_e))
+    tl.store(entropies + row, tl.log(sum_of_e) - expected)
+    tl.store(masses + row, tl.sum(kept * mass, 0) / sum_of_e)  # pyright: ignore[reportOperatorIssue]
 
 
 @torch.no_grad()

@@ -67,19 +67,24 @@ WIDTHS = [(50, 16), (3001, 10), (4096, 4), (20_003, 64), (33_000, 64)]
 CASES = [(dtype, *width) for dtype in ("float32", "bfloat16") for width in WIDTHS]
 
 
-@pytest.fixture(scope="module")
-def found():
-    pytest.importorskip("triton", reason="triton is not installed on this platform")
+def interpreted(program: str, *arguments: str) -> str:
+    """What a program prints whose kernels run in Triton's interpreter."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM, json.dumps(CASES)],
+        [sys.executable, "-W", "ignore", "-c", program, *arguments],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def found():
+    pytest.importorskip("triton", reason="triton is not installed on this platform")
+    return json.loads(interpreted(PROGRAM, json.dumps(CASES)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -95,3 +100,58 @@ def test_one_pass_gives_what_the_passes_of_pytorch_give(found, case):
 def test_rows_may_lie_apart_or_be_none(found):
     assert found["strided"]
     assert {shape[0] for shape in found["none"]} == {0}
+
+
+PRODUCERS = """
+import json, sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+import torch
+from common.tiny_models import byte_tokenizer, ends_of, random_model, save
+from data_prep.reference.codec import decode
+from data_prep.reference.layout import TOKEN_FIELDS, Layout
+from data_prep.reference.producers import forward
+from data_prep.reference.tokens import Job, Tokens
+from data_prep.reference.workers import fill_shard
+
+tokenizer, vocabulary = byte_tokenizer(128), 20_003
+torch.manual_seed(0)
+model = random_model("Qwen2", vocabulary, tie_word_embeddings=True, initializer_range=0.3, **ends_of(tokenizer))
+directory = save(Path(sys.argv[1]), model, tokenizer)
+rng = np.random.default_rng(0)
+lengths = rng.integers(3, 20, 8)
+offsets = np.concatenate([[0], np.cumsum(lengths)])
+mask = (rng.random(offsets[-1]) < 0.6).astype(np.uint8)
+mask[offsets[:-1]] = 0
+mask[: lengths[0]] = 0  # a chat without a supervised token
+ids = 3 * rng.integers(0, vocabulary // 3, offsets[-1], dtype=np.int32)
+tokens, job = Tokens(ids, mask, offsets, {}), Job("shard_00000.bin", tuple(range(8)))
+layout = Layout("lossless", 64, 32, vocabulary, tuple(TOKEN_FIELDS))
+forward.LOGITS_BYTES["cpu"] = 4 * vocabulary * 7  # several chunks of a batch
+allowed = np.arange(vocabulary) % 5 < 4
+allowed[ids] = True
+found = {}
+for dtype in ("float32", "bfloat16"):
+    both = []
+    for one_pass in (False, True):
+        forward.one_pass_over = lambda device: one_pass
+        settings = SimpleNamespace(dtype=dtype, tokens_per_batch=60)
+        kind = SimpleNamespace(attention="sdpa", trust_remote_code=False)
+        both.append(fill_shard(job, tokens, forward.ForwardProducer(directory, settings, kind, allowed), layout))
+    logprobs = [decode(torch.from_numpy(arrays.pop("packed")).flatten(), 64) for arrays in both]
+    found[dtype] = {name: float(np.abs(array.astype(np.float64) - both[0][name]).max())
+                    for name, array in both[1].items()}
+    found[dtype]["support_logprobs"] = float((logprobs[0][1] - logprobs[1][1]).abs().max())
+    found[dtype]["forbidden"] = int((~torch.from_numpy(allowed)[logprobs[1][0]]).sum())
+json.dump(found, sys.stdout)
+"""
+
+
+def test_a_producer_with_the_kernel_fills_the_same_shard(tmp_path):
+    pytest.importorskip("triton", reason="triton is not installed on this platform")
+    for dtype, differences in json.loads(interpreted(PRODUCERS, str(tmp_path / "model"))).items():
+        assert differences.keys() > {"offsets", "label_checksum", "mean_loss", "label_mass", "support_logprobs"}
+        assert max(differences.values()) < 2e-5, (dtype, differences)
+        for name in ("offsets", "label_checksum", "ceil_n1", "ceil_n2", "forbidden"):
+            assert differences[name] == 0, (dtype, name)
