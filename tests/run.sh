@@ -10,4 +10,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/pyright --pythonpath .venv/bin/python
 .venv/bin/python -m pytest -m "not slow and not e2e" -n 2 --dist worksteal --durations 10
-exec .venv/bin/python -m pytest -m "e2e and not slow" -n 2 --dist loadfile --durations 25
+# in the order of collection: the longest files, which have few tests, would come last otherwise
+exec .venv/bin/python -m pytest -m "e2e and not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 25

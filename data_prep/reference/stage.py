@@ -2,7 +2,7 @@
 
 The chats are tokenised once, as they are read; shards of whole chats are then computed independently, in this process
 or by Ray workers, so a killed run repeats at most the shards that were in progress. Nothing in the bytes depends on the
-number of workers. A process computes one shard while it writes the one before, and holds no other.
+number of workers. A process computes one shard while it writes the one before; for a moment it has begun a third.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ class Worker:
 def write_shards(
     directory: Path, shards: Iterable[tuple[str, Layout, dict[str, np.ndarray]]]
 ) -> Iterator[dict[str, Any]]:
-    """Write shards as they come, each while the next is made; their records, in order. No more than two exist."""
+    """Write shards as they come, each while the next is made; their records, in order."""
     with ThreadPoolExecutor(1) as thread:
         writing: Future[dict[str, Any]] | None = None
         for name, layout, arrays in shards:

@@ -33,7 +33,7 @@ export PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH}
 code=0
 "$python" -m launch.gpu_check --minutes "$minutes" "$@" || code=$?
 if [[ -n ${OUT:-} ]]; then
-    find build/gpu_check -type f \( -name '*.json' -o -name '*.jsonl' -o -name '*.log' \) -size -2M -print0 |
-        tar czf "$OUT/gpu_check.tgz" --null -T -
+    find build/gpu_check -type f \( -name '*.json' -o -name '*.jsonl' -o -name '*.log' \) -size -2048k -print0 |
+        tar czf "$OUT/gpu_check.tgz" --null -T - || true
 fi
 exit "$code"

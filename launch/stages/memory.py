@@ -16,6 +16,7 @@ GIB = 2**30
 GB = 1e9  # the unit of platform.device_memory
 FLOAT = 4  # bytes of a master weight, a gradient, a moment, a logit
 WIDTH = {"float32": 4, "bfloat16": 2}
+GPU_ROWS = 8192  # of a chunk: ROWS_OF_GPU of sft_objectives.fused.chunk_size
 REST = {"gpu": 1.5 * GIB, "cpu": 0.0}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -172,11 +173,18 @@ def forward_pass(shape: Shape, tokens: float, width: int) -> float:
     return tokens * width * (3 * shape.hidden + widest)
 
 
-def head_in_chunks(shape: Shape, tokens: float, live: bool) -> float:
-    """Bytes of the fused head: one chunk of float32 logits (four where a reference is live), the hidden rows and their
-    gradient, and the head's own gradient beside the sharded one."""
-    rows = min(tokens, 2 * min(max(2 ** math.ceil(math.log2(shape.hidden)), 256), 1024) / (4 if live else 1))
-    logits = FLOAT * rows * shape.vocabulary * (4 if live else 1)
+def head_in_chunks(shape: Shape, tokens: float, live: bool, width: int, platform: Mapping[str, Any]) -> float:
+    """Bytes of the fused head: one chunk of logits (four in float32 where a reference is live), the hidden rows and
+    their gradient, and the head's own gradient beside the sharded one.
+
+    width: bytes of a logit, in which a GPU's kernels leave it; elsewhere it is float32.
+    """
+    on_gpu = platform["name"] == "gpu"
+    rows = GPU_ROWS if on_gpu else 2 * min(max(2 ** math.ceil(math.log2(shape.hidden)), 256), 1024)
+    rows //= 4 if live else 1
+    while on_gpu and rows > 16 and rows * shape.vocabulary * FLOAT > 1e9 * platform["device_memory"] / 16:
+        rows //= 2
+    logits = min(tokens, rows) * shape.vocabulary * (4 * FLOAT if live else width if on_gpu else FLOAT)
     return logits + 2 * FLOAT * tokens * shape.hidden + FLOAT * shape.vocabulary * shape.hidden
 
 

@@ -317,7 +317,9 @@ class SftStage(StageKind):
             "gathered layers": sum(gathered(one, width) for one in (shape, *frozen)),
             "activations": activations(shape, tokens, width, sft["gradient_checkpointing"]),
             "logits" if whole else "head": (
-                whole_logits(shape, tokens, width) if whole else head_in_chunks(shape, tokens, bool(needs.live))
+                whole_logits(shape, tokens, width)
+                if whole
+                else head_in_chunks(shape, tokens, bool(needs.live), width, settings["platform"])
             ),
         }
         return training_step(kept, passing, given / budget, REST[name])

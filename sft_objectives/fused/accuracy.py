@@ -91,7 +91,7 @@ EXPONENTIAL = 2e-6
 """Relative error of a GPU's own exponential, which Triton takes, at exponents of some -20: it rounds x log2(e)."""
 
 
-def as_near(errors: dict[str, list[float]], dtype: torch.dtype) -> bool:
-    """Whether Triton's errors are those of PyTorch's passes, up to rounding."""
-    rounding = 4 * torch.finfo(dtype).eps + EXPONENTIAL
+def as_near(errors: dict[str, list[float]], dtype: torch.dtype, device: str = "cpu") -> bool:
+    """Whether Triton's errors are at most 1.5 times those of PyTorch's passes, up to rounding."""
+    rounding = 4 * torch.finfo(dtype).eps + (EXPONENTIAL if device == "cuda" else 0.0)
     return all(mine <= 1.5 * theirs + rounding for mine, theirs in zip(errors["triton"], errors["torch"], strict=True))

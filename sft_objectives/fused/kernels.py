@@ -30,22 +30,22 @@ PAIRS = 2**24
 
 @triton.jit
 def _reduce_kernel(logits, peaks, log_totals, shifts, vocab_size, stride, power, block: tl.constexpr):
-    # of y = power * logits: peak, log of sum(exp(y - peak)), and the mean of y - peak under softmax(y)
+    # the logits' peak; of y = power * (logits - peak) log of sum(exp(y)), and the mean of y under softmax(y)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     peak = float("-inf")
     total = 0.0
-    moment = 0.0  # sum of exp(y - peak) * (y - peak)
+    moment = 0.0  # sum of exp(y) * y
     for start in range(0, vocab_size, block):
         inside = start + columns < vocab_size
         z = tl.load(logits + row * stride + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
-        y = z * power
-        new = tl.maximum(peak, tl.max(y, 0))
+        new = tl.maximum(peak, tl.max(z, 0))
         shift = tl.where(new == float("-inf"), 0.0, new)
-        e = tl.exp(y - shift)
-        down = tl.where(peak == float("-inf"), 0.0, peak - shift)
+        y = (z - shift) * power
+        e = tl.exp(y)
+        down = tl.where(peak == float("-inf"), 0.0, peak - shift) * power
         kept = tl.exp(down)
-        moment = kept * (moment + total * down) + tl.sum(tl.where(e == 0.0, 0.0, e * (y - shift)), 0)
+        moment = kept * (moment + total * down) + tl.sum(tl.where(e == 0.0, 0.0, e * y), 0)
         total = kept * total + tl.sum(e, 0)
         peak = new
     tl.store(peaks + row, peak)
@@ -83,7 +83,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def reduced(logits: Tensor, power: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Of y = power * logits, (n, 1) float32 each: peak, log of sum(exp(y - peak)), mean of y - peak under softmax(y).
+    """(n, 1) float32 each: the logits' peak; of y = power * (logits - peak) log of sum(exp(y)), mean under softmax(y).
 
     logits: (n, V) float32 or bfloat16 with adjacent columns, read once. power: above 0.
     """
@@ -134,7 +134,8 @@ class _Terms:
         found = [self.total, self.share, *(self.outside or (None, None))]
         found += [None, None] if self.tempered is None else [self.tempered[0].log_total, self.tempered[1]]
         flags = [self.share is not None, self.outside is not None, self.tempered is not None]
-        return [(self.total if one is None else one)[tile] for one in found], flags
+        # autograd gives gradients of any stride
+        return [(self.total if one is None else one)[tile].contiguous() for one in found], flags
 
 
 class TritonStudent(ChunkStudent):
@@ -253,7 +254,7 @@ class TritonStudent(ChunkStudent):
 
 def among(ids: Tensor, others: Tensor) -> Tensor:
     """(n, K) whether an id is one of its row's others. ids: (n, K), others: (n, M)."""
-    rows = max(PAIRS // (ids.shape[1] * others.shape[1]), 1)
+    rows = max(PAIRS // max(ids.shape[1] * others.shape[1], 1), 1)
     parts = [
         (ids[start : start + rows].unsqueeze(2) == others[start : start + rows].unsqueeze(1)).any(2)
         for start in range(0, len(ids), rows)

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -347,3 +348,24 @@ def test_the_bytes_of_a_pass_are_those_of_the_code_that_makes_it():
     assert {name: LOGITS_BYTES[device] for name, device in named.items()} == PASS_LOGITS
     assert {name: STATISTICS_BYTES[device] for name, device in named.items()} == PASS_STATISTICS
     assert POSITIONS_PER_CHUNK == HELD_OUT_ROWS
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("device_memory", [24, 80, 141])
+def test_the_rows_of_a_gpus_chunk_are_those_of_the_code_that_makes_it(monkeypatch, live, device_memory):
+    import torch
+
+    from launch.stages.memory import head_in_chunks
+    from sft_objectives import load
+    from sft_objectives.fused import chunk_size
+
+    objective = load("asft" if live else "sft")
+    assert bool(objective.needs.live) == live
+    monkeypatch.setattr(chunk_size, "_total_bytes", lambda device: int(1e9 * device_memory))
+    weight = SimpleNamespace(shape=(151_936, 2560), device=torch.device("cuda"))
+    rows = chunk_size.fixed_chunk_size(objective, weight)  # pyright: ignore[reportArgumentType]
+    shape = shape_of({**QWEN_1P5B, "hidden_size": 2560})
+    platform = {"name": "gpu", "device_memory": device_memory}
+    beside = 2 * 4 * 1e6 * 2560 + 4 * 151_936 * 2560
+    logits = head_in_chunks(shape, 1e6, live, 2, platform) - beside
+    assert logits == rows * 151_936 * (16 if live else 2)

@@ -20,7 +20,7 @@ from data_prep.reference.tokens import length_batches
 
 # Logits that one product with the output head makes (fp32 but where `statistics_in_one_pass` reads them as they are),
 # and fp32 logits that one pass of `statistics` reads: on a CPU the first should be large enough for a fast product, the
-# second should stay in its cache. On a GPU the second also bounds what the search for the most probable ids takes.
+# second should stay in its cache.
 LOGITS_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}
 STATISTICS_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 FLOAT_BYTES = 4
@@ -137,6 +137,6 @@ def one_pass_over(device: torch.device) -> bool:
 
 
 def on_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device, for which this thread does not wait until the device has done its earlier work."""
+    """The values on the device: on a GPU a copy, for which this thread does not wait until earlier work is done."""
     host = torch.from_numpy(values)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

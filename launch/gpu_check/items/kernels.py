@@ -48,7 +48,7 @@ def errors_of(device: str, small: bool) -> list[dict[str, Any]]:
             for shape in SHAPES[:1] if small or device == "cpu" else SHAPES:
                 errors = relative_errors(kind, name, settings, shape=shape, device=device)
                 case = " ".join([name, *map(str, settings.values()), dtype, "x".join(map(str, shape))])
-                rows.append({"case": case, "near": as_near(errors, kind), **errors})
+                rows.append({"case": case, "near": as_near(errors, kind, device), **errors})
         extreme = relative_errors(torch.float32, "idft", {}, scale=1000.0, device=device)
         rows.append({"case": "idft extreme logits", "near": max(extreme["triton"]) < 1e-3, **extreme})
     return rows

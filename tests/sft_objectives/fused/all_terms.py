@@ -25,11 +25,12 @@ class AllTerms(Objective):
         student = step.student
         top = student.top_k(3)[1]
         with_label = torch.stack([student.labels, (student.labels + 1) % student.vocab_size], 1)
+        # their gradients are columns of one tensor
+        stacked = torch.stack([student.tempered_log_p(0.7), student.log_p_outside(with_label)], -1)
         return (
             -student.log_p_label
-            + 0.3 * student.tempered_log_p(0.7)
+            + (stacked * stacked.new_tensor([0.3, -0.1])).sum(-1)
             + 0.2 * student.tempered_log_p(2.0)
-            - 0.1 * student.log_p_outside(with_label)
             - 0.05 * student.log_p_outside(top)
             - 0.2 * student.mean_log_p
             - 0.1 * student.log_p(top).sum(-1)
