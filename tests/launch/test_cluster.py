@@ -213,6 +213,7 @@ def end(process):
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_stages_spread_over_nodes_and_a_lost_node_costs_one_attempt(tmp_path, short):
     gpu = {"gpus_per_node": 1}
     stages = [toy.steps(f"s{seed}", seed=seed, count=40, sleep=0.1, placement=gpu) for seed in (1, 2)]

@@ -68,6 +68,7 @@ def weights(output: Path) -> bytes:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_nodes_equal_one_and_a_lost_node_costs_an_attempt(tiny_world, settings_of, tmp_path):
     changes = {"sft__processes": 2, "sft__save_every": 1}
