@@ -19,12 +19,12 @@ from common.attention import obstacle
 from common.models import fetch
 from launch.execution.cluster import Refused, join
 from launch.execution.devices import list_devices
-from launch.execution.preconditions import outside_models
+from launch.execution.preconditions import bytes_needed, outside_models
+from launch.graph.estimate import estimate_plan
 from launch.graph.plan import Plan
 from launch.store import Store
 from launch.store.records import host, packages
-
-FREE_BYTES = 20e9  # below this much free space in the store a run is likely to end with a full disk
+from launch.text import bytes_text
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,12 @@ def _devices(problems: list[tuple[str, str, str]]) -> dict[str, Any]:
     return {"devices": [f"{device.name} (driver {device.driver})" for device in devices], "nccl": nccl}
 
 
-def judge(plan: Plan, probes: Sequence[Mapping[str, Any]], seen: Sequence[set[str]]) -> list[Finding]:
-    """Findings from the nodes' words; `seen[i]` are the notes of all nodes that node i sees in the store."""
+def judge(plan: Plan, probes: Sequence[Mapping[str, Any]], seen: Sequence[set[str]], *, needed: float) -> list[Finding]:
+    """Findings from the nodes' words.
+
+    `seen[i]` are the notes of all nodes that node i sees in the store; `needed` are the bytes that the plan will add
+    to it.
+    """
     recipe = plan.branches[0].recipe
     platform = recipe.platform
     findings = []
@@ -133,8 +137,8 @@ def judge(plan: Plan, probes: Sequence[Mapping[str, Any]], seen: Sequence[set[st
             findings.append(Finding("shared store", False, text, "set run.root to a directory on a shared file system"))
     free = [node["free"] for node in probes if "free" in node]
     if free:
-        text = f"{min(free) / 1e9:.0f} GB free in {plan.root}"
-        findings.append(Finding("disk", min(free) >= FREE_BYTES, text, f"free at least {FREE_BYTES / 1e9:.0f} GB"))
+        text = f"{bytes_text(min(free))} free in {plan.root}, the plan needs about {bytes_text(needed)}"
+        findings.append(Finding("disk", min(free) >= needed, text, "free some, or set run.root to a larger disk"))
     if len(probes) < platform.nodes:
         text = f"{len(probes)} nodes, the recipe says platform.nodes={platform.nodes}"
         findings.append(Finding("nodes", False, text, "set RAY_ADDRESS, add nodes or lower platform.nodes"))
@@ -188,7 +192,7 @@ def check(plan: Plan, *, prefetch: bool = False) -> int:
     for note in store.root.glob(f".check-{settings['token']}-*"):
         with contextlib.suppress(OSError):
             note.unlink()
-    findings = judge(plan, probes, seen)
+    findings = judge(plan, probes, seen, needed=bytes_needed(plan, store, estimate_plan(plan, store)))
     for finding in sorted(findings, key=lambda finding: finding.fine):
         print(
             f"{'ok  ' if finding.fine else 'FAIL'} {finding.name}: {finding.seen}"

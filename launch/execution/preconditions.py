@@ -19,9 +19,20 @@ from launch.text import bytes_text
 
 
 def check_disk(plan: Plan, store: Store, estimates: Mapping[str, Estimate]) -> None:
-    """Refuses a plan whose forecast (as `plan` prints it) exceeds the free space of the store.
+    """Refuses a plan whose forecast (as `plan` prints it) exceeds the free space of the store."""
+    needed, free = bytes_needed(plan, store, estimates), shutil.disk_usage(store.root).free
+    if needed > free:
+        raise Refused(
+            f"run.root={plan.root}: the artifacts and resumable checkpoints to come need about {bytes_text(needed)}, "
+            f"{bytes_text(free)} are free there; free some, set run.root to a larger disk, or keep fewer checkpoints "
+            "(sft.keep_checkpoints, sft.publish_steps, rl.keep_checkpoints, rl.publish_steps)"
+        )
 
-    What earlier attempts have left in scratch directories is part of the forecast and on the disk already.
+
+def bytes_needed(plan: Plan, store: Store, estimates: Mapping[str, Estimate]) -> float:
+    """Bytes that a plan will add to its store: the forecast as `plan` prints it, less what is on the disk already.
+
+    What earlier attempts have left in scratch directories is part of the forecast.
     """
     left = {
         mark: replace(
@@ -29,13 +40,7 @@ def check_disk(plan: Plan, store: Store, estimates: Mapping[str, Estimate]) -> N
         )
         for mark, estimate in estimates.items()
     }
-    needed, free = disk_forecast(left, max(1, len(plan.branches))), shutil.disk_usage(store.root).free
-    if needed > free:
-        raise Refused(
-            f"run.root={plan.root}: the artifacts and resumable checkpoints to come need about {bytes_text(needed)}, "
-            f"{bytes_text(free)} are free there; free some, set run.root to a larger disk, or keep fewer checkpoints "
-            "(sft.keep_checkpoints, sft.publish_steps, rl.keep_checkpoints, rl.publish_steps)"
-        )
+    return disk_forecast(left, max(1, len(plan.branches)))
 
 
 def check_models(plan: Plan, missing: Iterable[Stage]) -> None:
