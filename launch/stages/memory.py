@@ -17,6 +17,7 @@ GB = 1e9  # the unit of platform.device_memory
 FLOAT = 4  # bytes of a master weight, a gradient, a moment, a logit
 WIDTH = {"float32": 4, "bfloat16": 2}
 GPU_ROWS = 8192  # of a chunk: ROWS_OF_GPU of sft_objectives.fused.chunk_size
+GPU_LOGIT = 32  # bytes that an H200 held for a logit in bfloat16: docs/gpu.md, item 5
 REST = {"gpu": 1.5 * GIB, "cpu": 0.0}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -196,3 +197,12 @@ def logits_of_rows(shape: Shape, rows: float) -> float:
 def whole_logits(shape: Shape, tokens: float, width: int) -> float:
     """Bytes of logits that exist as a whole: as computed, in float32, and two of their gradient."""
     return tokens * shape.vocabulary * (width + 2 * FLOAT + width)
+
+
+def logits_of_objectives(shape: Shape, tokens: float, width: int, platform: str) -> float:
+    """Bytes of whole logits that SFT's objectives are computed from.
+
+    On a GPU, where PyTorch's allocator keeps what log-probabilities, entropies and diagnostics took on the way,
+    `GPU_LOGIT` each, as measured; on a CPU `whole_logits`.
+    """
+    return GPU_LOGIT * tokens * shape.vocabulary if platform == "gpu" else whole_logits(shape, tokens, width)

@@ -34,9 +34,9 @@ from launch.stages.memory import (
     activations,
     gathered,
     head_in_chunks,
+    logits_of_objectives,
     trained,
     training_step,
-    whole_logits,
 )
 from launch.stages.references import (
     FROZEN,
@@ -317,7 +317,7 @@ class SftStage(StageKind):
             "gathered layers": sum(gathered(one, width) for one in (shape, *frozen)),
             "activations": activations(shape, tokens, width, sft["gradient_checkpointing"]),
             "logits" if whole else "head": (
-                whole_logits(shape, tokens, width)
+                logits_of_objectives(shape, tokens, width, name)
                 if whole
                 else head_in_chunks(shape, tokens, bool(needs.live), width, settings["platform"])
             ),

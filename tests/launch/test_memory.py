@@ -35,6 +35,10 @@ EXPERTS_30B = {
     "num_key_value_heads": 4, "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128,
     "num_experts_per_tok": 8, "tie_word_embeddings": False,
 }  # fmt: skip
+QWEN_0P5B = {
+    "hidden_size": 896, "num_hidden_layers": 24, "vocab_size": 151_936, "num_attention_heads": 14,
+    "num_key_value_heads": 2, "intermediate_size": 4864, "tie_word_embeddings": True,
+}  # fmt: skip
 FAMILIES = {
     "Qwen2": {},
     "Llama": {"tie_word_embeddings": True},
@@ -105,6 +109,13 @@ def test_the_parts_of_a_known_case_are_the_textbooks(tmp_path):
     eight = memory_of("sft", [*written(tmp_path, QWEN_1P5B), "sft.processes=8", "sft.batch_size=64"])
     assert isinstance(memory, Memory)
     assert eight.parts["optimizer"] == pytest.approx(memory.parts["optimizer"] / 8) == pytest.approx(1.54e9, rel=0.01)
+
+
+def test_whole_logits_are_predicted_within_a_quarter_of_what_an_h200_held(tmp_path):
+    """Item 5 of the GPU check, in GB: docs/gpu.md. All of the device counts, the CUDA context too."""
+    case = ["data.max_length=2048", "sft.batch_size=16", "sft.tokens_per_micro_batch=16384", "sft.fused=off"]
+    case += ["sft.gradient_checkpointing=true", "platform.device_memory=141"]
+    assert memory_of("sft", [*written(tmp_path, QWEN_0P5B), *case]).total / 1e9 == pytest.approx(90.2, rel=0.25)
 
 
 CHATS = ["data.max_length=4096", "sft.batch_size=64"]
