@@ -11,6 +11,7 @@ from typing import Any
 
 from common.processes import end_processes
 from common.registry import ROOT
+from common.worker_forks.start import workers_from_server
 
 LOOPBACK = "127.0.0.1"
 START_TRIES = 3  # Ray gives its daemons 30 s to start, which a loaded machine may miss
@@ -25,7 +26,7 @@ def import_path() -> str:
 def start_private_ray(
     *, cpus: int, gpus: int | None = None, environment: Mapping[str, str] | None = None, **options: Any
 ) -> None:
-    """`ray.init` on loopback without a dashboard, tried three times.
+    """`ray.init` on loopback without a dashboard, tried three times. Within `fork_server` its workers are forks.
 
     Args:
         cpus: cores it may give out. gpus: devices (logical ones on a CPU); None: those that Ray finds.
@@ -44,14 +45,15 @@ def start_private_ray(
     for attempt in range(1, START_TRIES + 1):
         before = set(psutil.Process().children(recursive=True))
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                _node_ip_address=LOOPBACK,
-                **settings,
-            )
+            with workers_from_server():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    _node_ip_address=LOOPBACK,
+                    **settings,
+                )
             return
         except Exception as error:
             ray.shutdown()

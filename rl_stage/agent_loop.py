@@ -88,6 +88,12 @@ _renderers: dict[int, Renderer] = {}
 _managers: dict[int, Any] = {}
 
 
+def forget() -> None:
+    """Drop what is kept of a run: the next one's objects may have the same ids."""
+    _renderers.clear()
+    _managers.clear()
+
+
 def _renderer(loop: ScoredSingleTurnAgentLoop) -> Renderer:
     """The renderer of this process; a loop object lives for one response only."""
     key = id(loop.tokenizer)

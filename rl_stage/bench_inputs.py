@@ -22,6 +22,7 @@ def stage_settings(prompts: int, samples: int, steps: int) -> DictConfig:
         "max_response_length": 48,
         "gradient_checkpointing": False,
         "save_every": 0,
+        "warm": True,
         "probe": {"prompts": 0},
         "reward": {"name": "boxed"},
         "verl": {"trainer": {"logger": ["file"]}},

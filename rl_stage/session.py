@@ -17,6 +17,7 @@ from common.ray_session import import_path, join_cluster, start_private_ray
 from rl_stage.demands import Demand
 
 OBJECT_STORE_BYTES = 500_000_000
+WORKER_START_SECONDS = 600  # forks wait for the imports of the server they come from, long on a busy machine
 QUEUE = "TransferQueueController"  # the actor that verl's queue is known by, one in a cluster
 TURN = "sft_then_rl_turn"  # name and namespace of the actor that the run holds whose turn it is
 # What `prepare_environment` sets, for the workers of a cluster that somebody else started.
@@ -89,7 +90,11 @@ def verl_session(settings: Any, demand: Demand) -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES if on_cpu else None,
             log_to_driver=True,
             logging_level=logging.INFO,
-            _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
+            _system_config={
+                "prestart_worker_first_driver": False,
+                "enable_worker_prestart": False,
+                "worker_register_timeout_seconds": WORKER_START_SECONDS,
+            },
         )
     try:
         with watch:

@@ -14,10 +14,10 @@ from rl_stage import handoff
 from rl_stage.checkpoints import Exports, publish, repair_checkpoints
 from rl_stage.config import verl_config
 from rl_stage.curve import Curve
-from rl_stage.demands import demand
 from rl_stage.rewards import check_rows, load_reward
-from rl_stage.session import prepare_environment, verl_session
+from rl_stage.session import prepare_environment
 from rl_stage.time_limit import time_limit
+from rl_stage.warm import session_for
 
 
 def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, report: Callable[..., None]) -> None:
@@ -35,33 +35,32 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     report(0, settings.rl.steps)
     rl = settings.rl
     scratch.mkdir(parents=True, exist_ok=True)
-    load_reward(rl.reward.name, rl.reward.settings)
-    for name in ("rl_train", "rl_val"):
-        check_rows(inputs["data"] / f"{name}.parquet", rl.reward.settings)
-    require(settings.model.attention)
-    handoff.check_model(inputs["model"], settings)
-    data = handoff.check_prompts(inputs, settings, scratch)
-    config = verl_config(settings, {**inputs, "data": data}, scratch)
-    resumed = repair_checkpoints(scratch / "checkpoints", rl.keep_checkpoints)
-    curve = Curve(scratch / "curve.jsonl")
-    curve.forget_after(resumed)
-    exports = Exports(scratch, settings, curve)
-    exports.keep(resumed)
-    # A kill between the last checkpoint and its validation leaves only the validation to do.
     last = rl.steps if rl.pause_at is None else rl.pause_at
-    validates = last == rl.steps or bool(rl.validate_every and last % rl.validate_every == 0)
-    validated = not validates or "validation_pass_rate" in curve.rows.get(last, {})
-    exported = last < rl.steps or exports.path(last).exists()
-    if resumed < last or (resumed == last and not (exported and validated)):
-        config.trainer.val_before_train = 0 not in curve.rows or resumed == last
-        from omegaconf import OmegaConf
+    with session_for(settings) as session:
+        load_reward(rl.reward.name, rl.reward.settings)
+        for name in ("rl_train", "rl_val"):
+            check_rows(inputs["data"] / f"{name}.parquet", rl.reward.settings)
+        require(settings.model.attention)
+        handoff.check_model(inputs["model"], settings)
+        data = handoff.check_prompts(inputs, settings, scratch)
+        config = verl_config(settings, {**inputs, "data": data}, scratch)
+        resumed = repair_checkpoints(scratch / "checkpoints", rl.keep_checkpoints)
+        curve = Curve(scratch / "curve.jsonl")
+        curve.forget_after(resumed)
+        exports = Exports(scratch, settings, curve)
+        exports.keep(resumed)
+        # A kill between the last checkpoint and its validation leaves only the validation to do.
+        validates = last == rl.steps or bool(rl.validate_every and last % rl.validate_every == 0)
+        validated = not validates or "validation_pass_rate" in curve.rows.get(last, {})
+        exported = last < rl.steps or exports.path(last).exists()
+        if resumed < last or (resumed == last and not (exported and validated)):
+            config.trainer.val_before_train = 0 not in curve.rows or resumed == last
+            from rl_stage.trainer import train  # verl and vLLM, which read the environment set above
 
-        from rl_stage.trainer import train  # verl and vLLM, which read the environment set above
-
-        cores = demand(lambda key: OmegaConf.select(config, key))
-        with verl_session(settings, cores), time_limit(rl.step_timeout) as begin_phase:
-            exports.timing(step=resumed, start_seconds=time.monotonic() - began)
-            train(config, settings, curve, exports, report, begin_phase)
+            session.open(settings, config, inputs["model"])
+            with time_limit(rl.step_timeout) as begin_phase:
+                exports.timing(step=resumed, start_seconds=time.monotonic() - began)
+                train(config, settings, curve, exports, report, begin_phase, session)
     if last < rl.steps:
         note_pause(scratch, last, {name: value for name, value in curve.rows[last].items() if name != "step"})
         raise Paused(f"paused after step {last} of {rl.steps}")

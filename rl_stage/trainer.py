@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import ray
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
+from verl.experimental.reward_loop import RewardLoopManager
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ, get_trainer_cls
 from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import collate_fn
@@ -21,6 +23,8 @@ from rl_stage.checkpoints import Exports
 from rl_stage.config import POLL_SECONDS
 from rl_stage.curve import Curve
 from rl_stage.handoff import judge_probe
+from rl_stage.renewable import RandomState, RenewableAgentLoopManager, RenewableWorker
+from rl_stage.warm import Session
 from rl_stage.weight_check import limits_of
 
 # Above this share of failed rewards in one step the reward is broken, and training on its zeros would unteach.
@@ -47,6 +51,22 @@ METRICS = {
 }
 
 
+# Attributes of verl's trainer that a later run in the same processes takes over (`rl_stage.warm`).
+KEPT = (
+    "actor_rollout_wg",
+    "checkpoint_manager",
+    "distillation_config",
+    "llm_server_manager",
+    "ref_in_actor",
+    "ref_policy_wg",
+    "resource_pool_manager",
+    "resource_pool_to_cls",
+    "role_worker_mapping",
+    "teacher_model_manager",
+)
+USED = ("llm_server_manager", "checkpoint_manager", "actor_rollout_wg")  # of them, to begin anew
+
+
 def train(
     config: DictConfig,
     settings: Any,
@@ -54,30 +74,49 @@ def train(
     exports: Exports,
     report: Callable[..., None],
     begin_phase: Callable[[str], None],
+    session: Session,
 ) -> None:
     """verl's own sequence (`verl.trainer.main_ppo.TaskRunnerV1.run`) in this process instead of in a Ray actor, which
-    saves a process and lets errors arrive as they are."""
+    saves a process and lets errors arrive as they are. In a session that has run before, its actors begin anew."""
     config.transfer_queue.enable = True
     OmegaConf.resolve(config)
-    # The queue's processes start beside the workers'; the trainer waits for them before it first uses the queue.
-    queue_started = in_background(tq.init, config.transfer_queue)
+    if session.parts is None:
+        # The queue's processes start beside the workers'; the trainer waits for them before it first uses the queue.
+        queue_started = in_background(tq.init, config.transfer_queue)
+        session.at_end(tq.close)
+    else:
+        ray.get([worker.settle.remote() for worker in session.agent_loops])
+        queue_started = empty_queue
     trainer = None
     try:
-        trainer = make_trainer(settings.rl.mode, config, settings, curve, exports, report, begin_phase, queue_started)
+        given = (config, settings, curve, exports, report, begin_phase, queue_started, session)
+        trainer = make_trainer(settings.rl.mode, *given)
         trainer.init()
-        manager = AgentLoopManagerTQ.create(
-            config=config,
-            llm_client=trainer.get_llm_client(),
-            teacher_client=trainer.get_teacher_client(),
-            reward_loop_worker_handles=trainer.get_reward_handles(),
-        )
+        clients = (config, trainer.get_llm_client(), trainer.get_teacher_client(), trainer.get_reward_handles())
+        manager = agent_loops(session, *clients)
         with contextlib.suppress(Paused):
             trainer.fit(manager)
     finally:
         tracking = getattr(trainer, "logger", None)
         if tracking is not None:
             tracking.finish(exit_code=int(sys.exc_info()[0] is not None))
-        tq.close()
+
+
+def agent_loops(session: Session, *clients: Any) -> Any:
+    """verl's manager of agent loops, over workers that begin anew where the session has some. clients: verl's
+    configuration, the client of its servers, of its teachers, and handles of its reward workers."""
+    if session.agent_loops:
+        return RenewableAgentLoopManager.renewed(session.agent_loops, *clients)
+    manager: Any = (RenewableAgentLoopManager if session.warm else AgentLoopManagerTQ).create(*clients)
+    session.agent_loops = manager.agent_loop_workers if session.warm else []
+    return manager
+
+
+def empty_queue() -> None:
+    """Take everything out of TransferQueue that a run has left there."""
+    for partition, entries in (tq.kv_list() or {}).items():
+        if entries:
+            tq.kv_clear(keys=list(entries), partition_id=partition)
 
 
 def in_background(function: Callable[..., object], *arguments: object) -> Callable[[], None]:
@@ -116,7 +155,8 @@ def make_trainer(mode: str, *given: Any) -> Any:
 class _Measured(_Trainer):
     """Mixed in before verl's trainer class; reports to `curve`, `exports` and `report`.
 
-    queue_started: returns once TransferQueue is up; called before the trainer uses it.
+    queue_started: returns once TransferQueue is up and empty; called before the trainer uses it. session: whose actors
+    it takes over, or to which it leaves its own.
     """
 
     def __init__(
@@ -128,8 +168,10 @@ class _Measured(_Trainer):
         report: Callable[..., None],
         begin_phase: Callable[[str], None],
         queue_started: Callable[[], None],
+        session: Session,
     ):
         super().__init__(config)
+        self.session = session
         self.settings, self.curve, self.exports = settings, curve, exports
         self.report, self.begin_phase, self.queue_started = report, begin_phase, queue_started
         rl = settings.rl
@@ -140,6 +182,40 @@ class _Measured(_Trainer):
         self.step_began = time.monotonic()
         self.saved_step = -1
         self.data_sources: set[str] = set()  # seen in training
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        if self.session.warm:
+            mapping: dict[Any, Any] = self.role_worker_mapping
+            for role in mapping:
+                mapping[role] = ray.remote(RenewableWorker)
+
+    def _setup(self) -> None:
+        if self.session.parts is not None:
+            self._renew(self.session.parts)
+            return
+        random_state = RandomState()
+        super()._setup()
+        if self.session.warm:
+            found = {name: getattr(self, name) for name in KEPT if hasattr(self, name)}
+            self.session.parts = {"random_state": random_state, **found}
+
+    def _renew(self, parts: Mapping[str, Any]) -> None:
+        """verl's `_setup` where actors and engine are there: each is given what its constructor would be given."""
+        kept = dict(parts)
+        kept.pop("random_state").restore()
+        self._init_tokenizer()
+        self._init_dataloader()
+        self._init_dump_executor()
+        for name, value in kept.items():
+            setattr(self, name, value)
+        servers, checkpoints, workers = (cast(Any, kept[name]) for name in USED)
+        servers.config = self.config
+        checkpoints.sleep_replicas()
+        workers.renew(self.config.actor_rollout_ref)
+        workers.init_model()
+        self.reward_loop_manager = RewardLoopManager(self.config)
+        self._load_checkpoint()
 
     def _load_checkpoint(self) -> None:
         self.queue_started()

@@ -240,14 +240,15 @@ class Driver:
                 ready = [p for p in ready if p.state != "held"]
             else:
                 self.looked = now
+        sharing = {p.stage.fingerprint: p for p in ready if self.kinds[p.stage.kind].shares(p.stage.settings)}
         for progress in ready:
-            if self.kinds[progress.stage.kind].shares_engine:
+            if progress.stage.fingerprint in sharing:
                 continue
             if len(self.queued) >= PENDING_GROUPS:
                 return
             if self.claims.claim(progress):
                 self._queue([progress.stage])
-        self._queue_sharing([p for p in ready if self.kinds[p.stage.kind].shares_engine])
+        self._queue_sharing(list(sharing.values()))
 
     def _queue_sharing(self, ready: list[StageProgress]) -> None:
         """Queues stages that can share an engine where they fit at once; the others wait for more of their like."""

@@ -6,9 +6,11 @@ import ast
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from common.errors import ConfigError
 from common.user_code import code_digest
+from launch.recipe.data import feeds_of
 
 
 def own_code(path: str) -> dict[str, str]:
@@ -60,3 +62,21 @@ def _names(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.id)
     return found
+
+
+def reward_code(recipe: Any) -> dict[str, Any]:
+    """What identifies the user's own code that judges: the reward's, and that of graders which rows name.
+
+    Raises ConfigError for a reward that cannot be loaded.
+    """
+    from data_prep.sources.feeds import graders
+    from rl_stage.rewards import load_reward, names
+
+    reward = recipe.rl.reward
+    own = own_graders(graders(feeds_of(recipe.data, "rl"), "rl"))
+    found = {"graders": own} if own else {}
+    if reward.name in names():
+        load_reward(reward.name, reward.settings)
+        return found
+    require(reward.name, "rl.reward.name")
+    return {**own_code(reward.name), **found}

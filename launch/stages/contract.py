@@ -244,6 +244,10 @@ class StageKind:
         """Runtime fields ("sft.processes") and values with which a stage takes less of a device, mildest first."""
         return ()
 
+    def shares(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a stage with these settings may share a child."""
+        return self.shares_engine
+
     def engine(self, settings: Mapping[str, Any]) -> Any:
         """What has to be equal for two stages to share a child, where `shares_engine`; JSON values."""
         return settings

@@ -7,10 +7,11 @@ from typing import Any
 
 from launch.recipe.platform import Placement
 from launch.recipe.section import identity
+from launch.stages._code import reward_code
 from launch.stages.contract import Branch, Cost, Counts, Made, Outside, StageKind, Step
 from launch.stages.memory import WIDTH, Memory, Shape, sampling
 from launch.stages.references import model_of, numerics
-from launch.stages.rl import FILLED, RlSettings, reward_code
+from launch.stages.rl import FILLED, RlSettings
 from launch.stages.sizes import spread
 
 SAMPLED = ("filter", "reward", "max_prompt_length", "max_response_length", "top_p")  # what of `rl` it depends on

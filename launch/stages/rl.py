@@ -11,10 +11,10 @@ from pydantic import field_validator, model_validator
 
 from common.attention import FLASH
 from common.errors import ConfigError
-from launch.recipe.data import Data, feeds_of
+from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
-from launch.stages._code import own_code, own_graders, require
+from launch.stages._code import reward_code
 from launch.stages.contract import Branch, Cost, Counts, Made, Published, Settings, StageKind, Step
 from launch.stages.memory import (
     FLOAT,
@@ -146,6 +146,7 @@ class Rl(Section):
     step_timeout: float = runtime(
         3600.0, "seconds start-up, one step, one weight sync or one validation may take", gt=0
     )
+    warm: bool = runtime(False, "branches that differ in weights, seed or objective alone share one engine")
     verl: dict[str, Any] = setting({}, "any other key of verl's RL configuration")
 
     @field_validator("start")
@@ -171,6 +172,7 @@ class RlStage(StageKind):
     describes = "reinforcement learning"
     after = ("prepare", "filter", "sft", "adopt", "average")
     halves = ("rl.tokens_per_micro_batch",)
+    shares_engine = True
     joins = "verl's queue has one name in a Ray cluster"
     series = "rl"
     curve = "curve.jsonl"
@@ -293,6 +295,15 @@ class RlStage(StageKind):
         nodes = found.nodes if given is None or given.nodes is None else given.nodes
         return found if nodes == 1 else found.model_copy(update={"cpus": demand_of(recipe).of_node(nodes)})
 
+    def shares(self, settings: Mapping[str, Any]) -> bool:
+        rl, devices = settings["rl"], settings["platform"]["gpus_per_node"]
+        return rl["warm"] and rl["mode"] == "sync" and rl["processes"] <= devices
+
+    def engine(self, settings: Mapping[str, Any]) -> Any:
+        # `rl_stage.warm` looks at the models too, and begins cold where they do not fit the session
+        kept = {name: settings[name] for name in ("rl", "model", "platform")}
+        return {**kept, "seed": settings["seed"] if settings["rl"]["full_determinism"] else None}
+
     def halved(self, settings: Mapping[str, Any], field: str) -> int:
         longest = settings["rl"]["max_prompt_length"] + settings["rl"]["max_response_length"]
         return max(min(longest, settings["rl"]["tokens_per_micro_batch"]), super().halved(settings, field))
@@ -357,24 +368,6 @@ class RlStage(StageKind):
 
         verl_config(settings, dict(inputs), scratch)
         return "verl accepts the configuration"
-
-
-def reward_code(recipe: Any) -> dict[str, Any]:
-    """What identifies the user's own code that judges: the reward's, and that of graders which rows name.
-
-    Raises ConfigError for a reward that cannot be loaded.
-    """
-    from data_prep.sources.feeds import graders
-    from rl_stage.rewards import load_reward, names
-
-    reward = recipe.rl.reward
-    own = own_graders(graders(feeds_of(recipe.data, "rl"), "rl"))
-    found = {"graders": own} if own else {}
-    if reward.name in names():
-        load_reward(reward.name, reward.settings)
-        return found
-    require(reward.name, "rl.reward.name")
-    return {**own_code(reward.name), **found}
 
 
 def prompts_of(branch: Branch) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, setting
+from launch.stages._code import reward_code
 from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKind, Step
 from launch.stages.memory import WIDTH, Memory, Shape, sampling
 from launch.stages.references import numerics
-from launch.stages.rl import FILLED, Rl, prompts_of, reward_code
+from launch.stages.rl import FILLED, Rl, prompts_of
 from launch.stages.sizes import spread
 
 # What of `rl` the answers and their scores depend on.

@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import ConfigError
 from launch import stages
+from launch.execution.sharing import engine_of
 from launch.graph.builder import make_plan
 from launch.recipe.compose import RecipeError
 from launch.stages.contract import StageKind
@@ -135,3 +136,22 @@ def test_resampling_and_measuring_otherwise_generates_nothing():
     other = make_plan("microworld", ["eval.resamples=77"])
     changed = {stage.kind for mark, stage in other.stages.items() if mark not in plain.stages}
     assert changed == {"measure", "analyse"}
+
+
+def test_rl_branches_share_a_child_where_their_weights_and_seeds_alone_differ():
+    def rl_of(*overrides: str) -> list[tuple[bool, str]]:
+        plan = make_plan("microworld", list(overrides))
+        kind = stages.load("rl")
+        found = [stage for stage in plan.stages.values() if stage.kind == "rl"]
+        assert found
+        return [(kind.shares(stage.settings), engine_of(kind, stage, False)) for stage in found]
+
+    alike = rl_of("objective=sft,dft", "seed=0,1", "rl.warm=true")
+    assert len(alike) == 4 and set(alike) == {(True, alike[0][1])}
+    assert {shared for shared, _ in rl_of("rl.warm=false")} == {False}
+    assert {shared for shared, _ in rl_of("rl.warm=true", "rl.mode=colocate_async")} == {False}
+    assert rl_of("rl.warm=true", "rl.lr=1e-5")[0][1] != alike[0][1]
+    plan, kind = make_plan("microworld", ["seed=0,1"]), stages.load("rl")
+    found = [stage.settings for stage in plan.stages.values() if stage.kind == "rl"]
+    whole = [{**one, "rl": one["rl"] | {"full_determinism": True}} for one in found]  # the seed is in the environment
+    assert kind.engine(found[0]) == kind.engine(found[1]) and kind.engine(whole[0]) != kind.engine(whole[1])

@@ -49,6 +49,7 @@ def test_ratios_are_of_medians():
             ("stock", [1.0, 4.0, 9.0], 60.0, 6.0),
             ("ours", [1.0, 2.0, 2.0], 32.0, 5.0),
             ("stock", [4.0, 8.0, 8.0], 64.0, 6.5),
+            ("warm", [1.0, 1.0, 1.0], 15.5, 5.0),
         )
     ]
     found = bench.figures(rows)
@@ -58,5 +59,6 @@ def test_ratios_are_of_medians():
         0.25,
         0.5,
     )
+    assert (found["warm_start"], found["warm_start_cpu"], found["warm_startup_seconds"]) == (0.25, 0.25, 15.5)
     assert (found["step_cpu_ratio"], found["startup_ratio"], found["startup_cpu_ratio"]) == (0.3333, 0.5, 0.5)
     assert (found["peak_memory_gb"], found["stock_peak_memory_gb"]) == (5.0, 6.5)

@@ -23,10 +23,11 @@ def world(tmp_path, monkeypatch, cpu_settings, inputs):
     scratch.mkdir()
     output.mkdir()
     world = SimpleNamespace(scratch=scratch, output=output, config=config, trained=0, train=lambda curve: None)
-    for name in ("prepare_environment", "load_reward", "check_rows", "require", "demand"):
+    for name in ("prepare_environment", "load_reward", "check_rows", "require"):
         monkeypatch.setattr(stage, name, lambda *_, **__: None)
     monkeypatch.setattr(stage, "verl_config", lambda *_: config)
-    monkeypatch.setattr(stage, "verl_session", lambda *_: contextlib.nullcontext())
+    session = SimpleNamespace(open=lambda *_: None)
+    monkeypatch.setattr(stage, "session_for", lambda settings: contextlib.nullcontext(session))
     monkeypatch.setattr(stage, "time_limit", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(stage.handoff, "check_model", lambda *_: None)
     monkeypatch.setattr(stage.handoff, "check_prompts", lambda *_: inputs["data"])

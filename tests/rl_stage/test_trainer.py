@@ -57,8 +57,9 @@ def trainer(tmp_path, monkeypatch, cpu_settings):
         curve = Curve(scratch / "curve.jsonl")
         exports = Exports(scratch, settings, curve)
         return module.make_trainer(
-            settings.rl.mode, None, settings, curve, exports, lambda *_, **__: None, lambda phase: None, lambda: None
-        )
+            settings.rl.mode, None, settings, curve, exports, lambda *_, **__: None, lambda phase: None, lambda: None,
+            SimpleNamespace(warm=False, parts=None),
+        )  # fmt: skip
 
     return make
 
