@@ -251,7 +251,7 @@ def test_kills_during_rl_and_evaluation_leave_a_complete_run(tmp_path, undisturb
         if record["fingerprint"] not in after_rl:
             assert found[address] == wanted[address], address
         elif address.parts[0] == "measure" and "held_out" not in address.name:
-            for name in ("greedy", "tokens_mean"):
+            for name in ("pass@1", "tokens_mean"):
                 mine, theirs = (measured(at, address)[name] for at in (root, undisturbed_to_the_end))
                 assert mine["low"] <= theirs["high"] and theirs["low"] <= mine["high"], (name, mine, theirs)
 
