@@ -300,6 +300,8 @@ class RlStage(StageKind):
         return rl["warm"] and rl["mode"] == "sync" and rl["processes"] <= devices
 
     def engine(self, settings: Mapping[str, Any]) -> Any:
+        if not settings["rl"]["warm"]:
+            return super().engine(settings)
         # `rl_stage.warm` looks at the models too, and begins cold where they do not fit the session
         kept = {name: settings[name] for name in ("rl", "model", "platform")}
         return {**kept, "seed": settings["seed"] if settings["rl"]["full_determinism"] else None}

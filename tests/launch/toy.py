@@ -41,6 +41,8 @@ def stage(
     settings = {"toy": toy, "platform": {**PLATFORM, **(platform or {})}, **(sections or {})}
     if kind == "generate":
         settings["held_out"] = False
+    if kind == "rl":
+        settings["rl"] = {"warm": False, "pause_at": None, **settings.get("rl", {})}
     links = {}
     for name, given in (inputs or {}).items():
         source, select = given if isinstance(given, tuple) else (given, "")
