@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from common.distributions import WINDOW
+from common.kernel_device import on_device_of
 from data_prep.reference.statistics import row_fields
 
 BLOCK = 64  # ids with one maximum: sqrt(V / k) for most models, where finding the k largest ids costs least
@@ -68,10 +69,11 @@ def statistics_in_one_pass(logits: Tensor, labels: Tensor, top_k: int) -> dict[s
     log_total, entropy, mass = (torch.empty(n, dtype=torch.float32, device=logits.device) for _ in range(3))
     maxima = logits.new_empty(n, vocab_size // BLOCK)
     if n:
-        _statistics_kernel[(n,)](
-            logits, label, log_total, entropy, mass, maxima, vocab_size, maxima.shape[1], logits.stride(0),
-            blocks=BLOCKS, block=BLOCK,  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
+        with on_device_of(logits):
+            _statistics_kernel[(n,)](
+                logits, label, log_total, entropy, mass, maxima, vocab_size, maxima.shape[1], logits.stride(0),
+                blocks=BLOCKS, block=BLOCK,  # pyright: ignore[reportArgumentType]
+            )  # fmt: skip
     top, ids = _largest(logits, maxima, min(max(top_k, WINDOW), vocab_size))
     return row_fields(ids, top.float(), label, log_total.unsqueeze(1), mass, entropy, top_k)
 

@@ -167,7 +167,6 @@ def write_shards(
             if writing is not None:
                 yield writing.result()
             writing = thread.submit(writer.write_shard, directory, name, layout, arrays)
-            del arrays
         if writing is not None:
             yield writing.result()
 

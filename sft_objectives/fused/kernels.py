@@ -10,7 +10,6 @@ Importing this module needs triton. `TRITON_INTERPRET=1`, set before that, runs 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from common.kernel_device import on_device_of
 
 from .chunk_student import ChunkStudent, largest, slices
 
@@ -75,11 +76,6 @@ def _gradient_kernel(
     if with_dense:
         gradient += tl.load(dense + row * vocab_size + columns, mask=inside, other=0.0)
     tl.store(place, gradient.to(logits.dtype.element_ty), mask=inside)
-
-
-def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """While open, kernels are launched on the tensor's GPU: Triton takes the current one, whatever its arguments."""
-    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 
 def reduced(logits: Tensor, power: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
