@@ -78,13 +78,14 @@ def demand_of(settings: Any) -> Demand:
         "trainer.nnodes": rl.processes // per_node,
         "actor_rollout_ref.rollout.tensor_model_parallel_size": rl.tensor_parallel,
         **(OURS_ON_CPU if platform.name == "cpu" else {}),
-        **_flat(rl.verl),
+        **flat(rl.verl),
     }
     return demand(values.__getitem__)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and values of nested mappings."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found

@@ -93,7 +93,7 @@ def verl_session(settings: Any, demand: Demand) -> Iterator[None]:
             _system_config={
                 "prestart_worker_first_driver": False,
                 "enable_worker_prestart": False,
-                "worker_register_timeout_seconds": WORKER_START_SECONDS,
+                **({"worker_register_timeout_seconds": WORKER_START_SECONDS} if on_cpu else {}),
             },
         )
     try:

@@ -17,7 +17,7 @@ from rl_stage.curve import Curve
 from rl_stage.rewards import check_rows, load_reward
 from rl_stage.session import prepare_environment
 from rl_stage.time_limit import time_limit
-from rl_stage.warm import session_for
+from rl_stage.warm import kept_session
 
 
 def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, report: Callable[..., None]) -> None:
@@ -36,7 +36,10 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
     rl = settings.rl
     scratch.mkdir(parents=True, exist_ok=True)
     last = rl.steps if rl.pause_at is None else rl.pause_at
-    with session_for(settings) as session:
+    resumed = repair_checkpoints(scratch / "checkpoints", rl.keep_checkpoints)
+    with kept_session() as session:
+        if resumed < last:
+            session.prepare(settings)
         load_reward(rl.reward.name, rl.reward.settings)
         for name in ("rl_train", "rl_val"):
             check_rows(inputs["data"] / f"{name}.parquet", rl.reward.settings)
@@ -44,7 +47,6 @@ def run(settings: Any, inputs: Mapping[str, Path], output: Path, scratch: Path, 
         handoff.check_model(inputs["model"], settings)
         data = handoff.check_prompts(inputs, settings, scratch)
         config = verl_config(settings, {**inputs, "data": data}, scratch)
-        resumed = repair_checkpoints(scratch / "checkpoints", rl.keep_checkpoints)
         curve = Curve(scratch / "curve.jsonl")
         curve.forget_after(resumed)
         exports = Exports(scratch, settings, curve)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import ray
+import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from verl.experimental.reward_loop import RewardLoopManager
@@ -23,7 +24,7 @@ from rl_stage.checkpoints import Exports
 from rl_stage.config import POLL_SECONDS
 from rl_stage.curve import Curve
 from rl_stage.handoff import judge_probe
-from rl_stage.renewable import RandomState, RenewableAgentLoopManager, RenewableWorker
+from rl_stage.renewable import RenewableAgentLoopManager, RenewableWorker
 from rl_stage.warm import Session
 from rl_stage.weight_check import limits_of
 
@@ -51,6 +52,7 @@ METRICS = {
 }
 
 
+FRESH = torch.get_rng_state()  # before anything was drawn in this process; the host's, a trainer needs no device
 # Attributes of verl's trainer that a later run in the same processes takes over (`rl_stage.warm`).
 KEPT = (
     "actor_rollout_wg",
@@ -85,7 +87,6 @@ def train(
         queue_started = in_background(tq.init, config.transfer_queue)
         session.at_end(tq.close)
     else:
-        ray.get([worker.settle.remote() for worker in session.agent_loops])
         queue_started = empty_queue
     trainer = None
     try:
@@ -194,22 +195,21 @@ class _Measured(_Trainer):
         if self.session.parts is not None:
             self._renew(self.session.parts)
             return
-        random_state = RandomState()
+        if self.session.warm:
+            torch.set_rng_state(FRESH)
         super()._setup()
         if self.session.warm:
-            found = {name: getattr(self, name) for name in KEPT if hasattr(self, name)}
-            self.session.parts = {"random_state": random_state, **found}
+            self.session.parts = {name: getattr(self, name) for name in KEPT if hasattr(self, name)}
 
     def _renew(self, parts: Mapping[str, Any]) -> None:
         """verl's `_setup` where actors and engine are there: each is given what its constructor would be given."""
-        kept = dict(parts)
-        kept.pop("random_state").restore()
+        torch.set_rng_state(FRESH)
         self._init_tokenizer()
         self._init_dataloader()
         self._init_dump_executor()
-        for name, value in kept.items():
+        for name, value in parts.items():
             setattr(self, name, value)
-        servers, checkpoints, workers = (cast(Any, kept[name]) for name in USED)
+        servers, checkpoints, workers = (cast(Any, parts[name]) for name in USED)
         servers.config = self.config
         checkpoints.sleep_replicas()
         workers.renew(self.config.actor_rollout_ref)

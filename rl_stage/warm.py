@@ -20,6 +20,7 @@ from common.models import tensor_headers
 from common.worker_forks.start import fork_server
 from rl_stage.demands import demand
 from rl_stage.preloaded import PRELOADED
+from rl_stage.renewal import can_be_renewed
 from rl_stage.session import verl_session
 
 # Keys of verl that may differ between runs of one session: the model's weights, seeds, data, and where a run writes.
@@ -56,12 +57,21 @@ class Session:
 
     def open(self, settings: Any, config: Any, model: Path) -> None:
         """Ray and an empty queue for a run with verl's `config` on `model`; kept ones where they fit, else new ones."""
+        import ray
         from omegaconf import OmegaConf
+        from ray.exceptions import RayError
 
-        wanted = settings.rl.warm and key_of(settings, config, model)
+        # Ray ends with this process too; what is registered later is called earlier, while its actors are there.
+        atexit.unregister(close_kept)
+        atexit.register(close_kept)
+        wanted = key_of(settings, config, model)
         self.warm = bool(wanted)
-        if self._key and self._key == wanted:
-            return
+        if wanted and self._key == wanted:
+            try:
+                ray.get([worker.settle.remote() for worker in self.agent_loops])
+                return
+            except RayError as error:
+                print(f"a worker of the session is gone, this run begins cold: {error}", flush=True)
         if self._key:
             self.close()
             self.prepare(settings)
@@ -83,13 +93,12 @@ _kept: Session | None = None
 
 
 @contextlib.contextmanager
-def session_for(settings: Any) -> Iterator[Session]:
+def kept_session() -> Iterator[Session]:
     """The session that the run before left, or a new one. It is left for the next run where it can be renewed, ended by
     an exception and with this process."""
     global _kept
     session, _kept = _kept or Session(), None
     try:
-        session.prepare(settings)
         yield session
     except BaseException:
         session.close()
@@ -100,7 +109,6 @@ def session_for(settings: Any) -> Iterator[Session]:
         session.close()
 
 
-@atexit.register
 def close_kept() -> None:
     """End the session that was left, if there is one."""
     global _kept
@@ -115,10 +123,10 @@ def key_of(settings: Any, config: Any, model: Path) -> str:
     nodes, asynchronous, with further models, or that pause."""
     from omegaconf import OmegaConf
 
-    critic = config.critic.enable or config.algorithm.adv_estimator == "gae"
-    further = critic or config.distillation.enabled or config.reward.reward_model.enable
-    paused = settings.rl.pause_at is not None
-    if os.environ.get("RAY_ADDRESS") or settings.rl.mode != "sync" or further or paused:
+    given = {name: getattr(settings.rl, name) for name in ("warm", "mode", "pause_at", "processes", "verl")}
+    platform = settings.platform
+    renewed = can_be_renewed(**given, devices=platform.gpus_per_node, platform=platform.name)
+    if os.environ.get("RAY_ADDRESS") or not renewed:
         return ""
     plain: Any = OmegaConf.to_container(config)  # interpolations as they are: many lead to a path of `VARYING`
     for key in VARYING:

@@ -23,6 +23,7 @@ from typing import Any
 from common.worker_forks.client import LENGTH, PLAIN, SOCKET
 
 PR_SET_PDEATHSIG = 1
+ASKED_WITHIN = 10.0  # seconds that a client may take to say what it wants
 LOOK = 0.5  # seconds between two looks for workers that have ended
 
 
@@ -33,11 +34,15 @@ def threads() -> int:
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """A client's request and its standard descriptors; None where it has left: Ray may have lost patience with it."""
-    head, descriptors, _, _ = socket.recv_fds(connection, LENGTH, 3)
-    with connection.makefile("rb") as file:
-        head += file.read(LENGTH - len(head))
-        length = int.from_bytes(head, "big")
-        body = file.read(length)
+    head, body, length, descriptors = b"", b"", 0, []
+    connection.settimeout(ASKED_WITHIN)
+    with contextlib.suppress(TimeoutError):
+        head, descriptors, _, _ = socket.recv_fds(connection, LENGTH, 3)
+        with connection.makefile("rb") as file:
+            head += file.read(LENGTH - len(head))
+            length = int.from_bytes(head, "big")
+            body = file.read(length)
+    connection.settimeout(None)
     if len(head) < LENGTH or len(body) < length or left(connection):
         for descriptor in descriptors:
             os.close(descriptor)
@@ -54,9 +59,8 @@ def left(connection: socket.socket) -> bool:
 
 
 def serve(listener: socket.socket) -> dict[str, Any]:
-    """Fork for each connection until the process that started this one ends. Returns in the forks alone."""
-    parent = os.getppid()
-    while os.getppid() == parent:
+    """Fork for each connection, for ever. Returns in the forks alone."""
+    while True:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -79,7 +83,6 @@ def serve(listener: socket.socket) -> dict[str, Any]:
             for descriptor in descriptors:
                 os.close(descriptor)
         connection.close()
-    sys.exit(0)
 
 
 def become(request: dict[str, Any]) -> None:
@@ -102,6 +105,9 @@ def become(request: dict[str, Any]) -> None:
 def main() -> None:
     """Import, then serve who has connected meanwhile."""
     number, modules = sys.argv[1:]
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ["RAY_RAYLET_PID"]):
+        sys.exit("who started this server has ended")
     listener = socket.socket(fileno=int(number))
     for module in modules.split(","):
         importlib.import_module(module)

@@ -33,7 +33,8 @@ def fork_server(modules: Sequence[str]) -> Iterator[None]:
     found = importlib.metadata.version("ray")
     if not found.startswith(f"{SUPPORTED}."):
         raise ConfigError(f"workers are forked under Ray {SUPPORTED}, found {found}: install requirements/cpu.txt")
-    folder = Path(tempfile.mkdtemp(prefix="f"))  # nobody else may enter
+    # Nobody else may enter. Beside Ray's own files, which whoever ends this process without a word takes away.
+    folder = Path(tempfile.mkdtemp(prefix="f", dir=os.environ.get("RAY_TMPDIR")))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(folder / "s"))
         listener.listen(64)  # who connects during the imports waits for their end

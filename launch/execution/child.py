@@ -28,7 +28,7 @@ from common.registry import check_origin
 from common.settings import rebuild
 from launch.execution.outcomes import DISK_FULL, Stopped, classify, is_full, traceback_digest
 from launch.execution.progress import Reporter
-from launch.execution.requests import read_request, request_file
+from launch.execution.requests import BEGIN_NO_MORE, read_request, request_file
 from launch.fingerprint import MEMORY, verify_outside
 
 POSITION = struct.Struct("qq")  # shared with the guard: index of the request in work, peak bytes since it began
@@ -131,6 +131,8 @@ def work(paths: Sequence[str], shared: mmap.mmap) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         for index, path in enumerate(paths):
             request = read_request(Path(path))
+            if request_file(request, BEGIN_NO_MORE).exists():
+                break
             POSITION.pack_into(shared, 0, index, 0)
             _log_to(request_file(request, "log"))
             begun = time.monotonic()

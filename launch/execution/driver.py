@@ -16,7 +16,6 @@ otherwise: the ones that are ready together then run in one child (or in as many
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
@@ -35,6 +34,7 @@ from launch.execution.display import Display, print_budget, print_outcome
 from launch.execution.entries import entry_of
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
 from launch.execution.preconditions import check_disk, check_models
+from launch.execution.requests import BEGIN_NO_MORE, STOP, ask
 from launch.execution.sharing import engine_of, free_places, waits_for_turn
 from launch.execution.stopping import abandon, end_without_supervisor, last_resort, signals
 from launch.graph.estimate import estimate_plan
@@ -189,12 +189,10 @@ class Driver:
             if wanting and (self.device_seconds + current) / 3600 >= limit:
                 self.stopping = f"run.max_device_hours={limit:g} is used up"
                 self._drop([job for job in self.queued if devices(job.placement)])
+                ask([job for job in self.running if devices(job.placement)], BEGIN_NO_MORE, self.store)
         elif self.stopping and not self._used_up:
             self._drop(self.queued)
-            for job in self.running:
-                for stage in job.stages:
-                    with contextlib.suppress(OSError):
-                        (self.store.logs(stage) / f"attempt-{job.attempts[stage.fingerprint]}.stop").touch()
+            ask(self.running, STOP, self.store)
 
     def _drop(self, jobs: list[Job]) -> None:
         for job in list(jobs):

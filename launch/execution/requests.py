@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,11 @@ from launch.store.places import Places, attempt_file
 from launch.store.records import redact
 
 if TYPE_CHECKING:
+    from launch.execution.jobs import Job
     from launch.graph.plan import Stage
+
+
+STOP, BEGIN_NO_MORE = "stop", "begin_no_more"  # suffixes of empty files beside an attempt's log: what is asked of it
 
 
 def request_of(
@@ -49,6 +54,14 @@ def request_of(
     write_json(path, request)
     path.chmod(0o600)
     return path
+
+
+def ask(jobs: Iterable[Job], what: str, places: Places) -> None:
+    """Asks the children of jobs for `STOP`, or `BEGIN_NO_MORE`: to end after the stage in work."""
+    for job in jobs:
+        for stage in job.stages:
+            with contextlib.suppress(OSError):
+                attempt_file(places.logs(stage), job.attempts[stage.fingerprint], what).touch()
 
 
 def read_request(path: Path) -> dict[str, Any]:

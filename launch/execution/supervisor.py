@@ -21,6 +21,7 @@ from common.processes import end_attempt
 from launch.execution.devices import wait_until_free
 from launch.execution.environment import environment
 from launch.execution.outcomes import DISK_FULL, UNSAID, judge_log
+from launch.execution.requests import STOP
 from launch.store import Corrupt, Full, LeaseLost, Store, StoreError
 from launch.store.patience import patiently, read
 from launch.store.places import attempt_file
@@ -182,7 +183,7 @@ class _Watch:
             seen = self._signs()
             if seen != sign:
                 sign, sign_at = seen, now
-            if any(self._file(entry, "stop").exists() for entry in self.entries):
+            if any(self._file(entry, STOP).exists() for entry in self.entries):
                 self.ending = ("stopped", "stopped on request")
             elif now - self.clock > job["timeout"]:
                 self.ending = ("timeout", f"it took more than run.timeout={job['timeout']:g} s")

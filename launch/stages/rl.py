@@ -35,6 +35,7 @@ from launch.stages.sft import Lora
 from launch.stages.sizes import more_processes, optimizer_bytes, spread, weight_bytes
 from launch.stages.starts import BASE, NAMED, called, starts
 from rl_stage.demands import demand_of
+from rl_stage.renewal import can_be_renewed
 from sft_objectives.trainer.supported import flat
 
 FILLED = 0.5  # of the length limits that prompts and responses fill when nothing is known
@@ -296,8 +297,10 @@ class RlStage(StageKind):
         return found if nodes == 1 else found.model_copy(update={"cpus": demand_of(recipe).of_node(nodes)})
 
     def shares(self, settings: Mapping[str, Any]) -> bool:
-        rl, devices = settings["rl"], settings["platform"]["gpus_per_node"]
-        return rl["warm"] and rl["mode"] == "sync" and rl["processes"] <= devices
+        rl, platform = settings["rl"], settings["platform"]
+        nodes = platform["placement"].get(self.name, {}).get("nodes") or 1
+        given = {name: rl[name] for name in ("warm", "mode", "pause_at", "processes", "verl")}
+        return nodes == 1 and can_be_renewed(**given, devices=platform["gpus_per_node"], platform=platform["name"])
 
     def engine(self, settings: Mapping[str, Any]) -> Any:
         if not settings["rl"]["warm"]:

@@ -149,7 +149,8 @@ def test_rl_branches_share_a_child_where_their_weights_and_seeds_alone_differ():
     alike = rl_of("objective=sft,dft", "seed=0,1", "rl.warm=true")
     assert len(alike) == 4 and set(alike) == {(True, alike[0][1])}
     assert {shared for shared, _ in rl_of("rl.warm=false")} == {False}
-    assert {shared for shared, _ in rl_of("rl.warm=true", "rl.mode=colocate_async")} == {False}
+    for other in ("rl.mode=colocate_async", "rl.pause_at=2", "rl.verl.trainer.logger=[tensorboard]"):
+        assert {shared for shared, _ in rl_of("rl.warm=true", other)} == {False}, other
     assert rl_of("rl.warm=true", "rl.lr=1e-5")[0][1] != alike[0][1]
     plan, kind = make_plan("microworld", ["seed=0,1"]), stages.load("rl")
     found = [stage.settings for stage in plan.stages.values() if stage.kind == "rl"]

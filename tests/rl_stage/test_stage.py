@@ -26,8 +26,8 @@ def world(tmp_path, monkeypatch, cpu_settings, inputs):
     for name in ("prepare_environment", "load_reward", "check_rows", "require"):
         monkeypatch.setattr(stage, name, lambda *_, **__: None)
     monkeypatch.setattr(stage, "verl_config", lambda *_: config)
-    session = SimpleNamespace(open=lambda *_: None)
-    monkeypatch.setattr(stage, "session_for", lambda settings: contextlib.nullcontext(session))
+    session = SimpleNamespace(open=lambda *_: None, prepare=lambda _: None)
+    monkeypatch.setattr(stage, "kept_session", lambda: contextlib.nullcontext(session))
     monkeypatch.setattr(stage, "time_limit", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(stage.handoff, "check_model", lambda *_: None)
     monkeypatch.setattr(stage.handoff, "check_prompts", lambda *_: inputs["data"])

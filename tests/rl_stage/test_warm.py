@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_anything_else_may_not(key, model, edit, monkeypatch):
 
 def test_what_cannot_begin_anew_shares_nothing(key, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert key(mode="colocate_async") == ""
+    assert key(mode="colocate_async") == key(pause_at=1) == key(verl={"reward.num_workers": 1}) == ""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert key() == ""
 
@@ -88,7 +89,7 @@ def used(*, keeps: bool = True, error: type[BaseException] | None = None) -> tup
     """A session through one run."""
     ended = Ended()
     try:
-        with warm.session_for(None) as session:
+        with warm.kept_session() as session:
             session.at_end(ended)
             session.warm, session.parts = keeps, {}
             if error is not None:
@@ -114,6 +115,27 @@ def test_a_failure_ends_it(sessions, error):
     second, own = used(error=error)
     assert second is first and ended.count == own.count == 1
     assert warm._kept is None and first.parts is None
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_session_of_which_a_worker_is_gone_is_begun_again(sessions, monkeypatch, gone):
+    import ray
+
+    def get(_):
+        if gone:
+            raise ray.exceptions.RayActorError()
+
+    begun = Ended()
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(warm, "key_of", lambda *_: "key")
+    monkeypatch.setattr(warm, "demand", lambda _: None)
+    monkeypatch.setattr(warm, "verl_session", lambda *_: contextlib.nullcontext(begun()))
+    for _ in range(2):
+        with warm.kept_session() as session:
+            session.open(None, None, Path())
+            session.parts = {}
+    assert begun.count == 1 + gone
+    warm.close_kept()
 
 
 def test_a_run_that_cannot_be_renewed_ends_its_own(sessions):

@@ -17,7 +17,8 @@ from fake_nvml import FakeDriver
 
 from common.files import read_json
 from common.processes import attempt_processes, start_time
-from launch.execution.requests import request_of
+from launch.execution.jobs import Job
+from launch.execution.requests import BEGIN_NO_MORE, ask, request_of
 from launch.execution.supervisor import supervise
 from launch.store import Full, Store
 from launch.store.gc import collect
@@ -150,6 +151,18 @@ def test_stages_of_one_job_share_a_child_and_keep_their_own_logs_and_records(tmp
     assert len(pids) == 1
     assert "row 7" in (store.logs(bad) / "latest").read_text()
     assert "row 7" not in (store.logs(stages[1]) / "latest").read_text()
+
+
+def test_a_shared_child_that_is_asked_to_begins_no_more(tmp_path):
+    """What is in work ends and is published: `run.max_device_hours` is used up."""
+    store = Store(tmp_path)
+    first, second = toy.steps("first", count=5, sleep=0.1), toy.steps("second")
+    described = job(store, first, second)
+    entries = {entry["stage"].fingerprint: entry["attempt"] for entry in described["stages"]}
+    ask([Job([first, second], {}, attempts=entries)], BEGIN_NO_MORE, store)
+    (store.logs(first) / f"attempt-{entries[first.fingerprint]}.{BEGIN_NO_MORE}").unlink()  # it was at work before
+    outcomes = [result["outcome"] for result in supervise(described)]
+    assert outcomes == ["ok", "unstarted"] and store.has(first) and not store.has(second)
 
 
 def test_a_fault_ends_the_shared_child_and_the_rest_is_unstarted(tmp_path):
