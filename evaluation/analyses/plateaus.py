@@ -118,11 +118,11 @@ class Plateaus(Analysis):
         for model in tabled:
             of_base = kept if model is tabled[0] else None
             found.append(_of_table(model, settings, of_base))
-        tables = {
-            "plateau_shares": _shares(found, settings),
-            "plateau_ridges": _ridges(found, settings),
-        }
-        if tabled and settings.examples:
+        tables = {"plateau_shares": _shares(found, settings)}
+        ridges = _ridges(found, settings)
+        if any(value is not None for row in ridges.rows for value in row[1:]):
+            tables["plateau_ridges"] = ridges
+        if kept:
             tables["plateau_examples"] = _examples(tabled[0], kept)
         shown = [one for one in found if one.name in settings.shown] or found[:2]
         figures = {
@@ -130,13 +130,14 @@ class Plateaus(Analysis):
                 partial(_draw_density, shown),
                 "Tokens by effective support N1 and R = N2 / N1, log scale; ridges at integers are plateaus. Line: the "
                 f"lowest R that a window of {WINDOW} ids allows.",
-            ),
-            "plateau_shares": Figure(
+            )
+        }
+        if any(one.plateaus.any() for one in found if "@" not in one.name):
+            figures["plateau_shares"] = Figure(
                 partial(_draw_shares, found, colours(tabled)),
                 f"Share of tokens on a plateau of k equal ids: N1 within {WIDTH} of k and R over {FLATNESS}; no mark: "
                 "none.",
-            ),
-        }
+            )
         return Findings(tables, figures, _sentence(found), {"plateau_density": _data(found)})
 
 
@@ -283,11 +284,7 @@ def _draw_shares(found: Sequence[Density], shades: Mapping[str, str], figure: An
         axis.plot(k + (place - (len(drawn) - 1) / 2) * width, shares, label=name, markersize=4, **look)
     for k in range(1, found[0].largest):
         axis.axvline(k + 0.5, color="#dddddd", linewidth=0.6, zorder=0)
-    if any(one.plateaus.any() for one in drawn):
-        axis.set_yscale("log")
-    else:
-        axis.set_ylim(0, 1)
-        axis.text(0.5, 0.5, "no token is on a plateau", transform=axis.transAxes, ha="center")
+    axis.set_yscale("log")
     axis.set_xticks(range(1, found[0].largest + 1))
     axis.set(xlabel="plateau k", ylabel="share of tokens")
     _style.legend(axis)
