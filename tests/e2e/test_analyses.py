@@ -32,5 +32,7 @@ def test_the_report_shows_every_analysis_with_its_picture_and_sentence(tmp_path)
             drawn = artifact.parent / "figures" / f"{figure}.svg"
             assert drawn.stat().st_size > 2000 and drawn.with_suffix(".png").stat().st_size > 2000, figure
             assert any(page.parent.glob(f"figures/analyse-{name}-*-{figure}.svg")), f"{figure} is not in the report"
-    assert text.count("<svg") >= len(NAMES)
+    shown = sum(len(read_json(artifact)["figures"]) for artifact in root.glob("analyse/*/findings.json"))
+    assert text.count('src="data:image/svg+xml,') == shown >= len(NAMES) and "too large to stand here" not in text
     assert len(list(root.glob("analyse/tokens-*/pages/tokens.html"))) == 1
+    assert len(list(page.parent.glob("pages/analyse-tokens-*.html"))) == 1
