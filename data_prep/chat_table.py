@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from common.errors import ConfigError
 from common.files import read_json, text_digest, write_json
+from common.parquet import streamed
 from data_prep.tables import BATCH_ROWS
 
 COLUMNS = ("messages", "tools", "critical_spans", "row_tokens")
@@ -65,7 +66,7 @@ class ParquetChats:
         yield from self._open().iter_batches(BATCH_ROWS, columns=list(columns), use_threads=False)
 
     def _open(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self._file, metadata=self._metadata)
+        return streamed(self._file, self._metadata)
 
 
 class MappedChats:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from common.chats import Renderer
 from common.errors import ConfigError
 from common.files import write_json
+from common.parquet import streamed
 from common.problems import INSTRUCTIONS, problem_key, turns
 from data_prep.lengths import ChatLengths, Measured, encode_chats
 from data_prep.overlap import Overlap
@@ -161,7 +161,7 @@ def _problems_of(inputs: Mapping[str, Path]) -> dict[str, list[Asked]]:
 
 
 def _columns(path: Path, identity: str, chat: str) -> Iterator[Asked]:
-    file = pq.ParquetFile(path)
+    file = streamed(path)
     columns = [identity, chat, *({"tools"} & set(file.schema_arrow.names))]
     for batch in file.iter_batches(BATCH_ROWS, columns=columns):
         for row in batch.to_pylist():

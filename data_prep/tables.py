@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.parquet import streamed
 from common.problems import dump
 from data_prep.formats.turns import EXTRAS
 
@@ -75,7 +76,7 @@ class TableWriter:
         self._writer.close()
         written = self._path.rename(self._path.with_suffix(".narrow"))
         self._writer = self._open()
-        for batch in pq.ParquetFile(written).iter_batches(BATCH_ROWS):
+        for batch in streamed(written).iter_batches(BATCH_ROWS):
             self._write(batch.to_pylist())
         written.unlink()
 

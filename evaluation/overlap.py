@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from common.errors import ConfigError
+from common.parquet import streamed
 from common.problems import asked_keys
 
 BATCH_ROWS = 4096
@@ -32,7 +31,7 @@ def check_trained_on(
         if not path.is_file():
             raise ConfigError(f"{name}: {path}: no such file; give prepared data")
         row = 0
-        trained = pq.ParquetFile(path)
+        trained = streamed(path)
         columns = [column, *({"tools"} & set(trained.schema_arrow.names))]
         for batch in trained.iter_batches(BATCH_ROWS, columns=columns):
             for given in batch.to_pylist():

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import ConfigError
+from common.parquet import streamed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,7 +137,7 @@ def batches(directory: Path, columns: Sequence[str]) -> Iterator[dict[str, np.nd
         raise ConfigError(
             f"{directory}: no {FILE}; set eval.held_out_chats above 0 and run `generate` again, which writes it"
         )
-    with pq.ParquetFile(path) as file:
+    with streamed(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
             yield {name: _array(batch.column(name)) for name in columns}
 

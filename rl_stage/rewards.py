@@ -78,10 +78,10 @@ def check_rows(path: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a row names an unknown grader, or one that runs programs without the setting `run_generated_code`.
     """
-    import pyarrow.parquet as pq
+    from common.parquet import streamed
 
     named: set[str] = set()
-    for batch in pq.ParquetFile(path).iter_batches(columns=["extra_info"]):
+    for batch in streamed(path).iter_batches(columns=["extra_info"]):
         named |= {own for row in batch.to_pylist() if (own := row_grader(row.get("extra_info"))) is not None}
     for name in sorted(named):
         try:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from common.errors import ConfigError
 from common.files import write_json, write_json_lines
 from common.models import load_tokenizer
+from common.parquet import streamed
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def load_documents(folder: Path, skills: list[str]) -> list[Document]:
     for file in files:
         if skills and file.stem not in skills:
             continue
-        for batch in pq.ParquetFile(file).iter_batches(columns=["input_ids", "prompt_length"]):
+        for batch in streamed(file).iter_batches(columns=["input_ids", "prompt_length"]):
             column = batch.column("input_ids")
             values = column.values.to_numpy()
             spans = itertools.pairwise(column.offsets.to_numpy())

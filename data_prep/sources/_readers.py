@@ -211,11 +211,12 @@ def _table(path: Path, file: io.BufferedReader, raw: IO[bytes]) -> Iterator[Row]
 
 def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from common.parquet import streamed
 
     size = path.stat().st_size
     try:
-        file = pq.ParquetFile(path)
+        file = streamed(path)
         rows, number = file.metadata.num_rows, 0
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
             for row in batch.to_pylist():

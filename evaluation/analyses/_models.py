@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
+from evaluation.analyses import _style
 from evaluation.analyses.contract import Given
 
 BASE, TEACHER = "base", "teacher"
@@ -72,6 +73,16 @@ def runs(name: str, inputs: Iterable[Given]) -> tuple[Model, dict[str, list[Mode
     if not found:
         raise ConfigError(f"{name}: the base model alone; run sft, and name sft.publish_steps to see its checkpoints")
     return base, found
+
+
+def colours(found: Iterable[Model]) -> dict[str, str]:
+    """By label the colour of each model, the same in every picture: one for each run, and those of base and teacher."""
+    own = {BASE: _style.GREY, TEACHER: _style.BLACK}
+    runs: dict[str, str] = {}
+    for one in found:
+        if one.model not in own:
+            own[one.label] = runs.setdefault(one.run, _style.colour(len(runs)))
+    return own
 
 
 def one_line(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 # Okabe and Ito's, told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-GREY = "#888888"  # the base model's
+GREY, BLACK = "#888888", "#000000"  # the base model's and the teacher's
 SIZE = (6.4, 3.8)  # inches
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "sft-then-rl",  # equal figures are equal files
@@ -34,7 +34,15 @@ def legend(axis: Any) -> None:
 
 
 def boxes(
-    axis: Any, quantiles: Any, places: Any, width: float, colour: str, label: str, *, across: bool = False
+    axis: Any,
+    quantiles: Any,
+    places: Any,
+    width: float,
+    colour: str,
+    label: str,
+    *,
+    across: bool = False,
+    hatched: bool = False,
 ) -> None:
     """Box plots from quantiles (mappings with whislo, q1, med, q3, whishi) in one colour, named in the legend; `across`
     lays them down."""
@@ -46,7 +54,7 @@ def boxes(
         widths=width * 0.85,
         showfliers=False,
         patch_artist=True,
-        boxprops={"facecolor": colour, "alpha": 0.45, "edgecolor": colour},
+        boxprops={"facecolor": colour, "alpha": 0.45, "edgecolor": colour, "hatch": "////" if hatched else ""},
         medianprops={"color": "black", "linewidth": 1.2},
         whiskerprops={"color": colour},
         capprops={"color": colour},

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evaluation.analyses import _style
 from evaluation.analyses._counts import Largest, Quantiles
-from evaluation.analyses._models import Model, models, one_line, shortened
+from evaluation.analyses._models import Model, colours, models, one_line, shortened
 from evaluation.analyses._progress import beat
 from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Table
 from evaluation.token_table import batches, contexts, rows_of, texts
@@ -179,12 +179,11 @@ def _draw(found: Sequence[Hardness], which: str, label: str, figure: Any) -> Non
     figure.set_size_inches(6.4, 0.32 * len(found) + 1.1)
     axis = figure.subplots()
     names = shortened([one.model.label for one in found])
-    runs = list(dict.fromkeys(one.model.run for one in found))
+    shades = colours(one.model for one in found)
     for place, one in enumerate(found):
         quantiles = getattr(one, which).at(SHARES)
         box = dict(zip(("whislo", "q1", "med", "q3", "whishi"), quantiles, strict=True))
-        colour = _style.GREY if one.model.model == "base" else _style.colour(runs.index(one.model.run))
-        _style.boxes(axis, [box], [place], 0.8, colour, names[place], across=True)
+        _style.boxes(axis, [box], [place], 0.8, shades[one.model.label], names[place], across=True)
     axis.set_yticks(range(len(found)), names, fontsize=7)
     axis.invert_yaxis()
     axis.set(xlabel=label, xlim=(-0.02, 1.02))

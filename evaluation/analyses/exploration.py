@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from common.errors import ConfigError
 from evaluation.analyses import _style, _text
 from evaluation.analyses._counts import Quantiles
-from evaluation.analyses._models import Model, models, shortened
+from evaluation.analyses._models import Model, colours, models, shortened
 from evaluation.analyses._progress import beat
 from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Table
 from evaluation.token_table import TOP, batches, rows_of, texts
@@ -184,11 +184,11 @@ def _sentence(first: Masses, thresholds: dict[tuple[float, int], float], setting
 def _draw_masses(found: Sequence[Masses], wanted: Sequence[int], figure: Any) -> None:
     axis = figure.subplots()
     found = [one for one in found if "@" not in one.model.model]  # checkpoints on the way are in the table
-    width = 0.8 / len(found)
+    width, shades = 0.8 / len(found), colours(one.model for one in found)
     for place, (one, name) in enumerate(zip(found, shortened([one.model.label for one in found]), strict=True)):
         boxes = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), one.mass(k, SHARES), strict=True)) for k in wanted]
         at = [index + (place - (len(found) - 1) / 2) * width for index in range(len(wanted))]
-        _style.boxes(axis, boxes, at, width, _style.colour(place), name)
+        _style.boxes(axis, boxes, at, width, shades[one.model.label], name, hatched=one.model.model == "rl")
     axis.set_xticks(range(len(wanted)), [str(k) for k in wanted])
     axis.set(xlabel="k", ylabel="probability of the top k", ylim=(-0.02, 1.03))
     _style.legend(axis)

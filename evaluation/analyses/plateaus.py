@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from data_prep.reference.reader import ReferenceCache
 from evaluation.analyses import _style
 from evaluation.analyses._counts import Kept
 from evaluation.analyses._envelope import lowest_ratio
-from evaluation.analyses._models import BASE, Model, models, one_line, shortened
+from evaluation.analyses._models import BASE, Model, colours, models, one_line, shortened
 from evaluation.analyses._progress import beat
 from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Table
 from evaluation.token_table import WINDOW, batches, contexts, rows_of, texts
@@ -24,6 +24,7 @@ WIDTH, FLATNESS = 0.3, 0.95  # of a plateau (eq. 12)
 N1_STEP, R_STEP = 0.05, 0.01  # bins of the joint density
 SHOWN = 10  # ids of an example's table
 MARKS = "osD^vPX*"
+TRAINING = ", training chats"  # after the role of a cache
 
 
 class Settings(BaseModel):
@@ -112,16 +113,16 @@ class Plateaus(Analysis):
         tabled = models(self.name, inputs) if any(given.kind == "generate" for given in inputs) else []
         if not caches and not tabled:
             raise ConfigError(f"{self.name}: no reference cache and no held-out tokens; run one of the stages")
-        found = [_of_cache(f"{role}, training chats", given, settings) for role, given in caches.items()]
+        found = [_of_cache(f"{role}{TRAINING}", given, settings) for role, given in caches.items()]
         kept: dict[int, Kept] = {}
         for model in tabled:
             of_base = kept if model is tabled[0] else None
             found.append(_of_table(model, settings, of_base))
-        tables = {
-            "plateau_shares": _shares(found, settings),
-            "plateau_ridges": _ridges(found, settings),
-        }
-        if tabled and settings.examples:
+        tables = {"plateau_shares": _shares(found, settings)}
+        ridges = _ridges(found, settings)
+        if any(value is not None for row in ridges.rows for value in row[1:]):
+            tables["plateau_ridges"] = ridges
+        if kept:
             tables["plateau_examples"] = _examples(tabled[0], kept)
         shown = [one for one in found if one.name in settings.shown] or found[:2]
         figures = {
@@ -129,13 +130,14 @@ class Plateaus(Analysis):
                 partial(_draw_density, shown),
                 "Tokens by effective support N1 and R = N2 / N1, log scale; ridges at integers are plateaus. Line: the "
                 f"lowest R that a window of {WINDOW} ids allows.",
-            ),
-            "plateau_shares": Figure(
-                partial(_draw_shares, found),
+            )
+        }
+        if any(one.plateaus.any() for one in found if "@" not in one.name):
+            figures["plateau_shares"] = Figure(
+                partial(_draw_shares, found, colours(tabled)),
                 f"Share of tokens on a plateau of k equal ids: N1 within {WIDTH} of k and R over {FLATNESS}; no mark: "
                 "none.",
-            ),
-        }
+            )
         return Findings(tables, figures, _sentence(found), {"plateau_density": _data(found)})
 
 
@@ -232,13 +234,13 @@ def _data(found: Sequence[Density]) -> Any:
 def _sentence(found: Sequence[Density]) -> str:
     first = found[0]
     k = int(first.plateaus[1:].argmax()) + 2 if first.largest > 1 else 1
-    said = (
-        f"Of {first.tokens} tokens of {first.name}, {first.plateaus[0] / max(1, first.tokens):.1%} are certain "
-        f"(plateau 1) and the most frequent plateau above is k = {k}, "
-        f"{first.plateaus[k - 1] / max(1, first.tokens):.2%} of tokens"
-    )
+    share = first.plateaus / max(1, first.tokens)
+    above = f"the most frequent plateau above is k = {k}, {share[k - 1]:.2%} of tokens"
+    if not first.plateaus[1:].any():
+        above = f"none is on a plateau of 2 to {first.largest}"
+    said = f"Of {first.tokens} tokens of {first.name}, {share[0]:.1%} are certain (plateau 1) and {above}"
     base = next((one for one in found if one.name == BASE), None)
-    others = [one for one in found if one is not base and not one.name.endswith("training chats")]
+    others = [one for one in found if one is not base and not one.name.endswith(TRAINING)]
     if base is None or not others:
         return said + "."
     low = [one.plateaus[1:5].sum() / max(1, one.tokens) for one in (base, others[-1])]
@@ -269,14 +271,16 @@ def _draw_density(shown: Sequence[Density], figure: Any) -> None:
     figure.axes[0].set_ylabel("R = N2 / N1")
 
 
-def _draw_shares(found: Sequence[Density], figure: Any) -> None:
+def _draw_shares(found: Sequence[Density], shades: Mapping[str, str], figure: Any) -> None:
     axis = figure.subplots()
     drawn = [one for one in found if "@" not in one.name]  # checkpoints on the way are in the table
     width = 0.8 / len(drawn)
     for place, (one, name) in enumerate(zip(drawn, shortened([one.name for one in drawn]), strict=True)):
         k = np.arange(1, one.largest + 1)
         shares = np.where(one.plateaus > 0, one.plateaus / max(1, one.tokens), np.nan)
-        look = {"color": _style.colour(place), "marker": MARKS[place % len(MARKS)], "linestyle": "none"}
+        role = one.name.removesuffix(TRAINING)
+        own = shades[role] if role in shades else _style.colour(place)
+        look = {"color": own, "marker": MARKS[place % len(MARKS)], "linestyle": "none"}
         axis.plot(k + (place - (len(drawn) - 1) / 2) * width, shares, label=name, markersize=4, **look)
     for k in range(1, found[0].largest):
         axis.axvline(k + 0.5, color="#dddddd", linewidth=0.6, zorder=0)

@@ -16,6 +16,7 @@ from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Tabl
 
 SHOWN = (0.05, 0.25, 0.5, 0.75, 0.95)  # p_y of the table
 OTHER, DOUBTED = 1, 2  # ids: the student's favourite after the label, and the one that the teacher likes
+SEEN = 0.001  # of a panel's height: what a drawn line may miss a value by
 LINES = ((0, "label", "-"), (OTHER, "likeliest other", "--"), (DOUBTED, "teacher's other", ":"))
 
 
@@ -139,6 +140,20 @@ def _data(found: Mapping[str, Any], p_label: np.ndarray) -> Any:
     return pa.concat_tables(parts)
 
 
+def corners(x: np.ndarray, y: np.ndarray, tolerance: float) -> np.ndarray:
+    """Indices, rising, of the points of (n,) x and y between which straight lines miss no y by more than `tolerance`:
+    of every stretch its ends, and the point furthest from their line, again and again."""
+    kept, stretches = {0, len(x) - 1}, [(0, len(x) - 1)]
+    while stretches:
+        first, last = stretches.pop()
+        off = np.abs(y[first : last + 1] - np.interp(x[first : last + 1], x[[first, last]], y[[first, last]]))
+        at = first + int(off.argmax())
+        if off.max() > tolerance:
+            kept.add(at)
+            stretches += [(first, at), (at, last)]
+    return np.array(sorted(kept))
+
+
 def _draw(found: Mapping[str, Any], p_label: np.ndarray, figure: Any) -> None:
     across = 2 if len(found) > 1 else 1
     down = -(-len(found) // across)
@@ -146,14 +161,17 @@ def _draw(found: Mapping[str, Any], p_label: np.ndarray, figure: Any) -> None:
     axes = figure.subplots(down, 2 * across, sharex=True, squeeze=False).reshape(-1, 2)
     for (left, right), (name, one) in zip(axes, found.items(), strict=False):
         for axis, values, low, high in ((left, one.target, -0.5, 1.5), (right, one.gradient, -1.5, 1.5)):
-            for place, (at, _, dash) in enumerate(LINES):
-                axis.plot(p_label, values[:, at], dash, color=_style.COLOURS[place], linewidth=1.3)
             shown = values[:, [at for at, _, _ in LINES]]
             # What explodes is cut; what stays small fills the panel.
-            axis.set_ylim(max(low, shown.min() - 0.08), min(high, max(shown.max() + 0.08, 0.15)))
+            bottom, top = max(low, shown.min() - 0.08), min(high, max(shown.max() + 0.08, 0.15))
+            for place, (at, _, dash) in enumerate(LINES):
+                kept = corners(p_label, values[:, at], (top - bottom) * SEEN)
+                axis.plot(p_label[kept], values[kept, at], dash, color=_style.COLOURS[place], linewidth=1.3)
+            axis.set_ylim(bottom, top)
             axis.tick_params(labelsize=6.5)
         for at in (0, OTHER):
-            left.plot(p_label, one.p[:, at], color=_style.GREY, linewidth=0.5)
+            kept = corners(p_label, one.p[:, at], SEEN)
+            left.plot(p_label[kept], one.p[kept, at], color=_style.GREY, linewidth=0.5)
         right.axhline(0, color=_style.GREY, linewidth=0.5)
         left.set_title(f"{name}: Q", fontsize=8, loc="left", pad=2)
         right.set_title("dL/dz", fontsize=8, loc="left", pad=2)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import ConfigError
 from evaluation.analyses._counts import Largest
-from evaluation.analyses._models import BASE, TEACHER, Model, models, one_line, shortened
+from evaluation.analyses._models import BASE, TEACHER, Model, colours, models, one_line, shortened
 from evaluation.analyses._progress import beat
 from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Table
 from evaluation.analyses.plateaus import FLATNESS, plateau_of
@@ -274,9 +274,12 @@ def _draw(there: Sequence[Model], movers: Sequence[Mapping[str, Any]], figure: A
     axis = figure.subplots()
     names = shortened([one.label for one in there])
     drawn = [place for place, one in enumerate(there) if "@" not in one.model]  # the page has every checkpoint
-    for nth, place in enumerate(drawn):
-        name, base = names[place], there[place].model == BASE
-        look = {"facecolors": "none", "edgecolors": "black"} if base else {"color": _style.colour(nth - 1)}
+    shades = colours(there)
+    for place in drawn:
+        name, model = names[place], there[place]
+        look: dict[str, Any] = {"color": shades[model.label], "marker": "^" if model.model == "rl" else "o"}
+        if model.model == BASE:
+            look = {"facecolors": "none", "edgecolors": "black"}
         axis.scatter([one["all"][place] for one in movers], range(len(movers)), s=26, label=name, zorder=3, **look)
     for at, one in enumerate(movers):
         axis.plot([min(one["all"]), max(one["all"])], [at, at], color="#cccccc", linewidth=1, zorder=1)

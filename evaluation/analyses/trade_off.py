@@ -223,12 +223,15 @@ def _lines(points: Sequence[Point]) -> list[str]:
 def _scatter(
     axis: Any, points: Sequence[Point], xs: Sequence[Estimate], ys: Sequence[Estimate], lines: Sequence[str]
 ) -> None:
-    """Points with their intervals, a colour for each of `lines`, a mark for each phase."""
+    """Points with their intervals, a colour for each of `lines`, a mark for each phase; checkpoints on the way are
+    small and carry their step."""
     for point, x, y in zip(points, xs, ys, strict=True):
         colour = _style.GREY if point.model == BASE else _style.colour(lines.index(point.line))
         spread = [[[one["value"] - one["low"]], [one["high"] - one["value"]]] for one in (x, y)]
-        phase = point.model.partition("@")[0]
+        phase, _, step = point.model.partition("@")
         filled = phase != "rl"
+        if step:
+            axis.annotate(step, (x["value"], y["value"]), (4, 4), textcoords="offset points", fontsize=7, color=colour)
         axis.errorbar(
             x["value"],
             y["value"],
@@ -238,7 +241,7 @@ def _scatter(
             color=colour,
             markerfacecolor=colour if filled else "white",
             elinewidth=0.6,
-            markersize=6,
+            markersize=4 if step else 7,
             label=point.label,
         )
 

@@ -46,7 +46,7 @@ examples:
   {program} run microworld sft.lr=1e-5,5e-5 rl.enabled=false
   {program} status microworld objective=sft,lp_sft --watch
   {program} report microworld objective=sft,lp_sft
-  {program} analyse drift microworld objective=sft,dft sft.publish_steps=[20,40]
+  {program} analyse drift microworld objective=sft,dft sft.publish_steps=[5,10]
   ray job submit --working-dir . -- python -m launch run math_1p5b run.root=/shared/runs
 """
 

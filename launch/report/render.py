@@ -55,6 +55,13 @@ def as_markdown(page: Page) -> str:
     return _template("page.md.j2").render(page=page, citations=page.citations())
 
 
+def as_watching(asked: str, made_from: str, pause: float) -> str:
+    """The script of a served page, in its tags: every `pause` seconds it asks the path `asked` what the page was made
+    from, and loads it again when the answer is no longer `made_from`."""
+    script = _template("watch.js.j2").render(asked=asked, made_from=made_from, pause=int(pause * 1000))
+    return f"<script>\n{script}</script>\n"
+
+
 def as_index(entries: Sequence[Any]) -> str:
     """HTML that lists reports, each with `page`, `recipe`, `overrides`, `branches` and `made`."""
     return _template("index.html.j2").render(entries=entries)

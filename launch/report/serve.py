@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from common.errors import ConfigError
 from launch.graph.plan import Plan
+from launch.report.render import as_watching
 from launch.report.write import Written, write
 from launch.store import StoreError
 
@@ -20,24 +21,6 @@ ADDRESS = "127.0.0.1"
 PAUSE = 2.0  # seconds between looks at the records, and ten times what a look takes where that is longer
 ASKED = "/made-from"  # answers with what the page was made from
 PAGE = "/report.html"
-# The served page asks whether it was written again; the place that is being read, and what is open, stay.
-RELOAD = """<script>
-(() => {
-  const key = "report-at", kept = JSON.parse(sessionStorage.getItem(key) || "null");
-  if (kept) { sessionStorage.removeItem(key); requestAnimationFrame(() => scrollTo(kept.x, kept.y)); }
-  const ask = async () => {
-    try {
-      const found = await (await fetch("%(asked)s", { cache: "no-store" })).text();
-      if (found !== "%(made_from)s") {
-        sessionStorage.setItem(key, JSON.stringify({ x: scrollX, y: scrollY }));
-        location.reload();
-      }
-    } catch { /* the server is gone: the page stays as it is */ }
-  };
-  setInterval(ask, %(pause)d);
-})();
-</script>
-"""
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -61,7 +44,7 @@ class Handler(SimpleHTTPRequestHandler):
             self._send("text/plain; charset=utf-8", self.server.latest.made_from)
         elif path == PAGE:
             latest = self.server.latest
-            script = RELOAD % {"asked": ASKED, "made_from": latest.made_from, "pause": int(PAUSE * 1000)}
+            script = as_watching(ASKED, latest.made_from, PAUSE)
             self._send("text/html; charset=utf-8", latest.path.read_text(encoding="utf-8") + script)
         else:
             super().do_GET()

@@ -52,4 +52,4 @@ def test_a_run_that_is_out_of_time_is_continued(tmp_path, capsys, monkeypatch):
 def test_memory_does_not_grow_with_the_tokens(tmp_path, name):
     found = bench.run(tmp_path, [1_000_000, 4_000_000], [name], float("inf"))
     small, large = (one["mib"] for one in found)
-    assert large < 1.5 * small + 64
+    assert large < 1.1 * small + 48

@@ -56,6 +56,18 @@ def test_planted_plateaus_are_found_with_the_planted_frequencies(tmp_path):
     assert "the base has 38.00% and lp_sft sft 28.00%" in sentence(output)
 
 
+def test_a_model_without_a_plateau_is_said_to_have_none(tmp_path):
+    n1, n2 = np.full(500, 6.5), np.full(500, 5.0)
+    cache = write_cache(tmp_path / "cache", lengths=(300, 200), shards=1, n1=n1, n2=n2)
+    base = write_tokens(tmp_path / "base", np.full(500, -1.5), n1=n1, n2=n2)
+    output = run(tmp_path, "plateaus", [cache_of(cache), tokens_of(base)])
+    assert "none is on a plateau of 2 to 12" in sentence(output)
+    assert all(row["k = 2"] == 0 for row in table(output, "plateau_shares"))
+    left = {path.stem for path in output.rglob("*") if path.suffix in (".json", ".svg")}
+    assert left == {"findings", "plateau_shares", "plateau_density"}, "no empty table and no empty picture"
+    assert not (output / "figures" / "plateau_shares.svg").exists()
+
+
 def test_examples_depend_on_the_seed_alone(tmp_path):
     _, q = planted(2000)
     n1, n2 = effective(q)

@@ -11,6 +11,7 @@ import sft_objectives
 from common.errors import ConfigError
 from evaluation.analyses._induced import induced, scene
 from evaluation.analyses._unified import ROWS, measured
+from evaluation.analyses.targets import corners
 
 from .planted import data, run, table
 
@@ -78,6 +79,15 @@ def test_table_5_is_what_the_paper_prints(row):
     if other:  # another setting is another target
         changed = measured(type(row)(**{**vars(row), "settings": other}))
         assert max(changed.error, changed.left) > 1e-3
+
+
+def test_a_drawn_line_misses_no_value_by_more_than_can_be_seen():
+    x = np.linspace(0, 1, 201)
+    for y in (x, x**2, np.sqrt(x), np.where(x < 0.3, 0.0, 1.0), np.full(201, 0.5), np.sin(9 * x)):
+        kept = corners(x, y, 0.001)
+        assert kept[0] == 0 and kept[-1] == 200 and np.all(np.diff(kept) > 0)
+        assert np.abs(np.interp(x, x[kept], y[kept]) - y).max() <= 0.001
+    assert len(corners(x, 2 * x, 0.001)) == 2 and len(corners(x, np.where(x < 0.3, 0.0, 1.0), 0.001)) == 4
 
 
 def test_all_objectives_are_one_gallery(tmp_path):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError
+from evaluation.analyses import _style
+from evaluation.analyses._models import Model, colours
 from evaluation.analyses._text import laid_out
 from evaluation.token_table import TOP
 
@@ -48,6 +50,14 @@ def test_exploration_finds_planted_masses_and_what_thresholds_select(tmp_path):
     )
     assert text["selected"] == [mass < threshold for mass in found["base"][:25, 1]]
     assert sentence(output).startswith(f"With r = 0.7 and k = 2 the threshold is {threshold:.3f}")
+
+
+def test_a_run_has_one_colour_and_base_and_teacher_their_own(tmp_path):
+    named = (("", "base"), ("a", "sft@3"), ("a", "sft"), ("", "teacher"), ("b", "sft"), ("a", "rl"), ("b", "rl"))
+    found = colours(Model(tmp_path, line, "", model, {}) for line, model in named)
+    assert found["base"] == _style.GREY and found["teacher"] == _style.BLACK
+    assert found["a sft@3"] == found["a sft"] == found["a rl"] == _style.COLOURS[0]
+    assert found["b sft"] == found["b rl"] == _style.COLOURS[1]
 
 
 @pytest.mark.parametrize(

@@ -16,20 +16,33 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrom
 DARK = "--blink-settings=preferredColorScheme=0"
 
 
+def dumped(address, folder, *, width=1280, dark=False, milliseconds=3000):
+    """The document at an address as it is after so much time of the page's own, which stands still while it loads."""
+    return subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+         f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}", "--dump-dom",
+         f"--virtual-time-budget={milliseconds}", *([DARK] if dark else []), address],
+        capture_output=True, text=True, timeout=280, env={**os.environ, "HOME": str(folder)},
+    )  # fmt: skip
+
+
+def shown(script):
+    """A script for the end of a page that leaves the text of its value where `found` finds it."""
+    one = f'Object.assign(document.createElement("pre"), {{ id: "found", textContent: String({script}) }})'
+    return f"<script>document.body.append({one})</script>"
+
+
+def found(done):
+    """What `shown` left in a dumped page that was ready."""
+    assert 'data-ready="yes"' in done.stdout, done.stderr[-2000:]
+    return re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]
+
+
 def seen(page, folder, script, *, width=1280, dark=False):
     """What a script finds in a page of report.html's folder once it is ready: the text of its value.
 
     The script runs in a copy of the page, at the end of it.
     """
-    text = page.read_text()
     copy = page.with_name(f"seen-{width}.html")
-    shown = f'Object.assign(document.createElement("pre"), {{ id: "found", textContent: String({script}) }})'
-    copy.write_text(text.replace("</body>", f"<script>document.body.append({shown})</script></body>"))
-    done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-         f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000",
-         *([DARK] if dark else []), "--dump-dom", copy.as_uri()],
-        capture_output=True, text=True, timeout=280, env={**os.environ, "HOME": str(folder)},
-    )  # fmt: skip
-    assert 'data-ready="yes"' in done.stdout, done.stderr[-2000:]
-    return re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]
+    copy.write_text(page.read_text().replace("</body>", f"{shown(script)}</body>"))
+    return found(dumped(copy.as_uri(), folder, width=width, dark=dark))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -20,6 +21,9 @@ from launch.__main__ import main
 from launch.report import serve
 from launch.report.serve import ADDRESS, ASKED, PAGE, watch
 from launch.store import Store
+
+from .browser import dumped, needs_browser, shown
+from .browser import found as found_in
 
 
 class Served:
@@ -136,6 +140,54 @@ def test_a_store_that_is_odd_for_a_moment_is_said_once_and_the_page_stays(served
     record.write_text(text)
     found.again()
     assert "Only dft is measured" in found.get(PAGE)[1]
+
+
+@needs_browser
+def test_the_order_that_a_reader_chose_stays_when_the_page_is_loaded_again(tmp_path, capsys, monkeypatch):
+    """The browser sorts two tables of the first page; a record comes while it asks, and it loads the second page."""
+    plan = experiment(tmp_path / "store", objectives=("dft", "sft"))
+    store, pages, asked, changed = Store(plan.root), [], threading.Event(), threading.Event()
+    for name, counts in (("dft", BEFORE), ("sft", AFTER)):
+        publish_measure(store, of(plan, name)["target"], counts)
+    click = """for (const [place, times] of [[0, 2], [1, 1]]) {
+      const head = document.querySelectorAll("table.sorts")[place].tHead.rows[0].cells[1];
+      for (let turn = 0; turn < times; turn++) head.querySelector("button").click();
+    }"""
+    orders = """JSON.stringify([...document.querySelectorAll("table.sorts")].map(table => [
+      [...table.tHead.rows[0].cells].filter(one => one.ariaSort && one.ariaSort !== "none")
+        .map(one => [one.textContent, one.ariaSort]),
+      [...table.tBodies[0].rows].map(row => [row.cells[0].textContent, row.cells[1].dataset.v ?? ""])]))"""
+    send = serve.Handler._send
+
+    def answer(handler, kind, text):
+        if kind.startswith("text/html"):
+            pages.append(text)
+            text += (f"<script>{click}</script>" if len(pages) == 1 else "") + shown(orders)
+        elif not asked.is_set():
+            asked.set()
+            assert changed.wait(120)
+            text = handler.server.latest.made_from
+        send(handler, kind, text)
+
+    monkeypatch.setattr(serve.Handler, "_send", answer)
+    found, browser = Served(plan, capsys), []
+    address = f"http://{ADDRESS}:{found.port}{PAGE}"
+    reader = threading.Thread(target=lambda: browser.append(dumped(address, tmp_path, milliseconds=9000)))
+    reader.start()
+    try:
+        assert asked.wait(120)
+        publish_measure(store, of(plan, "dft.rl")["target"], AFTER)
+        found.again()
+    finally:
+        changed.set()
+        reader.join()
+        found.end()
+    main, second, *others = json.loads(found_in(browser[0]))
+    assert len(pages) == 2 and "dft RL" not in pages[0], "the page was loaded twice, with another record"
+    assert main[0] == [["SFT pass@1", "ascending"]] and second[0] == [["self-BLEU", "descending"]]
+    assert [name.strip("●■") for name, _ in main[1]] == ["dft", "sft", "base model"]
+    assert [name.strip("●■") for name, _ in second[1]] == ["dft RL", "sft SFT", "dft SFT"]
+    assert others and not any(chosen for chosen, _ in others), "a table that nobody sorted keeps its order"
 
 
 @pytest.mark.parametrize(
