@@ -298,6 +298,8 @@ class RlStage(StageKind):
 
     def shares(self, settings: Mapping[str, Any]) -> bool:
         rl, platform = settings["rl"], settings["platform"]
+        if not rl["warm"]:
+            return False
         nodes = platform["placement"].get(self.name, {}).get("nodes") or 1
         given = {name: rl[name] for name in ("warm", "mode", "pause_at", "processes", "verl")}
         return nodes == 1 and can_be_renewed(**given, devices=platform["gpus_per_node"], platform=platform["name"])
