@@ -82,14 +82,35 @@ class Difficulty(Analysis):
         return Findings(tables, figures, _sentence(found[0], settings))
 
 
+class ChatMeans:
+    """Mean of a value over each chat's tokens, of a stream of tokens in which a chat's stand together."""
+
+    def __init__(self) -> None:
+        self._chat, self._sum, self._count = -1, 0.0, 0
+
+    def add(self, chat: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """(n,) int32 numbers of chats, from 0, and float64 values; the means of the chats that ended, float64."""
+        if not len(chat):
+            return np.empty(0)
+        starts = np.flatnonzero(np.diff(chat, prepend=chat[0] - 1))
+        sums, counts = np.add.reduceat(values, starts), np.diff(starts, append=len(chat))
+        if chat[0] == self._chat:
+            sums[0] += self._sum
+            counts[0] += self._count
+            ended = np.empty(0)
+        else:
+            ended = self.close()
+        self._chat, self._sum, self._count = int(chat[-1]), float(sums[-1]), int(counts[-1])
+        return np.concatenate([ended, sums[:-1] / counts[:-1]])
+
+    def close(self) -> np.ndarray:
+        """The mean of the last chat; nothing of an empty stream."""
+        return np.full(1, self._sum / self._count) if self._count else np.empty(0)
+
+
 def _counted(model: Model, settings: Settings, hardest: Largest | None) -> Hardness:
     found, done, total = Hardness(model), 0, rows_of(model.path)
-    open_chat, sums, count = -1, 0.0, 0
-
-    def close() -> None:
-        if count:
-            found.losses.add(np.array([sums / count]))
-
+    means = ChatMeans()
     for batch in batches(model.path, ("chat", "position", "token", "log_p", "rank")):
         log_p = batch["log_p"].astype(np.float64)
         p = np.exp(log_p)
@@ -97,19 +118,10 @@ def _counted(model: Model, settings: Settings, hardest: Largest | None) -> Hardn
         found.easy += int((p >= settings.threshold).sum())
         if hardest is not None:
             hardest.add(-log_p, **{name: batch[name] for name in ("chat", "position", "token", "rank")})
-        starts = np.flatnonzero(np.diff(batch["chat"], prepend=open_chat) != 0)
-        pieces = np.add.reduceat(-log_p, starts) if len(starts) else np.empty(0)
-        if not len(starts) or starts[0] > 0:  # the batch goes on with the chat before
-            end = starts[0] if len(starts) else len(log_p)
-            sums, count = sums - log_p[:end].sum(), count + int(end)
-        for place, start in enumerate(starts.tolist()):
-            close()
-            end = starts[place + 1] if place + 1 < len(starts) else len(log_p)
-            sums, count = float(pieces[place]), int(end - start)
-        open_chat = int(batch["chat"][-1]) if len(log_p) else open_chat
+        found.losses.add(means.add(batch["chat"], -log_p))
         done += len(log_p)
         beat(done, 2 * total)
-    close()
+    found.losses.add(means.close())
     return found
 
 

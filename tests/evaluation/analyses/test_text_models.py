@@ -7,6 +7,7 @@ from common.errors import ConfigError
 from evaluation.analyses import _style
 from evaluation.analyses._models import Model, colours
 from evaluation.analyses._text import laid_out
+from evaluation.analyses.difficulty import ChatMeans
 from evaluation.token_table import TOP
 
 from .planted import data, run, sentence, table, tokens_of, write_tokens
@@ -99,6 +100,19 @@ def test_difficulty_finds_hard_tokens_easy_shares_and_weights(tmp_path):
     assert (second["chat"], second["token"]) == (77 // 37, f" w{77 % 40}")
     assert first["p"] == pytest.approx(np.exp(-15)) and first["before"].endswith(f" w{4320 % 40}")
     assert "most tokens are easy" in sentence(output)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 100])
+def test_means_of_chats_do_not_depend_on_the_batches(size):
+    chat = np.repeat(np.array([0, 1, 2, 5, 6], dtype=np.int32), [1, 4, 1, 7, 2])
+    values = np.random.default_rng(0).standard_normal(len(chat))
+    means, found = ChatMeans(), []
+    for start in range(0, len(chat), size):
+        found.append(means.add(chat[start : start + size], values[start : start + size]))
+    found.append(means.close())
+    expected = [values[chat == one].mean() for one in (0, 1, 2, 5, 6)]
+    assert np.concatenate(found) == pytest.approx(expected)
+    assert not len(ChatMeans().close()) and not len(ChatMeans().add(chat[:0], values[:0]))
 
 
 def test_a_text_is_laid_out_in_lines():
