@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +14,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import psutil
 
+_PR_SET_PDEATHSIG = 1
 ATTEMPT_VARIABLE = "SFT_THEN_RL_ATTEMPT"  # in the environment of every process of an attempt
+
+
+def end_with_parent() -> None:
+    """From now on the kernel kills this process when the thread that forked it ends (Linux; nothing elsewhere).
+
+    A parent that ended before is not noticed: compare `os.getppid()` afterwards.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def start_time(pid: int) -> float | None:

@@ -7,9 +7,11 @@ with fewer than are reserved never places them all, and the run waits for ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from common.nested import flat
 
 PER_DEVICE = 3  # cores of each bundle: verl's ResourcePoolManager.max_colocate_count
 CONTROLLER = 1  # of TransferQueue
@@ -81,11 +83,3 @@ def demand_of(settings: Any) -> Demand:
         **flat(rl.verl),
     }
     return demand(values.__getitem__)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and values of nested mappings."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rl_stage.demands import flat
+from common.nested import flat
 
 # Sections of verl's configuration with actors, models or loggers of their own that no run after it could take over.
 OF_ONE_RUN = ("critic", "distillation", "reward", "trainer")

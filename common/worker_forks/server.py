@@ -7,7 +7,6 @@ thread, so the server starts none, and refuses to serve if an import did.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -15,14 +14,13 @@ import os
 import random
 import runpy
 import select
-import signal
 import socket
 import sys
 from typing import Any
 
+from common.processes import end_with_parent
 from common.worker_forks.client import LENGTH, PLAIN, SOCKET
 
-PR_SET_PDEATHSIG = 1
 ASKED_WITHIN = 10.0  # seconds that a client may take to say what it wants
 LOOK = 0.5  # seconds between two looks for workers that have ended
 
@@ -87,7 +85,7 @@ def serve(listener: socket.socket) -> dict[str, Any]:
 
 def become(request: dict[str, Any]) -> None:
     """Turn this fork into the worker whose command line it was given."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     os.environ.clear()
     os.environ.update({name: value for name, value in request["environment"].items() if name not in (SOCKET, PLAIN)})
     os.chdir(request["directory"])
@@ -105,7 +103,7 @@ def become(request: dict[str, Any]) -> None:
 def main() -> None:
     """Import, then serve who has connected meanwhile."""
     number, modules = sys.argv[1:]
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != int(os.environ["RAY_RAYLET_PID"]):
         sys.exit("who started this server has ended")
     listener = socket.socket(fileno=int(number))

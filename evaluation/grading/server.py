@@ -6,8 +6,6 @@ interpreter start. Messages are length-prefixed JSON. In: [task id, "module:func
 Out: [task id, status, value].
 """
 
-import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -23,10 +21,10 @@ from collections.abc import Collection
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from common.processes import end_with_parent
 from evaluation.grading.answers import grade_answer
 from evaluation.grading.folders import PAUSE_SECONDS, Folders
 
-PR_SET_PDEATHSIG = 1
 # A task older than this gives way: it is likely to hang, so it gets a smaller share of the CPU and stops counting
 # against the concurrency. Hung tasks then cost the others little until they are killed.
 SLOW_SECONDS = 0.25
@@ -149,8 +147,7 @@ class Worker:
 def _serve(connection: Connection, memory_bytes: int) -> None:
     """The worker's loop; never returns."""
     parent = os.getppid()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent:
         os._exit(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import write_json
-from common.processes import shared_memory
+from common.processes import end_with_parent, shared_memory
 from launch.execution.child import POSITION, work
 from launch.execution.outcomes import DISK_FULL, UNSAID, is_full
 from launch.execution.requests import read_request, request_file
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def _memory_kills() -> int:
@@ -149,13 +149,12 @@ class Guard:
 def main(paths: Sequence[str]) -> int:
     """Runs the requests (JSON files) in turn in one child process; returns 0 if the last one ran."""
     shared = mmap.mmap(-1, POSITION.size)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     guard = os.getpid()
     child = os.fork()
     if child:
         return Guard(child, paths, shared).run()
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
     if os.getppid() != guard:
         os._exit(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

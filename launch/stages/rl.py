@@ -11,6 +11,7 @@ from pydantic import field_validator, model_validator
 
 from common.attention import FLASH
 from common.errors import ConfigError
+from common.nested import flat
 from launch.recipe.data import Data
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
@@ -36,7 +37,6 @@ from launch.stages.sizes import more_processes, optimizer_bytes, spread, weight_
 from launch.stages.starts import BASE, NAMED, called, starts
 from rl_stage.demands import demand_of
 from rl_stage.renewal import can_be_renewed
-from sft_objectives.trainer.supported import flat
 
 FILLED = 0.5  # of the length limits that prompts and responses fill when nothing is known
 
@@ -243,7 +243,7 @@ class RlStage(StageKind):
         """Refuses Ulysses with a kernel that sees only its own rank's share of a sequence."""
         split = [
             (key, value)
-            for key, value in flat(recipe.rl.verl)
+            for key, value in flat(recipe.rl.verl).items()
             if key.endswith("ulysses_sequence_parallel_size") and value != 1
         ]
         if split and recipe.model.attention != FLASH:

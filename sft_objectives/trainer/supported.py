@@ -9,11 +9,12 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
+from common.nested import flat
 
 TOWERS = ("vision_config", "audio_config", "vision_tower", "mm_vision_tower", "speech_config")
 TEXT_ONLY = ("gemma3",)
@@ -45,7 +46,7 @@ _KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
 
 def check_settings(sft: Any) -> None:
     """Raise ConfigError (one line) for a key of `sft.verl` that the trainer cannot honour."""
-    given = dict(flat(sft.verl))
+    given = flat(sft.verl)
     for section in ("engine", "model", "optim", "data", "trainer"):
         if section in given:
             raise ConfigError(
@@ -56,15 +57,6 @@ def check_settings(sft: Any) -> None:
         if key in given and given[key] not in allowed:
             values = ", ".join(map(str, allowed)) or "nothing, remove it"
             raise ConfigError(f"sft.verl: {key}={given[key]!r} is not supported; allowed: {values}; {remedy}")
-
-
-def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings."""
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def check_model(directory: Path, sft: Any) -> None:
