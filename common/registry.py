@@ -37,6 +37,13 @@ class Registry(Generic[T]):
             self._found = dict(sorted(found.items()))
         return self._found
 
+    def _alone(self, name: str) -> T | None:
+        """The one that the module of its name holds, without importing the others; None if there is none."""
+        if not name.isidentifier() or name.startswith("_") or name in self._apart:
+            return None
+        module = f"{self._package}.{name}"
+        return self._instances(importlib.import_module(module)).get(name) if _is_module(module) else None
+
     def _instances(self, module: ModuleType) -> dict[str, T]:
         values = [value for value in vars(module).values() if isinstance(value, self._kind)]
         return {value.name: value for value in values}  # type: ignore[attr-defined]
@@ -50,8 +57,11 @@ class Registry(Generic[T]):
 
         Raises ConfigError (one line) for an unknown name, or a path that leads to nothing of the kind.
         """
-        if name in self._all():
-            return self._all()[name]
+        found = self._alone(name)
+        if found is None:
+            found = self._all().get(name)
+        if found is not None:
+            return found
         if "." not in name and ":" not in name:
             close = difflib.get_close_matches(name, self._all(), 1)
             hint = f"did you mean {close[0]}? " if close else ""

@@ -5,6 +5,10 @@ grading pool, over those of a bare `vllm.LLM.generate` with the same requests on
 rounds. On a machine without a GPU, seconds are the CPU time of this process on one thread, so that other programs do
 not count; throughput_wall_ratio goes by the clock. grade_10k_seconds: by the clock, 10,000 math answers through the
 grading pool, of which every hundredth hangs; grade_cpu_seconds: their CPU time, with that of the start.
+
+With --code FILE, HumanEval+ as EvalPlus publishes it (HumanEvalPlus-OriginFmt.jsonl.gz of its release, or the Parquet
+file of the hub): code_seconds, by the clock, of every problem's published solution against all of its cases in the
+sandbox, code_right of them, and empty_right of as many functions that return an empty list.
 """
 
 import argparse
@@ -16,6 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+
+from common.errors import ConfigError
 
 REQUESTS = 512
 BATCH_SIZE = 512  # the default of eval.batch_size
@@ -80,6 +86,39 @@ def grade_seconds(count: int = ANSWERS) -> dict[str, float]:
     statuses = [grade.status for grade in grades]
     found = {"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime}
     return {**found, **{status: statuses.count(status) for status in sorted(set(statuses))}}
+
+
+def code_seconds(file: pathlib.Path) -> dict[str, float]:
+    """Grade HumanEval+'s solutions, then functions that return `[]`, in a pool; its start is excluded.
+
+    Returns `seconds` of the solutions, the number of `problems`, and of `right` and `empty_right` programs. Raises
+    ConfigError where the file is not HumanEval+'s, or has no solutions.
+    """
+    from evaluation.benchmarks._files import read_rows
+    from evaluation.benchmarks.code import humaneval_plus
+    from evaluation.grading import GradingPool
+
+    answers = [problem["answer"] for problem in humaneval_plus.read(file)]
+    rows = list(read_rows(file, None))
+    if any("canonical_solution" not in row for row in rows):
+        raise ConfigError(f"{file}: no column canonical_solution; take the file of EvalPlus' release")
+    found: dict[str, float] = {"problems": len(rows)}
+    with GradingPool() as pool:
+        pool.grade(r"\boxed{1}", "1")
+        for name, body in (("right", None), ("empty_right", "    return []\n")):
+            started = time.perf_counter()
+            futures = [
+                pool.submit_grade(
+                    f"```python\n{row['prompt']}{body or row['canonical_solution']}\n```",
+                    answer,
+                    "code",
+                    run_generated_code=True,
+                )
+                for row, answer in zip(rows, answers, strict=True)
+            ]
+            found[name] = sum(pool.verdict(future.result()).correct for future in futures)
+            found.setdefault("seconds", time.perf_counter() - started)
+    return found
 
 
 def write_model(directory: pathlib.Path) -> pathlib.Path:
@@ -180,18 +219,23 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.bench", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--only", choices=["grading", "throughput"], help="one of the two parts")
+    parser.add_argument("--only", choices=["grading", "throughput", "code"], help="one of the parts")
+    parser.add_argument("--code", type=pathlib.Path, metavar="FILE", help="HumanEval+: the solutions' time too")
     arguments = parser.parse_args()
+    if arguments.only == "code" and arguments.code is None:
+        parser.error("--only code: name the file of HumanEval+ by --code FILE")
     # One thread: waiting threads of a parallel loop spin, which would count as work.
     os.environ.update(OMP_NUM_THREADS="1", VLLM_CPU_OMP_THREADS_BIND="nobind")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     figures: dict[str, float] = {"cores": len(os.sched_getaffinity(0))}
-    if arguments.only != "throughput":
+    if arguments.only in (None, "code") and arguments.code is not None:
+        figures |= {f"code_{name}": value for name, value in code_seconds(arguments.code).items()}
+    if arguments.only in (None, "grading"):
         graded = grade_seconds()
         figures["grade_10k_seconds"] = graded.pop("seconds")
         figures |= {f"grade_{status}": count for status, count in graded.items()}
-    if arguments.only != "grading":
+    if arguments.only in (None, "throughput"):
         found = throughput()
         figures["throughput_vs_vllm"] = found.pop("ratio")
         figures |= {f"throughput_{name}": value for name, value in found.items()}

@@ -27,6 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 POSITIONS_PER_CHUNK = 1024
 STATISTICS = 2  # to be raised when the sums below are others
+TABLE_VERSION = 1  # to be raised when the rows of `token_table` hold something else; here a plan reads it in no time
 MOST_PLAUSIBLE = 30  # ids of a position (the window of LP-SFT, eq. 2)
 ENTROPY_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, float("inf"))
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE, TEXTS = "held_out_tokens.parquet", "held_out_texts.parquet"
-VERSION = 1  # of what the rows hold; part of what identifies them
 TOP = 20  # most probable ids that are kept
 WINDOW = 30  # of N1 and N2
 BATCH_ROWS = 65_536

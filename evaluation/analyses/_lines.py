@@ -8,7 +8,6 @@ from typing import Any
 
 from evaluation.analyses._style import GREY, colour
 from evaluation.analyses.contract import Given
-from evaluation.artifact import read_measured
 
 BASE = "base"
 
@@ -35,6 +34,8 @@ class Line:
 
 def lines(inputs: Iterable[Given]) -> list[Line]:
     """Lines in the order given; the same artifact given twice, as the base model's of every branch, counts once."""
+    from evaluation.artifact import read_measured  # a plan loads analyses, and reads nothing
+
     places: dict[str, int] = {}
     groups: dict[tuple[str, str], dict[Any, dict[str, Any]]] = {}
     for given in inputs:

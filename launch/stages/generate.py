@@ -9,7 +9,6 @@ from pydantic import model_validator
 
 from common.errors import ConfigError
 from common.templates import template_file
-from evaluation.token_table import VERSION as TABLE_VERSION
 from launch.recipe.platform import Placement
 from launch.recipe.section import Section, identity, runtime, setting
 from launch.stages.contract import Branch, Cost, Counts, Made, Measures, Outside, Settings, StageKind, Step
@@ -288,7 +287,7 @@ class Measured:
         if not self.held_out:
             common["tensor_parallel"] = evaluation.tensor_parallel
         if self.held_out:
-            from evaluation.held_out import STATISTICS
+            from evaluation.held_out import STATISTICS, TABLE_VERSION
 
             common |= {"tokens": TABLE_VERSION, "statistics": STATISTICS}
             return {"held_out": evaluation.held_out_chats, **common}
