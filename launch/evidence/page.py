@@ -14,25 +14,26 @@ from common.files import write_text
 from launch.evidence import tables
 from launch.evidence.claims import decide, read_claims
 from launch.evidence.power import spread
-from launch.evidence.runs import Run, arms, read_csv
+from launch.evidence.runs import Run, arms, called, read_csv
 from launch.report.lines import BASE
 
 RUNS, CLAIMS, DESIGN = "runs.csv", "claims.yaml", "design.yaml"
-SETTINGS = ("pilot", "pairs", "phase", "figure", "seeds", "problems", "against")
+SETTINGS = ("pilot", "pairs", "phase", "figure", "seeds", "problems", "against", "arms")
 
 
 def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
     """How each table is made, by name.
 
     folder: holds `design.yaml`: `pilot` (a CSV of pilot runs), `pairs` of arms, `phase` and `figure` of the table of
-    power, its `seeds` and `problems`, and the arm that others are held `against`; for the other tables `runs.csv` and
-    `claims.yaml` (see `Claim`). A table raises ConfigError where its file is missing or names what there is not.
+    power, its `seeds` and `problems`, the arm that others are held `against`, and `arms`: row of the report -> what
+    the page calls it. For the other tables `runs.csv` and `claims.yaml` (see `Claim`). A table raises ConfigError where
+    its file is missing or names what there is not.
     """
     design = _design(folder / DESIGN)
 
     @functools.cache
     def runs() -> list[Run]:
-        return read_csv(folder / RUNS)
+        return called(read_csv(folder / RUNS), design["arms"])
 
     def power() -> str:
         pairs = [(first, second) for first, second in design["pairs"]]

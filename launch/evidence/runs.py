@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,18 @@ def read_csv(path: Path) -> list[Run]:
             return [_of_row(row) for row in rows]
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}, line {rows.line_num}: {error}") from None
+
+
+def called(runs: Sequence[Run], names: Mapping[str, str]) -> list[Run]:
+    """The runs with the arms' names of a page instead of the report's (`sft` for `sft lr=0.0005`), where it has one.
+
+    Raises ConfigError for a name of the report that no run has.
+    """
+    there = {run.arm for run in runs}
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ConfigError(f"arms: no row {missing[0]!r} in the report; allowed: {', '.join(sorted(there))}")
+    return [replace(run, arm=names.get(run.arm, run.arm)) for run in runs]
 
 
 def _of_row(row: Mapping[str, Any]) -> Run:

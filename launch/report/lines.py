@@ -77,6 +77,7 @@ def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
     """
     bases: dict[tuple[str, ...], Line] = {}
     without_sft: dict[tuple[str, ...], dict[str, Member]] = defaultdict(dict)
+    counted: set[str] = set()  # stages of RL from the base, which differ in less than the overrides of their branches
     members: dict[tuple[str, ...], list[Member]] = defaultdict(list)
     names: dict[tuple[str, ...], tuple[str, str]] = {}
     for branch in plan.branches:
@@ -89,9 +90,10 @@ def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
                 )
         ends = [model for model in _of_phase(branch, "rl") if model.step is None]
         for model in ends:
-            if model.start == "base" and model.role in branch.stages:
+            if model.start == "base" and branch.stages.get(model.role) not in (None, *counted):
                 key = tuple(text for text in branch.overrides if _bears_on_rl(text))
-                without_sft[key].setdefault(branch.stages[model.role], _member(plan, branch, model))
+                without_sft[key][branch.stages[model.role]] = _member(plan, branch, model)
+                counted.add(branch.stages[model.role])
         tuned = [model for model in ends if model.start != "base"]
         if branch.name in ended or len(ends) > len(tuned) == 0:
             continue

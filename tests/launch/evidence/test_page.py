@@ -15,7 +15,8 @@ from tests.launch.evidence.test_differences import study
 
 DOCS = Path(__file__).parents[3] / "docs"
 DESIGN = (
-    "{pilot: runs.csv, pairs: [[bb, a]], phase: rl, figure: pass@1, seeds: [3, 6], problems: [64, 128], against: a}"
+    "{pilot: runs.csv, pairs: [[bb, a]], phase: rl, figure: pass@1, seeds: [3, 6], problems: [64, 128], against: a, "
+    "arms: {}}"
 )
 
 
@@ -49,6 +50,16 @@ def test_every_table_is_filled_from_the_folder(folder):
     assert "+0.100 (+0.100 to +0.100), 3 seeds | 0.000 | holds |" in text
     fill(page, folder)
     assert page.read_text() == text
+
+
+def test_a_page_has_names_of_its_own_for_rows_of_the_report(folder):
+    (folder / "design.yaml").write_text(DESIGN.replace("arms: {}", "arms: {bb: short}"))
+    (folder / "claims.yaml").write_text((folder / "claims.yaml").read_text().replace("arm: bb", "arm: short"))
+    found = tables_of(folder)
+    assert "| short | 3 |" in found["arms"]() and "| holds |" in found["claims"]()
+    (folder / "design.yaml").write_text(DESIGN.replace("arms: {}", "arms: {other: short}"))
+    with pytest.raises(ConfigError, match=r"arms: no row 'other' in the report; allowed: a, bb"):
+        tables_of(folder)["arms"]()
 
 
 def test_wrong_folders_and_pages_are_refused(folder):

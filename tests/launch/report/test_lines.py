@@ -92,7 +92,8 @@ def test_rl_from_the_base_is_one_row_after_the_base_for_all_branches(tmp_path):
             ("rl@base", "rl", "base", "rl@base", alone, after),
             ("rl@final", "rl", "final", "rl@final", tuned, measures(tuned, f"{objective}.rl")),
         ]
-        branch, found = branch_of(objective, (f"objective={objective}",), recipe, models)
+        overrides = (f"objective={objective}", *(("model.teacher.path=other",) if objective == "dft" else ()))
+        branch, found = branch_of(objective, overrides, recipe, models)
         branches.append(branch)
         stages |= {stage.fingerprint: stage for stage in found}
     plan = replace(toy.plan(tmp_path), branches=branches, stages=stages)
