@@ -69,6 +69,7 @@ class Driver:
         self.device_seconds = 0.0
         self.stopping = ""
         self.looked = 0.0
+        self.looks = placements.Looks()
         self.devices = 0.0  # of the cluster
         self.copies = None if self.limits.replica is None else Copies(store, Replica(self.limits.replica))
 
@@ -281,20 +282,19 @@ class Driver:
             placement["gpus_per_node"] = math.ceil(placement["gpus_per_node"])
         turns, engine = self.kinds[stages[0].kind].takes_turns(placement), self._engine(stages[0])
         self.queued.append(Job(stages, placement, engine=engine, turns=turns))
+        self.looks.changed()
         for stage in stages:
             self.progress[stage.fingerprint].state = "queued"
 
     def _start_queued(self) -> None:
-        for job in list(self.queued):
+        for job in list(self.queued) if self.looks.due() else ():
             free = self.devices - sum(devices(other.placement) for other in self.running)
             lent = any(other.lent for other in self.running) and devices(job.placement) > free
             if lent or waits_for_turn(job, self.running):
                 # Ray shows devices as free that a child joined to the cluster is about to take
                 placements.give_back(job)
                 continue
-            if job.group is None:
-                job.group = placements.reserve(job.placement)
-            if job.group.wait(0.001):
+            if placements.granted(job):
                 self.queued.remove(job)
                 for other in self.queued if job.placement["nodes"] > 1 else ():
                     placements.give_back(other)  # its child takes the devices itself, and no other group may
@@ -349,6 +349,7 @@ class Driver:
             message = f"its node or Ray worker was lost ({text})"
             results = end_without_supervisor(job, self.store, "lost", message)
         placements.give_back(job)
+        self.looks.changed()
         self.device_seconds += (time.monotonic() - job.started) * devices(job.placement)
         for stage in job.stages:
             self._take(stage, results[stage.fingerprint])
