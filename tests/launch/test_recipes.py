@@ -104,7 +104,7 @@ def test_planning_and_help_import_no_heavy_package(tmp_path):
     code = (
         "import sys; from launch.__main__ import main\n"
         f"assert main(['plan', 'microworld', 'run.root={tmp_path}', '--json']) == 0\n"
-        "assert not {'torch', 'verl', 'vllm', 'ray'} & set(sys.modules), sys.modules.keys()"
+        "assert not {'torch', 'verl', 'vllm', 'ray', 'pyarrow'} & set(sys.modules), sys.modules.keys()"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
