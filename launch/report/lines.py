@@ -90,7 +90,7 @@ def lines(plan: Plan, ended: frozenset[str] = frozenset()) -> list[Line]:
                 )
         ends = [model for model in _of_phase(branch, "rl") if model.step is None]
         for model in ends:
-            if model.start == "base" and branch.stages.get(model.role) not in (None, *counted):
+            if model.start == "base" and model.role in branch.stages and branch.stages[model.role] not in counted:
                 key = tuple(text for text in branch.overrides if _bears_on_rl(text))
                 without_sft[key][branch.stages[model.role]] = _member(plan, branch, model)
                 counted.add(branch.stages[model.role])
