@@ -182,7 +182,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         shared = total["device_hours_without_sharing"] - sum(row["estimate"]["device_hours"] for row in rows)
         console.print(
             f"to run: ~{seconds_text(total['seconds'])} one after another, ~{total['device_hours']:.2g} device-hours, "
-            f"~{bytes_text(total['bytes'])} published; sharing saves ~{max(0.0, shared):.2g} device-hours"
+            f"~{bytes_text(total['bytes'])} published; sharing saves ~{max(0.0, round(shared, 4)):.2g} device-hours"
         )
         console.print(
             f"disk: ~{bytes_text(total['disk_bytes'])} needed at most, {bytes_text(total['disk_free_bytes'])} free"

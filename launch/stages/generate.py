@@ -15,7 +15,7 @@ from launch.stages.contract import Branch, Cost, Counts, Made, Measures, Outside
 from launch.stages.memory import GB, REST, WIDTH, Memory, Shape, forward_pass, logits_of_rows, sampling
 from launch.stages.prepare import benchmark_name
 from launch.stages.references import model_of, numerics, sources
-from launch.stages.sizes import spread
+from launch.stages.sizes import engines
 
 FILLED = 0.5  # of max_tokens that a response fills when nothing is known
 RESPONSE_BYTES = 2.5  # of a sampled token in a Parquet file
@@ -159,7 +159,7 @@ class Generate(StageKind):
             )
 
     def placement(self, recipe: Any) -> Placement:
-        return spread(recipe.eval.replicas * recipe.eval.tensor_parallel, recipe.platform)
+        return engines(recipe.eval.replicas * recipe.eval.tensor_parallel, recipe.platform)
 
     def engine(self, settings: Mapping[str, Any]) -> Any:
         common = {name: value for name, value in settings.items() if name not in ("benchmark", "task", "held_out")}

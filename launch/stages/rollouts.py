@@ -13,7 +13,7 @@ from launch.stages.contract import Branch, Cost, Counts, Made, Settings, StageKi
 from launch.stages.memory import WIDTH, Memory, Shape, sampling
 from launch.stages.references import numerics
 from launch.stages.rl import FILLED, Rl, prompts_of
-from launch.stages.sizes import spread
+from launch.stages.sizes import engines
 
 # What of `rl` the answers and their scores depend on.
 SAMPLED = ("samples", "temperature", "top_p", "reward", "max_prompt_length", "max_response_length")
@@ -67,7 +67,7 @@ class Rollouts(StageKind):
             )
 
     def placement(self, recipe: Any) -> Placement:
-        return spread(recipe.rl.tensor_parallel, recipe.platform)
+        return engines(recipe.rl.tensor_parallel, recipe.platform)
 
     def cost(self, recipe: Any, counts: Counts) -> Cost:
         rl, wanted = counts.settings["rl"], counts.settings["readiness"]["prompts"]

@@ -15,6 +15,15 @@ def spread(devices: float, platform: Any, *, cpus: float = 1.0) -> Placement:
     return Placement(nodes=nodes, gpus_per_node=devices / nodes, cpus=cpus)
 
 
+def engines(count: int, platform: Any) -> Placement:
+    """The devices of `count` vLLM engines.
+
+    On the CPU platform an engine computes on one of the `platform.threads` cores of a device and takes that share of
+    it: stages that sample run side by side there.
+    """
+    return spread(count, platform) if platform.name != "cpu" else Placement(gpus_per_node=count / platform.threads)
+
+
 def more_processes(field: str, given: int, platform: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """`field` with twice as many processes, and so on, as far as the cluster has devices (platform gpu)."""
     devices = platform["nodes"] * platform["gpus_per_node"] if platform["name"] == "gpu" else 0

@@ -36,6 +36,16 @@ def test_fewer_devices_than_processes_are_refused():
     assert more["gpus_per_node"] == 8
 
 
+@pytest.mark.parametrize(
+    ("given", "devices"), [((), 0.5), (("eval.replicas=2",), 1.0), (("platform.threads=4",), 0.25)]
+)
+def test_an_engine_takes_one_core_of_a_device_of_the_cpu_platform(given, devices):
+    plan = make_plan("microworld", ["readiness.enabled=true", *given])
+    found = {stage.kind: stage.placement for stage in plan.stages.values()}
+    assert found["generate"]["gpus_per_node"] == devices and found["sft"]["gpus_per_node"] == 1
+    assert found["rollouts"]["gpus_per_node"] == (0.25 if devices == 0.25 else 0.5)
+
+
 def test_the_filter_samples_on_all_devices():
     on = "rl.filter.enabled=true"
     given = placement("filter", on)
