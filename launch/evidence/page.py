@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -18,16 +19,16 @@ from launch.evidence.runs import Run, arms, called, read_csv
 from launch.report.lines import BASE
 
 RUNS, CLAIMS, DESIGN = "runs.csv", "claims.yaml", "design.yaml"
-SETTINGS = ("pilot", "pairs", "phase", "figure", "seeds", "problems", "against", "arms")
+SETTINGS = ("pilot", "pairs", "phase", "figure", "seeds", "problems", "against", "arms", "rates")
 
 
 def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
     """How each table is made, by name.
 
     folder: holds `design.yaml`: `pilot` (a CSV of pilot runs), `pairs` of arms, `phase` and `figure` of the table of
-    power, its `seeds` and `problems`, the arm that others are held `against`, and `arms`: row of the report -> what
-    the page calls it. For the other tables `runs.csv` and `claims.yaml` (see `Claim`). A table raises ConfigError where
-    its file is missing or names what there is not.
+    power, its `seeds` and `problems`, the arm that others are held `against`, `arms`: row of the report -> what the
+    page calls it, and `rates`: a CSV of `arm`, `rate`, `prompt_pass_rate`. For the other tables `runs.csv` and
+    `claims.yaml` (see `Claim`). A table raises ConfigError where its file is missing or names what there is not.
     """
     design = _design(folder / DESIGN)
 
@@ -40,11 +41,16 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
         found = spread(read_csv(folder / design["pilot"]), pairs, design["phase"], design["figure"])
         return tables.power_table(found, design["seeds"], design["problems"])
 
+    def rates() -> list[dict[str, str]]:
+        with (folder / design["rates"]).open(newline="") as file:
+            return list(csv.DictReader(file))
+
     def contrasts(phase: str) -> str:
         return tables.contrasts_table(runs(), arms(runs()), design["against"], phase, "pass@1")
 
     return {
         "power": power,
+        "rates": lambda: tables.rates_table(rates(), "prompt_pass_rate"),
         "arms": lambda: tables.arms_table(runs(), arms(runs()), [run for run in runs() if run.arm == BASE]),
         "sft": lambda: contrasts("sft"),
         "rl": lambda: contrasts("rl"),

@@ -116,6 +116,20 @@ def predictors_table(runs: Sequence[Run], *, seed: int = 0, resamples: int = 200
     return markdown(head, rows)
 
 
+def rates_table(rows: Sequence[Mapping[str, str]], figure: str) -> str:
+    """A row for each arm, a column for each learning rate, the best of `figure` in bold: rows with `arm`, `rate`."""
+    rates = sorted({row["rate"] for row in rows}, key=float)
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(row["arm"], {})[row["rate"]] = float(row[figure])
+    cells = []
+    for arm, of_rate in found.items():
+        best = max(of_rate.values())
+        shown = {rate: f"{value:.3f}" for rate, value in of_rate.items()}
+        cells.append([arm, *(f"**{shown[one]}**" if of_rate[one] == best else shown[one] for one in rates)])
+    return markdown(["arm", *rates], cells)
+
+
 def _before_rl(run: Run) -> dict[str, float]:
     return {name.removeprefix(BEFORE_RL): value for name, value in run.figures.items() if name.startswith(BEFORE_RL)}
 

@@ -16,7 +16,7 @@ from tests.launch.evidence.test_differences import study
 DOCS = Path(__file__).parents[3] / "docs"
 DESIGN = (
     "{pilot: runs.csv, pairs: [[bb, a]], phase: rl, figure: pass@1, seeds: [3, 6], problems: [64, 128], against: a, "
-    "arms: {}}"
+    "arms: {}, rates: rates.csv}"
 )
 
 
@@ -38,6 +38,7 @@ def folder(tmp_path):
     write_csv(runs, tmp_path / "runs.csv")
     (tmp_path / "claims.yaml").write_text(f"- {FIELDS}\n  direction: higher\n".replace("arm: b\n", "arm: bb\n"))
     (tmp_path / "design.yaml").write_text(DESIGN)
+    (tmp_path / "rates.csv").write_text("arm,rate,prompt_pass_rate\na,0.001,0.5\na,0.0002,0.25\n")
     return tmp_path
 
 
@@ -46,6 +47,7 @@ def test_every_table_is_filled_from_the_folder(folder):
     page.write_text("".join(f"<!-- table: {name} -->\nstale\n<!-- end -->\n" for name in tables_of(folder)))
     fill(page, folder)
     text = page.read_text()
+    assert "| arm | 0.0002 | 0.001 |" in text and "| a | 0.250 | **0.500** |" in text
     assert "stale" not in text and "| bb | 3 |" in text and "Fewer than 8 arms" in text
     assert "+0.100 (+0.100 to +0.100), 3 seeds | 0.000 | holds |" in text
     fill(page, folder)
@@ -63,7 +65,7 @@ def test_a_page_has_names_of_its_own_for_rows_of_the_report(folder):
 
 
 def test_wrong_folders_and_pages_are_refused(folder):
-    with pytest.raises(ConfigError, match="table other: nothing makes it; allowed: power, arms"):
+    with pytest.raises(ConfigError, match="table other: nothing makes it; allowed: power, rates, arms"):
         tables.fill("<!-- table: other -->\n<!-- end -->\n", tables_of(folder))
     (folder / "design.yaml").write_text(DESIGN.replace("pilot", "pilots"))
     with pytest.raises(ConfigError, match=r"design.yaml: the fields are pilot, pairs"):
