@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import zlib
 from bisect import bisect_right
@@ -202,8 +203,16 @@ class ReferenceCache:
                     yield found
 
     def column(self, name: str) -> np.ndarray:
-        """A token field (tokens,) or a sequence field (sequences,) of the whole cache as one new array."""
-        return np.concatenate([self._shard(index)[name] for index in range(len(self.shards))])
+        """A token field (tokens,) or a sequence field (sequences,) of the whole cache as one new array.
+
+        One file is open at a time: a map of each would take more descriptors than a process has.
+        """
+        found = []
+        for record in self.shards:
+            offset, dtype, shape = self.layout.blocks(record["tokens"], record["sequences"])[name]
+            path = self.directory / record["file"]
+            found.append(np.fromfile(path, dtype, math.prod(shape), offset=offset).reshape(shape))
+        return np.concatenate(found)
 
     def mean(self, name: str) -> float:
         """Mean of a token field, in float64; some tokens at a time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_reads_what_was_written(tmp_path, encoding):
         cache.read(5)
     with pytest.raises(IndexError):
         cache.read(-1)
+
+
+def test_a_column_of_more_shards_than_a_process_may_open(tmp_path):
+    lengths = [[1 + shard % 3, 2] for shard in range(60)]
+    cache = ReferenceCache(build(tmp_path, layout_of(), lengths))
+    own, (soft, hard) = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (own + 20, hard))
+    try:
+        found = {name: cache.column(name) for name in ("label_logprob", "label_checksum")}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for name, values in found.items():
+        expected = [random_arrays(layout_of(), part, shard)[name] for shard, part in enumerate(lengths)]
+        np.testing.assert_array_equal(values, np.concatenate(expected))
 
 
 def test_scalars_for_constants_of_the_training_set(tmp_path):
