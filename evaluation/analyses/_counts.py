@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -114,6 +115,43 @@ class Kept:
             self.items.append(items[place])
         order = np.argsort(self.keys, kind="stable")[: self._size]
         self.keys, self.items = self.keys[order], [self.items[one] for one in order]
+
+
+class Sums(NamedTuple):
+    """By chat, (n,) each: its number, the sum over its tokens, how many these are."""
+
+    chat: np.ndarray
+    total: np.ndarray
+    tokens: np.ndarray
+
+    def part(self, which: slice) -> Sums:
+        """Those of some chats."""
+        return Sums(self.chat[which], self.total[which], self.tokens[which])
+
+
+class Chats:
+    """Sums over each chat's tokens, of a stream in which a chat's tokens stand together."""
+
+    def __init__(self) -> None:
+        self._open = Sums(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.int64))
+
+    def add(self, chat: np.ndarray, values: np.ndarray) -> Sums:
+        """(n,) numbers of chats and float64 values; the sums of the chats that ended."""
+        if not len(chat):
+            return self._open.part(slice(0))
+        starts = np.flatnonzero(np.diff(chat, prepend=chat[0] - 1))
+        found = Sums(chat[starts], np.add.reduceat(values, starts), np.diff(starts, append=len(chat)))
+        if len(self._open.chat) and self._open.chat[0] == chat[0]:
+            found.total[0] += self._open.total[0]
+            found.tokens[0] += self._open.tokens[0]
+        else:
+            found = Sums(*(np.concatenate(pair) for pair in zip(self._open, found, strict=True)))
+        self._open = found.part(slice(-1, None))
+        return found.part(slice(-1))
+
+    def close(self) -> Sums:
+        """The sums of the last chat; nothing of an empty stream."""
+        return self._open
 
 
 class Largest:

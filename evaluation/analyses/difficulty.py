@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from evaluation.analyses import _style
-from evaluation.analyses._counts import Largest, Quantiles
+from evaluation.analyses._counts import Chats, Largest, Quantiles
 from evaluation.analyses._models import Model, colours, models, one_line, shortened
 from evaluation.analyses._progress import beat
 from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Table
@@ -82,35 +82,9 @@ class Difficulty(Analysis):
         return Findings(tables, figures, _sentence(found[0], settings))
 
 
-class ChatMeans:
-    """Mean of a value over each chat's tokens, of a stream of tokens in which a chat's stand together."""
-
-    def __init__(self) -> None:
-        self._chat, self._sum, self._count = -1, 0.0, 0
-
-    def add(self, chat: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """(n,) int32 numbers of chats, from 0, and float64 values; the means of the chats that ended, float64."""
-        if not len(chat):
-            return np.empty(0)
-        starts = np.flatnonzero(np.diff(chat, prepend=chat[0] - 1))
-        sums, counts = np.add.reduceat(values, starts), np.diff(starts, append=len(chat))
-        if chat[0] == self._chat:
-            sums[0] += self._sum
-            counts[0] += self._count
-            ended = np.empty(0)
-        else:
-            ended = self.close()
-        self._chat, self._sum, self._count = int(chat[-1]), float(sums[-1]), int(counts[-1])
-        return np.concatenate([ended, sums[:-1] / counts[:-1]])
-
-    def close(self) -> np.ndarray:
-        """The mean of the last chat; nothing of an empty stream."""
-        return np.full(1, self._sum / self._count) if self._count else np.empty(0)
-
-
 def _counted(model: Model, settings: Settings, hardest: Largest | None) -> Hardness:
     found, done, total = Hardness(model), 0, rows_of(model.path)
-    means = ChatMeans()
+    chats = Chats()
     for batch in batches(model.path, ("chat", "position", "token", "log_p", "rank")):
         log_p = batch["log_p"].astype(np.float64)
         p = np.exp(log_p)
@@ -118,10 +92,12 @@ def _counted(model: Model, settings: Settings, hardest: Largest | None) -> Hardn
         found.easy += int((p >= settings.threshold).sum())
         if hardest is not None:
             hardest.add(-log_p, **{name: batch[name] for name in ("chat", "position", "token", "rank")})
-        found.losses.add(means.add(batch["chat"], -log_p))
+        ended = chats.add(batch["chat"], -log_p)
+        found.losses.add(ended.total / ended.tokens)
         done += len(log_p)
         beat(done, 2 * total)
-    found.losses.add(means.close())
+    ended = chats.close()
+    found.losses.add(ended.total / ended.tokens)
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import ConfigError
-from evaluation.analyses._counts import Largest
+from evaluation.analyses._counts import Chats, Largest
 from evaluation.analyses._models import BASE, TEACHER, Model, colours, models, one_line, shortened
 from evaluation.analyses._progress import beat
 from evaluation.analyses.contract import Analysis, Figure, Findings, Given, Table
@@ -52,9 +52,9 @@ class Tokens(Analysis):
             raise ConfigError(
                 f"{self.name}: no held-out tokens of the base model, against which all others are compared"
             )
-        largest, moved = _movers(there, settings)
-        chosen = settings.chats or tuple(sorted(moved, key=lambda chat: (-moved[chat], chat))[: settings.texts])
-        missing = [chat for chat in chosen if chat not in moved]
+        largest, most_moved, measured = _movers(there, settings)
+        chosen = settings.chats or tuple(most_moved)
+        missing = [chat for chat in settings.chats if chat not in measured]
         if missing:
             raise ConfigError(f"{self.name}: settings.chats={missing[0]}: no token of that chat was measured")
         rows = _rows(there, chosen, settings.tokens)
@@ -73,9 +73,11 @@ class Tokens(Analysis):
         return Findings(tables, figures if movers else {}, _sentence(there, movers), data, {"tokens": page})
 
 
-def _movers(there: Sequence[Model], settings: Settings) -> tuple[Largest, dict[int, float]]:
-    """The tokens that moved furthest from the base in any model, and the sum of movements by chat."""
-    largest, moved = Largest(settings.movers), dict[int, float]()
+def _movers(there: Sequence[Model], settings: Settings) -> tuple[Largest, list[int], set[int]]:
+    """The tokens that moved furthest from the base in any model, the chats whose tokens moved most in sum, and which of
+    `settings.chats` there are."""
+    largest, chats, most_moved = Largest(settings.movers), Chats(), Largest(settings.texts)
+    measured: set[int] = set()
     others = [place for place, one in enumerate(there) if one.model not in (BASE, TEACHER)]
     done, total = 0, rows_of(there[0].path)
     for together in aligned([one.path for one in there], ("log_p", "rank")):
@@ -96,11 +98,14 @@ def _movers(there: Sequence[Model], settings: Settings) -> tuple[Largest, dict[i
                 rank=rank[model, everything],
                 **{f"p{place}": values for place, values in enumerate(p)},
             )
-        for chat in np.unique(first["chat"]).tolist():
-            moved[chat] = moved.get(chat, 0.0) + float(score[first["chat"] == chat].sum())
+        ended = chats.add(first["chat"], score)
+        most_moved.add(ended.total, chat=ended.chat)
+        measured.update(np.intersect1d(first["chat"], settings.chats).tolist())
         done += p.shape[1]
         beat(done, 2 * total)
-    return largest, moved
+    ended = chats.close()
+    most_moved.add(ended.total, chat=ended.chat)
+    return largest, most_moved.rows["chat"].tolist(), measured
 
 
 def _rows(there: Sequence[Model], chosen: Sequence[int], most: int) -> list[dict[str, np.ndarray]]:

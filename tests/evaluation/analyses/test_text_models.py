@@ -5,9 +5,9 @@ import pytest
 
 from common.errors import ConfigError
 from evaluation.analyses import _style
+from evaluation.analyses._counts import Chats
 from evaluation.analyses._models import Model, colours
 from evaluation.analyses._text import laid_out
-from evaluation.analyses.difficulty import ChatMeans
 from evaluation.token_table import TOP
 
 from .planted import data, run, sentence, table, tokens_of, write_tokens
@@ -103,16 +103,18 @@ def test_difficulty_finds_hard_tokens_easy_shares_and_weights(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 100])
-def test_means_of_chats_do_not_depend_on_the_batches(size):
+def test_sums_of_chats_do_not_depend_on_the_batches(size):
     chat = np.repeat(np.array([0, 1, 2, 5, 6], dtype=np.int32), [1, 4, 1, 7, 2])
     values = np.random.default_rng(0).standard_normal(len(chat))
-    means, found = ChatMeans(), []
+    chats, found = Chats(), []
     for start in range(0, len(chat), size):
-        found.append(means.add(chat[start : start + size], values[start : start + size]))
-    found.append(means.close())
-    expected = [values[chat == one].mean() for one in (0, 1, 2, 5, 6)]
-    assert np.concatenate(found) == pytest.approx(expected)
-    assert not len(ChatMeans().close()) and not len(ChatMeans().add(chat[:0], values[:0]))
+        found.append(chats.add(chat[start : start + size], values[start : start + size]))
+    found.append(chats.close())
+    numbers, sums, tokens = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    assert numbers.tolist() == [0, 1, 2, 5, 6] and tokens.tolist() == [1, 4, 1, 7, 2]
+    assert sums == pytest.approx([values[chat == one].sum() for one in numbers])
+    for empty in (Chats().close(), Chats().add(chat[:0], values[:0])):
+        assert [len(part) for part in empty] == [0, 0, 0]
 
 
 def test_a_text_is_laid_out_in_lines():
