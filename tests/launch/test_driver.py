@@ -142,7 +142,7 @@ def test_a_queued_stage_reserves_no_device_that_a_child_of_the_cluster_is_about_
     driver.queued = [waiting]
     released = []
     monkeypatch.setattr(placements, "give_back", released.append)
-    monkeypatch.setattr(placements, "reserve", lambda _: pytest.fail("it reserved devices that are lent"))
+    monkeypatch.setattr(placements, "granted", lambda _: pytest.fail("it asked for devices that are lent"))
     driver._start_queued()
     assert released == [waiting] and driver.queued == [waiting]
 
