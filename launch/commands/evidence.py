@@ -17,13 +17,18 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from launch.evidence.runs import collect, write_csv
+    from launch.evidence.runs import collect, read_csv, write_csv
 
     folder = Path(arguments.output).expanduser()
-    found = collect(planned(arguments))
+    path = folder / "runs.csv"
+    earlier = read_csv(path) if path.exists() else []
+    found = collect(planned(arguments), earlier)
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(found, folder / "runs.csv")
-    print(f"evidence: {len(found)} models of {len({run.arm for run in found})} arms in {folder / 'runs.csv'}")
+    write_csv(found, path)
+    print(f"evidence: {len(found)} models of {len({run.arm for run in found})} arms in {path}")
+    gone = {run.measured for run in earlier} - {run.measured for run in found}
+    if gone:
+        print(f"evidence: {len(gone)} rows that were there are of stages that this plan has not; they are left out")
     if arguments.page is not None:
         from launch.evidence.page import fill
 

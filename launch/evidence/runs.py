@@ -13,18 +13,20 @@ from common.errors import ConfigError
 from common.files import write_text
 from evaluation.compare import average_of, headlines
 from evaluation.readiness.stage import read_figures
-from launch.graph.plan import Plan
+from launch.fingerprint import fingerprint
+from launch.graph.plan import Branch, Plan
 from launch.graph.select import select
 from launch.report.cells import HELD_OUT
 from launch.report.lines import BASE, Line, Member, lines
-from launch.report.readiness import stage_of
+from launch.report.readiness import stage_of as readiness_of
 from launch.report.source import Source
 from launch.store import Store
 
 BEFORE_RL = "readiness/"  # before the names of figures of readiness
 OF_TARGET = ("pass@1", "greedy", "self_bleu", "truncated", "tokens_p50")
 OF_HELD_OUT = ("loss", "entropy", "kl_from_base")
-KEYS = ("arm", "seed", "phase", "fingerprint", "samples", "right")
+KEYS = ("arm", "seed", "phase", "fingerprint", "measured", "samples", "right")
+MARK = 16  # digits of a fingerprint that are written
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -34,7 +36,8 @@ class Run:
 
     arm: the row of the report that it belongs to. phase: base, sft or rl. fingerprint: of the stage that trained it, of
     a base model of the one that measured its target. samples: drawn of every problem of the target. right: (problems,)
-    of them right, by the problems' ids. figures: name -> value; not there where it was not measured.
+    of them right, by the problems' ids. figures: name -> value; not there where it was not measured. measured: stands
+    for all the stages that the figures come from; empty where that is not known.
     """
 
     arm: str
@@ -44,27 +47,33 @@ class Run:
     samples: int
     right: tuple[int, ...]
     figures: Mapping[str, float] = field(default_factory=dict)
+    measured: str = ""
 
 
-def collect(plan: Plan) -> list[Run]:
+def collect(plan: Plan, earlier: Iterable[Run] = ()) -> list[Run]:
     """The runs of a plan that the store has, in the report's order; a base model once.
 
+    earlier: runs that another store had. Those that the same stages measured stand where this store has fewer figures.
     Raises ConfigError where nothing was measured, models were asked different problems, or drew more samples than one
     character counts.
     """
     store = Store(plan.root)
     selected = select(plan, store)
     source, target = Source(store), plan.branches[0].recipe.eval.target
+    elsewhere = {run.measured: run for run in earlier if run.measured}
     found: list[Run] = []
     problems: set[frozenset[str]] = set()
     for line in lines(selected.plan, selected.ended):
         for member in line.members:
             for phase in ("sft", "rl"):
-                outcomes = source.outcomes(member.models.get(phase), target, "sampled")
-                if not outcomes:
+                if phase not in member.models:
                     continue
-                problems.add(frozenset(outcomes))
-                found.append(_run(selected.plan, source, target, line, member, phase, outcomes))
+                outcomes = source.outcomes(member.models[phase], target, "sampled")
+                problems |= {frozenset(outcomes)} if outcomes else set()
+                here = [_run(selected.plan, source, target, line, member, phase, outcomes)] if outcomes else []
+                there = elsewhere.get(_measured(selected.plan, member, phase))
+                same = [] if there is None else [replace(there, arm=line.name)]
+                found += sorted([*here, *same], key=lambda run: -len(run.figures))[:1]
     if not found:
         raise ConfigError(f"{store.root}: nothing of this plan has been measured on {target}; run the recipe first")
     if len(problems) > 1:
@@ -105,7 +114,20 @@ def _run(
     right = tuple(sum(outcomes[problem]) for problem in sorted(outcomes, key=_number))
     mark = trained[-1].fingerprint if trained and not line.is_base else model.measures[target].fingerprint
     seed = int(member.seed.partition("=")[2] or plan.branches[0].recipe.seed)
-    return Run(line.name, seed, "base" if line.is_base else phase, mark, counts.pop(), right, figures)
+    measured = _measured(plan, member, phase)
+    return Run(line.name, seed, "base" if line.is_base else phase, mark, counts.pop(), right, figures, measured)
+
+
+def _measured(plan: Plan, member: Member, phase: str) -> str:
+    """What stands for the stages that a run's figures come from, whatever store has them."""
+    model = member.models[phase]
+    stages = [*member.trained.get(phase, ()), *model.measures.values()]
+    readiness = readiness_of(plan, _branch(plan, member), model.name) if phase == "sft" else None
+    return fingerprint(sorted({stage.fingerprint for stage in [*stages, *([readiness] if readiness else [])]}))[:MARK]
+
+
+def _branch(plan: Plan, member: Member) -> Branch | None:
+    return next((one for one in plan.branches if one.name == member.branch), None)
 
 
 def _number(problem: str) -> tuple[int, str]:
@@ -114,9 +136,8 @@ def _number(problem: str) -> tuple[int, str]:
 
 
 def _readiness(plan: Plan, source: Source, member: Member, model: str) -> dict[str, float]:
-    branch = next((one for one in plan.branches if one.name == member.branch), None)
-    stage = stage_of(plan, source, branch, model)
-    if stage is None:
+    stage = readiness_of(plan, _branch(plan, member), model)
+    if stage is None or not source.whole(stage):
         return {}
     found = read_figures(source.store.directory(stage))
     return {f"{BEFORE_RL}{name}": figure["value"] for name, figure in found.items()}
@@ -132,7 +153,8 @@ def as_csv(runs: Iterable[Run]) -> str:
     for run in runs:
         values = [f"{run.figures[name]:.6g}" if name in run.figures else "" for name in names]
         right = "".join(DIGITS[count] for count in run.right)
-        writer.writerow([run.arm, run.seed, run.phase, run.fingerprint[:16], run.samples, right, *values])
+        keys = (run.arm, run.seed, run.phase, run.fingerprint[:MARK], run.measured, run.samples, right)
+        writer.writerow([*keys, *values])
     return text.getvalue()
 
 
@@ -169,7 +191,8 @@ def called(runs: Sequence[Run], names: Mapping[str, str]) -> list[Run]:
 def _of_row(row: Mapping[str, Any]) -> Run:
     figures = {name: float(value) for name, value in row.items() if name not in KEYS and value}
     right = tuple(DIGITS.index(digit) for digit in row["right"])
-    return Run(row["arm"], int(row["seed"]), row["phase"], row["fingerprint"], int(row["samples"]), right, figures)
+    samples, measured = int(row["samples"]), row["measured"]
+    return Run(row["arm"], int(row["seed"]), row["phase"], row["fingerprint"], samples, right, figures, measured)
 
 
 def of_arm(runs: Sequence[Run], arm: str, phase: str) -> dict[int, Run]:

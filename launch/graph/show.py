@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from launch.stages.memory import GIB
 from launch.store import Store
 from launch.store.pauses import has_paused
 from launch.text import bytes_text, seconds_text
+
+SHOWN_INPUTS = 6  # of a stage in the table; `--json` has all
 
 
 def _source(plan: Plan, given: Input) -> str:
@@ -135,6 +138,13 @@ def _turns(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _inputs(inputs: Mapping[str, str], short: dict[str, str]) -> str:
+    """What a stage reads, a few by name: an analysis of a sweep reads hundreds."""
+    named = [f"{name}: {_short(source, short)}" for name, source in list(inputs.items())[:SHOWN_INPUTS]]
+    left = len(inputs) - len(named)
+    return ", ".join(named) + (f" and {left} more" if left else "")
+
+
 def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Prints the stages in order, with what is done already and how many branches share each."""
     console = console or Console(width=None if sys.stdout.isatty() else 150)
@@ -163,7 +173,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         table.add_row(
             escape(row["address"]),
             row["state"],
-            escape(", ".join(f"{name}: {_short(source, short)}" for name, source in row["inputs"].items())),
+            escape(_inputs(row["inputs"], short)),
             f"{devices:g}",
             "" if row["device_bytes"] is None else f"~{row['device_bytes'] / GIB:.2g}",
             ("" if done else "~") + seconds_text(cost["seconds"]),

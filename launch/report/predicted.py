@@ -62,8 +62,8 @@ def _outcomes(plan: Plan, cells: Cells, lines: Sequence[Line]) -> tuple[dict[str
             score = {} if metrics is None else cells.target(metrics)
             if "pass@1" not in score or member.start is None or model is None:
                 continue
-            stage = stage_of(plan, cells.source, of_branch.get(member.branch), member.start.name)
-            if stage is None:
+            stage = stage_of(plan, of_branch.get(member.branch), member.start.name)
+            if stage is None or not cells.source.whole(stage):
                 continue
             found = read_figures(cells.source.store.directory(stage))
             figures = {name: figure["value"] for name, figure in found.items()}

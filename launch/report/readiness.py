@@ -41,11 +41,10 @@ def sections(plan: Plan, source: Source) -> list[Section]:
     return [Section("Before RL", grids=(table,), note=NOTE)] if table.rows else []
 
 
-def stage_of(plan: Plan, source: Source, branch: Branch | None, model: str) -> Stage | None:
-    """The published stage that has the figures of a branch's model; None where there is none."""
+def stage_of(plan: Plan, branch: Branch | None, model: str) -> Stage | None:
+    """The stage that has the figures of a branch's model; None where the plan has none."""
     mark = None if branch is None else branch.stages.get(PREFIX + model)
-    stage = None if mark is None else plan.stages.get(mark)
-    return stage if stage is not None and source.whole(stage) else None
+    return None if mark is None else plan.stages.get(mark)
 
 
 def titles(present: set[str]) -> dict[str, str]:

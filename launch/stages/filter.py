@@ -12,7 +12,7 @@ from launch.stages.contract import Branch, Cost, Counts, Made, Outside, StageKin
 from launch.stages.memory import WIDTH, Memory, Shape, sampling
 from launch.stages.references import model_of, numerics
 from launch.stages.rl import FILLED, RlSettings
-from launch.stages.sizes import spread
+from launch.stages.sizes import engines
 
 SAMPLED = ("filter", "reward", "max_prompt_length", "max_response_length", "top_p")  # what of `rl` it depends on
 KEPT_BYTES = 200  # of a prompt in its artifact
@@ -50,7 +50,7 @@ class Filter(StageKind):
         )
 
     def placement(self, recipe: Any) -> Placement:
-        return spread(replicas(recipe) * recipe.rl.tensor_parallel, recipe.platform)
+        return engines(replicas(recipe) * recipe.rl.tensor_parallel, recipe.platform)
 
     def memory(self, settings: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Memory:
         rl = settings["rl"]

@@ -147,3 +147,11 @@ def test_forward_passes_share_no_process_with_vllm_on_a_gpu(tmp_path):
 def test_an_engine_of_the_cpu_platform_spans_no_devices(tmp_path):
     with pytest.raises(ValueError, match=r"eval\.tensor_parallel=2: .*; set eval\.replicas instead"):
         planned(tmp_path, "eval.tensor_parallel=2")
+
+
+def test_of_a_stage_that_reads_many_the_plan_names_a_few(tmp_path, capsys):
+    plan = planned(tmp_path, "objective=sft,dft,lp_sft,eaft", "rl.enabled=false", "analyses=[trade_off]")
+    row = next(row for row in plan_json(plan)["stages"] if row["stage"] == "analyse")
+    print_plan(plan)
+    shown = "".join(capsys.readouterr().out.split())
+    assert len(row["inputs"]) > 6 and f"and{len(row['inputs']) - 6}more" in shown.replace("│", "")
