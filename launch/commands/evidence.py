@@ -12,7 +12,9 @@ from launch.commands.planned import planned
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write runs.csv to")
     parser.add_argument(
-        "--page", metavar="FILE", help="page whose tables are made anew from that folder (docs/evidence.md)"
+        "--page",
+        metavar="FILE",
+        help="page whose tables are made anew from DIR, which takes its pictures (docs/evidence.md)",
     )
 
 
@@ -33,7 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from launch.evidence.page import fill
 
         fill(Path(arguments.page).expanduser(), folder)
-        print(f"evidence: tables of {arguments.page}")
+        print(f"evidence: tables of {arguments.page}, pictures in {folder}")
     return 0
 
 

@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.files import write_text
 from launch.evidence import tables
 from launch.evidence.claims import decide, read_claims
+from launch.evidence.pictures import claims_picture, scores_picture
 from launch.evidence.power import spread
 from launch.evidence.runs import Run, arms, called, read_csv
 from launch.report.lines import BASE
@@ -60,6 +61,16 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
     }
 
 
+def pictures_of(folder: Path) -> dict[str, Callable[[], str]]:
+    """How each picture is drawn, by name: `scores` and `claims`, from `runs.csv` and the files of `tables_of`."""
+    design = _design(folder / DESIGN)
+    runs = called(read_csv(folder / RUNS), design["arms"])
+    return {
+        "scores": lambda: scores_picture(runs, design["against"]),
+        "claims": lambda: claims_picture(decide(read_claims((folder / CLAIMS).read_text()), runs)),
+    }
+
+
 def _design(path: Path) -> dict[str, Any]:
     found = yaml.safe_load(path.read_text())
     if not isinstance(found, dict) or set(found) != set(SETTINGS):
@@ -68,5 +79,7 @@ def _design(path: Path) -> dict[str, Any]:
 
 
 def fill(page: Path, folder: Path) -> None:
-    """Writes the tables of a study between their marks in a page."""
+    """Writes the tables of a study between their marks in a page, and the pictures into its folder."""
     write_text(page, tables.fill(page.read_text(), tables_of(folder)))
+    for name, draw in pictures_of(folder).items():
+        write_text(folder / f"{name}.svg", draw())

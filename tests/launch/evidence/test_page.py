@@ -50,8 +50,12 @@ def test_every_table_is_filled_from_the_folder(folder):
     assert "| arm | 0.0002 | 0.001 |" in text and "| a | 0.250 | **0.500** |" in text
     assert "stale" not in text and "| bb | 3 |" in text and "Fewer than 8 arms" in text
     assert "+0.100 (+0.100 to +0.100), 3 seeds | 0.000 | holds |" in text
+    pictures = {name: (folder / f"{name}.svg").read_text() for name in ("scores", "claims")}
+    assert ">bb</text>" in pictures["scores"].replace("\n", "") and ">one (higher)</text>" in pictures["claims"]
+    assert ">holds</text>" in pictures["claims"] and ">cannot tell</text>" not in pictures["claims"]
     fill(page, folder)
     assert page.read_text() == text
+    assert {name: (folder / f"{name}.svg").read_text() for name in pictures} == pictures
 
 
 def test_a_page_has_names_of_its_own_for_rows_of_the_report(folder):
