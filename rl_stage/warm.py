@@ -136,7 +136,7 @@ def key_of(settings: Any, config: Any, model: Path) -> str:
             section = section[name]
         section.pop(leaf, None)
     files = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        path.name: hashlib.sha256(_content(path)).hexdigest()
         for path in sorted(model.iterdir())
         if path.is_file() and path.suffix not in (".safetensors", ".md") and not path.name.endswith(".index.json")
     }
@@ -146,3 +146,13 @@ def key_of(settings: Any, config: Any, model: Path) -> str:
     variables = {name: os.environ.get(name) for name in settings.platform.env}
     found = [plain, files, tensors, variables, settings.platform.threads, seed]
     return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """What a file of a model says: how to sample is written by others in other words once the model was trained."""
+    if path.name != "generation_config.json":
+        return path.read_bytes()
+    found = json.loads(path.read_bytes())
+    found |= {"transformers_version": "", "_from_model_config": bool(found.get("_from_model_config"))}
+    eos = found.get("eos_token_id")
+    return json.dumps(found | {"eos_token_id": eos if isinstance(eos, list) else [eos]}, sort_keys=True).encode()

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from common.errors import ConfigError
 from launch.commands.contract import Command
 from launch.commands.planned import planned
+
+if TYPE_CHECKING:
+    from launch.evidence.runs import Run
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -25,18 +31,28 @@ def _run(arguments: argparse.Namespace) -> int:
     path = folder / "runs.csv"
     earlier = read_csv(path) if path.exists() else []
     found = collect(planned(arguments), earlier)
+    _keep_all(earlier, found, path)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(found, path)
     print(f"evidence: {len(found)} models of {len({run.arm for run in found})} arms in {path}")
-    gone = {run.measured for run in earlier} - {run.measured for run in found}
-    if gone:
-        print(f"evidence: {len(gone)} rows that were there are of stages that this plan has not; they are left out")
     if arguments.page is not None:
         from launch.evidence.page import fill
 
         fill(Path(arguments.page).expanduser(), folder)
         print(f"evidence: tables of {arguments.page}, pictures in {folder}")
     return 0
+
+
+def _keep_all(earlier: Sequence[Run], found: Sequence[Run], path: Path) -> None:
+    """Raises ConfigError where a file has rows that this plan would drop."""
+    there = {run.measured for run in found}
+    gone = [run for run in earlier if run.measured not in there]
+    if gone:
+        named = ", ".join(f"{run.arm} seed {run.seed} {run.phase}" for run in gone[:3]) + (" ..." if gone[3:] else "")
+        raise ConfigError(
+            f"{path}: {len(gone)} of its {len(earlier)} rows are of stages that this plan has not ({named}); name the "
+            "whole plan that they are of, or move the file away"
+        )
 
 
 EVIDENCE = Command("evidence", "what a study's branches measured, as one CSV for its page", _run, _options)

@@ -62,12 +62,16 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
 
 
 def pictures_of(folder: Path) -> dict[str, Callable[[], str]]:
-    """How each picture is drawn, by name: `scores` and `claims`, from `runs.csv` and the files of `tables_of`."""
+    """How each picture is drawn, by name: SVG of `scores` and `claims`, from what `tables_of` reads."""
     design = _design(folder / DESIGN)
-    runs = called(read_csv(folder / RUNS), design["arms"])
+
+    @functools.cache
+    def runs() -> list[Run]:
+        return called(read_csv(folder / RUNS), design["arms"])
+
     return {
-        "scores": lambda: scores_picture(runs, design["against"]),
-        "claims": lambda: claims_picture(decide(read_claims((folder / CLAIMS).read_text()), runs)),
+        "scores": lambda: scores_picture(runs(), design["against"]),
+        "claims": lambda: claims_picture(decide(read_claims((folder / CLAIMS).read_text()), runs())),
     }
 
 
@@ -79,7 +83,9 @@ def _design(path: Path) -> dict[str, Any]:
 
 
 def fill(page: Path, folder: Path) -> None:
-    """Writes the tables of a study between their marks in a page, and the pictures into its folder."""
-    write_text(page, tables.fill(page.read_text(), tables_of(folder)))
-    for name, draw in pictures_of(folder).items():
-        write_text(folder / f"{name}.svg", draw())
+    """Writes the tables of a study between their marks in a page, and beside the tables' data the pictures it shows."""
+    text = tables.fill(page.read_text(), tables_of(folder))
+    shown = {name: draw() for name, draw in pictures_of(folder).items() if f"/{name}.svg)" in text}
+    write_text(page, text)
+    for name, svg in shown.items():
+        write_text(folder / f"{name}.svg", svg)

@@ -40,7 +40,7 @@ def scores_picture(runs: Sequence[Run], against: str) -> str:
         differences.axvspan(-MARGIN, MARGIN, color=GREY, alpha=0.12, linewidth=0)
         differences.axvline(0, color=GREY, linewidth=0.8)
         for place, arm in enumerate(order):
-            if arm != against and len(after[arm].keys() & after[against].keys()) > 1:
+            if arm != against and len(after[arm].keys() & after.get(against, {}).keys()) > 1:
                 found = difference(runs, arm, against, "rl", FIGURE)
                 sure = found.low > 0 or found.high < 0
                 _interval(differences, place, found, COLOURS[1] if sure else GREY, "o")
@@ -56,7 +56,8 @@ def scores_picture(runs: Sequence[Run], against: str) -> str:
 
 
 def claims_picture(results: Sequence[Result]) -> str:
-    """SVG: the difference of every claim with its interval, marked by the verdict, in the claims' order."""
+    """SVG: the difference of every claim with its interval, marked by the verdict, in the claims' order; of self-BLEU
+    none, which is on another scale."""
 
     def draw(canvas: Any) -> None:
         axis = canvas.subplots()
@@ -72,7 +73,7 @@ def claims_picture(results: Sequence[Result]) -> str:
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.tick_params(axis="y", labelcolor=INK)
         axis.grid(visible=False, axis="y")
-        axis.set_xlabel("difference, with its 95% interval")
+        axis.set_xlabel("difference, with its 95% interval (self-BLEU, another scale: in the table)")
         canvas.legend([shown[one] for one in VERDICTS if one in shown], [one for one in VERDICTS if one in shown],
                       loc="outside upper right", ncols=3)  # fmt: skip
 

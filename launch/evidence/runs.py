@@ -53,7 +53,7 @@ class Run:
 def collect(plan: Plan, earlier: Iterable[Run] = ()) -> list[Run]:
     """The runs of a plan that the store has, in the report's order; a base model once.
 
-    earlier: runs that another store had. Those that the same stages measured stand where this store has fewer figures.
+    earlier: runs that another store had. Where the same stages measured them they stand for what this store lacks.
     Raises ConfigError where nothing was measured, models were asked different problems, or drew more samples than one
     character counts.
     """
@@ -70,13 +70,15 @@ def collect(plan: Plan, earlier: Iterable[Run] = ()) -> list[Run]:
                     continue
                 outcomes = source.outcomes(member.models[phase], target, "sampled")
                 problems |= {frozenset(outcomes)} if outcomes else set()
-                here = [_run(selected.plan, source, target, line, member, phase, outcomes)] if outcomes else []
-                there = elsewhere.get(_measured(selected.plan, member, phase))
-                same = [] if there is None else [replace(there, arm=line.name)]
-                found += sorted([*here, *same], key=lambda run: -len(run.figures))[:1]
+                other = elsewhere.get(_measured(selected.plan, member, phase))
+                if outcomes:
+                    run = _run(selected.plan, source, target, line, member, phase, outcomes)
+                    found.append(replace(run, figures={**(other.figures if other else {}), **run.figures}))
+                elif other is not None:
+                    found.append(replace(other, arm=line.name, seed=_seed(selected.plan, member)))
     if not found:
         raise ConfigError(f"{store.root}: nothing of this plan has been measured on {target}; run the recipe first")
-    if len(problems) > 1:
+    if len(problems) > 1 or len({(run.samples, len(run.right)) for run in found}) > 1:
         raise ConfigError(f"benchmark {target}: the models of this plan were asked different problems")
     return found
 
@@ -113,7 +115,7 @@ def _run(
         raise ConfigError(f"benchmark {target}: num_samples has to be one number below {len(DIGITS)} for a study")
     right = tuple(sum(outcomes[problem]) for problem in sorted(outcomes, key=_number))
     mark = trained[-1].fingerprint if trained and not line.is_base else model.measures[target].fingerprint
-    seed = int(member.seed.partition("=")[2] or plan.branches[0].recipe.seed)
+    seed = _seed(plan, member)
     measured = _measured(plan, member, phase)
     return Run(line.name, seed, "base" if line.is_base else phase, mark, counts.pop(), right, figures, measured)
 
@@ -124,6 +126,10 @@ def _measured(plan: Plan, member: Member, phase: str) -> str:
     stages = [*member.trained.get(phase, ()), *model.measures.values()]
     readiness = readiness_of(plan, _branch(plan, member), model.name) if phase == "sft" else None
     return fingerprint(sorted({stage.fingerprint for stage in [*stages, *([readiness] if readiness else [])]}))[:MARK]
+
+
+def _seed(plan: Plan, member: Member) -> int:
+    return int(member.seed.partition("=")[2] or plan.branches[0].recipe.seed)
 
 
 def _branch(plan: Plan, member: Member) -> Branch | None:
@@ -169,7 +175,9 @@ def read_csv(path: Path) -> list[Run]:
         rows = csv.DictReader(file)
         missing = [key for key in KEYS if key not in (rows.fieldnames or ())]
         if missing:
-            raise ConfigError(f"{path}: has no column {missing[0]}; write it with `python -m launch evidence`")
+            raise ConfigError(
+                f"{path}: has no column {missing[0]}; move it away, and `python -m launch evidence` writes it"
+            )
         try:
             return [_of_row(row) for row in rows]
         except (ValueError, TypeError) as error:

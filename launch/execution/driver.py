@@ -35,7 +35,7 @@ from launch.execution.entries import entry_of
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
 from launch.execution.preconditions import check_disk, check_models
 from launch.execution.requests import BEGIN_NO_MORE, STOP, ask
-from launch.execution.sharing import engine_of, free_places, waits_for_turn
+from launch.execution.sharing import Engines, free_places, waits_for_turn
 from launch.execution.stopping import abandon, end_without_supervisor, last_resort, signals
 from launch.graph.estimate import estimate_plan
 from launch.graph.plan import Plan, Stage, plan_key
@@ -63,6 +63,7 @@ class Driver:
         self.platform = recipe.platform
         self.progress = {mark: StageProgress(stage) for mark, stage in plan.stages.items()}
         self.kinds = {kind.name: kind for kind in stage_kinds.in_order(plan.own_stages)}
+        self.engines = Engines(self.kinds)
         self.queued: list[Job] = []
         self.running: list[Job] = []
         self.jobs = 0
@@ -253,7 +254,7 @@ class Driver:
         """Queues stages that can share an engine where they fit at once; the others wait for more of their like."""
         groups: dict[str, list[StageProgress]] = defaultdict(list)
         for progress in ready:
-            groups[self._engine(progress.stage)].append(progress)
+            groups[self.engines.of(progress)].append(progress)
         for engine, members in groups.items():
             count = free_places(engine, members[0].stage.placement, self.devices, [*self.running, *self.queued])
             if not count:
@@ -262,9 +263,6 @@ class Driver:
             size = math.ceil(len(claimed) / count)
             for start in range(0, len(claimed), size or 1):
                 self._queue(claimed[start : start + size])
-
-    def _engine(self, stage: Stage) -> str:
-        return engine_of(self.kinds[stage.kind], stage, self.progress[stage.fingerprint].halved)
 
     # --- devices
 
@@ -280,7 +278,8 @@ class Driver:
         placement = dict(stages[0].placement)
         if placement["gpus_per_node"] > 1:  # Ray gives out parts of one device, or whole ones
             placement["gpus_per_node"] = math.ceil(placement["gpus_per_node"])
-        turns, engine = self.kinds[stages[0].kind].takes_turns(placement), self._engine(stages[0])
+        engine = self.engines.of(self.progress[stages[0].fingerprint])
+        turns = self.kinds[stages[0].kind].takes_turns(placement)
         self.queued.append(Job(stages, placement, engine=engine, turns=turns))
         self.looks.changed()
         for stage in stages:
@@ -360,7 +359,9 @@ class Driver:
         for stage in list(job.stages) if len(job.attempts) > 1 else ():
             attempt = job.attempts[stage.fingerprint]
             result = read_json(attempt_file(self.store.logs(stage), attempt, "result.json"))
-            if result is not None and result["outcome"] == "ok":
+            if result is None:  # a child runs its stages in turn
+                return
+            if result["outcome"] == "ok":
                 job.stages.remove(stage)
                 self._take(stage, result)
                 self.store.release(stage, self.beat.run)

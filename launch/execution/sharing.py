@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.execution.jobs import Job, devices
+from launch.execution.jobs import Job, StageProgress, devices
 from launch.graph.plan import Stage
 from launch.stages.contract import StageKind
 
@@ -14,6 +14,21 @@ from launch.stages.contract import StageKind
 def engine_of(kind: StageKind, stage: Stage, halved: bool) -> str:
     """What two stages have in common that can run in one child."""
     return json.dumps([stage.kind, kind.engine(stage.settings), stage.placement, halved], sort_keys=True)
+
+
+class Engines:
+    """`engine_of` of stages, each worked out once: a driver asks in every round for all that are ready."""
+
+    def __init__(self, kinds: Mapping[str, StageKind]) -> None:
+        self.kinds = kinds
+        self.found: dict[tuple[str, bool], str] = {}
+
+    def of(self, progress: StageProgress) -> str:
+        """What a stage, as it is to run now, has in common with others that can run in one child."""
+        stage, key = progress.stage, (progress.stage.fingerprint, progress.halved)
+        if key not in self.found:
+            self.found[key] = engine_of(self.kinds[stage.kind], stage, progress.halved)
+        return self.found[key]
 
 
 def free_places(engine: str, placement: dict[str, Any], total: float, busy: Sequence[Job]) -> int:

@@ -10,7 +10,8 @@ import pytest
 
 from common.errors import ConfigError
 from launch import stages
-from launch.execution.sharing import engine_of
+from launch.execution.jobs import StageProgress
+from launch.execution.sharing import Engines, engine_of
 from launch.graph.builder import make_plan
 from launch.recipe.compose import RecipeError
 from launch.stages.contract import StageKind
@@ -136,6 +137,24 @@ def test_resampling_and_measuring_otherwise_generates_nothing():
     other = make_plan("microworld", ["eval.resamples=77"])
     changed = {stage.kind for mark, stage in other.stages.items() if mark not in plain.stages}
     assert changed == {"measure", "analyse"}
+
+
+def test_an_engine_is_worked_out_once_and_again_for_half_the_micro_batch(monkeypatch):
+    plan, kind = make_plan("microworld", []), stages.load("rl")
+    progress = StageProgress(next(stage for stage in plan.stages.values() if stage.kind == "rl"))
+    asked: list[bool] = []
+
+    def counted(kind, stage, halved):
+        asked.append(halved)
+        return engine_of(kind, stage, halved)
+
+    monkeypatch.setattr("launch.execution.sharing.engine_of", counted)
+    engines = Engines({"rl": kind})
+    whole = engines.of(progress)
+    assert engines.of(progress) == whole == engine_of(kind, progress.stage, False)
+    progress.halved = True
+    assert engines.of(progress) == engine_of(kind, progress.stage, True) != whole
+    assert asked == [False, True]
 
 
 def test_rl_branches_share_a_child_where_their_weights_and_seeds_alone_differ():

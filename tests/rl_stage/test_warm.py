@@ -50,6 +50,18 @@ def test_anything_else_may_not(key, model, edit, monkeypatch):
     assert key() != first
 
 
+def test_how_to_sample_may_be_written_in_other_words(key, model, edit, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    path, said = model / "generation_config.json", {"eos_token_id": 2, "temperature": 1.0}
+    path.write_text(json.dumps(said))
+    first = key()
+    edit(path, eos_token_id=[2], _from_model_config=False, transformers_version="6")
+    assert key() == first
+    for changes in ({"eos_token_id": [2, 7]}, {"temperature": 0.5}, {"_from_model_config": True}):
+        path.write_text(json.dumps(said | changes))
+        assert key() != first
+
+
 def test_what_cannot_begin_anew_shares_nothing(key, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert key(mode="colocate_async") == key(pause_at=1) == key(verl={"reward.num_workers": 1}) == ""

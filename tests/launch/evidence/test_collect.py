@@ -43,19 +43,29 @@ def test_what_another_store_measured_is_kept(tmp_path):
         collect(elsewhere)
     write_csv(found, tmp_path / "runs.csv")
     assert collect(elsewhere, read_csv(tmp_path / "runs.csv")) == rounded(found)
-    changed = [replace(run, measured="0" * 16, right=(0,)) for run in found]
-    assert collect(plan, changed) == found
-    assert collect(plan, [replace(run, figures={}) for run in found]) == found
+    more = [replace(run, figures={"greedy": 0.5, "pass@1": 0.0}) for run in found]
+    assert collect(plan, more) == [replace(run, figures={"greedy": 0.5, **run.figures}) for run in found]
+    assert collect(plan, [replace(run, measured="0" * 16, right=(0,)) for run in found]) == found
 
 
-def test_rows_of_other_stages_are_counted(tmp_path, monkeypatch, capsys):
+def test_runs_on_other_problems_are_refused(tmp_path):
+    plan, store = sweep(tmp_path, 2, seeds=(1, 2))
+    found = collect(plan)
+    shutil.rmtree(store.directory(plan.stages[plan.branches[0].stages["rl@final"]]).parents[1] / "measure")
+    with pytest.raises(ConfigError, match="were asked different problems"):
+        collect(plan, [found[0], *(replace(run, right=(1,)) for run in found[1:])])
+
+
+def test_a_file_with_rows_of_other_stages_is_left_alone(tmp_path, monkeypatch, capsys):
     plan, _ = sweep(tmp_path, 2, seeds=(1, 2))
     monkeypatch.setattr(evidence, "planned", lambda arguments: plan)
-    found = collect(plan)
-    write_csv([*found, replace(found[0], measured="0" * 16)], tmp_path / "runs.csv")
-    command = evidence.EVIDENCE
+    found, path = collect(plan), tmp_path / "runs.csv"
     arguments = type("Arguments", (), {"output": str(tmp_path), "page": None})
-    assert command.run(arguments) == 0
-    said = capsys.readouterr().out
-    assert "4 models of 2 arms" in said and "1 rows that were there are of stages that this plan has not" in said
-    assert read_csv(tmp_path / "runs.csv") == rounded(found)
+    write_csv([*found, replace(found[0], seed=9, measured="0" * 16), replace(found[1], measured="")], path)
+    before = path.read_text()
+    with pytest.raises(ConfigError, match=r"runs\.csv: 2 of its 6 rows are of .* \(o0 seed 9 rl, o0 seed 2 rl\); name"):
+        evidence.EVIDENCE.run(arguments)
+    assert path.read_text() == before
+    write_csv(found[:2], path)
+    assert evidence.EVIDENCE.run(arguments) == 0 and read_csv(path) == rounded(found)
+    assert "4 models of 2 arms" in capsys.readouterr().out

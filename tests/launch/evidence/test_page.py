@@ -44,7 +44,8 @@ def folder(tmp_path):
 
 def test_every_table_is_filled_from_the_folder(folder):
     page = folder / "page.md"
-    page.write_text("".join(f"<!-- table: {name} -->\nstale\n<!-- end -->\n" for name in tables_of(folder)))
+    marks = "".join(f"<!-- table: {name} -->\nstale\n<!-- end -->\n" for name in tables_of(folder))
+    page.write_text(f"{marks}![](folder/scores.svg) ![](folder/claims.svg)\n")
     fill(page, folder)
     text = page.read_text()
     assert "| arm | 0.0002 | 0.001 |" in text and "| a | 0.250 | **0.500** |" in text
@@ -56,6 +57,14 @@ def test_every_table_is_filled_from_the_folder(folder):
     fill(page, folder)
     assert page.read_text() == text
     assert {name: (folder / f"{name}.svg").read_text() for name in pictures} == pictures
+
+
+def test_a_page_without_results_needs_no_runs(folder):
+    (folder / "runs.csv").unlink()
+    page = folder / "page.md"
+    page.write_text("<!-- table: hypotheses -->\n<!-- end -->\n")
+    fill(page, folder)
+    assert "| one |" in page.read_text() and not (folder / "scores.svg").exists()
 
 
 def test_a_page_has_names_of_its_own_for_rows_of_the_report(folder):
