@@ -75,7 +75,9 @@ def cluster(stages: Iterable[Stage], platform: Any, temporary: str) -> Iterator[
     elif not already:
         if max(placement["nodes"] for placement in placements) > 1:
             raise Refused(f"platform.nodes={platform.nodes}: no Ray cluster; set RAY_ADDRESS")
-        cores = max(os.cpu_count() or 1, *(math.ceil(placement["cpus"]) for placement in placements))
+        # a device's stage takes a core: stages without one have a place beside them, whatever cores there are
+        beside = platform.gpus_per_node + 1
+        cores = max(os.cpu_count() or 1, beside, *(math.ceil(placement["cpus"]) for placement in placements))
         with shielded():
             start_ray(temporary, cpus=cores, gpus=platform.gpus_per_node)
     try:
