@@ -26,7 +26,8 @@ from tiny_world import TINY
 
 from common.ports import free_port
 from common.processes import attempt_processes
-from launch.execution.cluster import fits
+from launch.execution.cluster import cluster, fits
+from launch.recipe.platform import Platform
 from launch.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,15 @@ def placed(nodes, gpus, strategy="PACK", cpus=1.0):
 )
 def test_a_placement_is_held_against_the_nodes_that_there_are(placement, expected):
     assert fits(placement, [NODE, NODE]) is expected
+
+
+def test_stages_without_a_device_have_a_core_beside_all_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"})
+    started = []
+    monkeypatch.setattr("launch.execution.cluster.start_ray", lambda where, **given: started.append(given))
+    devices = 2 * os.cpu_count()
+    with cluster([toy.steps()], Platform(name="cpu", gpus_per_node=devices), str(tmp_path)):
+        assert started == [{"cpus": devices + 1, "gpus": devices}]
 
 
 # --- the files that ship
