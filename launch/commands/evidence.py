@@ -25,16 +25,19 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from launch.evidence.runs import collect, read_csv, write_csv
+    from launch.evidence.runs import collect, count, read_csv, write_csv
 
     folder = Path(arguments.output).expanduser()
     path = folder / "runs.csv"
     earlier = read_csv(path) if path.exists() else []
-    found = collect(planned(arguments), earlier)
+    plan = planned(arguments)
+    found, whole = collect(plan, earlier), count(plan)
     _keep_all(earlier, found, path)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(found, path)
     print(f"evidence: {len(found)} models of {len({run.arm for run in found})} arms in {path}")
+    if whole > len(found):
+        print(f"evidence: {whole - len(found)} more are not measured, or not on all benchmarks yet")
     if arguments.page is not None:
         from launch.evidence.page import fill
 

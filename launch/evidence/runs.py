@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Run:
 
 
 def collect(plan: Plan, earlier: Iterable[Run] = ()) -> list[Run]:
-    """The runs of a plan that the store has, in the report's order; a base model once.
+    """The runs of a plan that the store has measured on all benchmarks, in the report's order; a base model once.
 
     earlier: runs that another store had. Where the same stages measured them they stand for what this store lacks.
     Raises ConfigError where nothing was measured, models were asked different problems, or drew more samples than one
@@ -63,24 +63,36 @@ def collect(plan: Plan, earlier: Iterable[Run] = ()) -> list[Run]:
     elsewhere = {run.measured: run for run in earlier if run.measured}
     found: list[Run] = []
     problems: set[frozenset[str]] = set()
-    for line in lines(selected.plan, selected.ended):
-        for member in line.members:
-            for phase in ("sft", "rl"):
-                if phase not in member.models:
-                    continue
-                outcomes = source.outcomes(member.models[phase], target, "sampled")
-                problems |= {frozenset(outcomes)} if outcomes else set()
-                other = elsewhere.get(_measured(selected.plan, member, phase))
-                if outcomes:
-                    run = _run(selected.plan, source, target, line, member, phase, outcomes)
-                    found.append(replace(run, figures={**(other.figures if other else {}), **run.figures}))
-                elif other is not None:
-                    found.append(replace(other, arm=line.name, seed=_seed(selected.plan, member)))
+    for line, member, phase in _models(selected.plan, selected.ended):
+        model = member.models[phase]
+        whole = all(source.whole(stage) for stage in model.measures.values())
+        outcomes = source.outcomes(model, target, "sampled") if whole else {}
+        other = elsewhere.get(_measured(selected.plan, member, phase))
+        if outcomes:
+            problems.add(frozenset(outcomes))
+            run = _run(selected.plan, source, target, line, member, phase, outcomes)
+            found.append(replace(run, figures={**(other.figures if other else {}), **run.figures}))
+        elif other is not None:
+            found.append(replace(other, arm=line.name, seed=_seed(selected.plan, member)))
     if not found:
         raise ConfigError(f"{store.root}: nothing of this plan has been measured on {target}; run the recipe first")
     if len(problems) > 1 or len({(run.samples, len(run.right)) for run in found}) > 1:
         raise ConfigError(f"benchmark {target}: the models of this plan were asked different problems")
     return found
+
+
+def count(plan: Plan) -> int:
+    """How many runs a plan has once all is measured."""
+    selected = select(plan, Store(plan.root))
+    return sum(1 for _ in _models(selected.plan, selected.ended))
+
+
+def _models(plan: Plan, ended: frozenset[str]) -> Iterator[tuple[Line, Member, str]]:
+    for line in lines(plan, ended):
+        for member in line.members:
+            for phase in ("sft", "rl"):
+                if phase in member.models and member.models[phase].measures:
+                    yield line, member, phase
 
 
 def _run(

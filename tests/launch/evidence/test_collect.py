@@ -6,10 +6,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from measured import experiment, fill
 
 from common.errors import ConfigError
 from launch.commands import evidence
-from launch.evidence.runs import collect, read_csv, write_csv
+from launch.evidence.runs import collect, count, read_csv, write_csv
 from tests.launch.report.test_predicted import sweep
 
 
@@ -46,6 +47,23 @@ def test_what_another_store_measured_is_kept(tmp_path):
     more = [replace(run, figures={"greedy": 0.5, "pass@1": 0.0}) for run in found]
     assert collect(plan, more) == [replace(run, figures={"greedy": 0.5, **run.figures}) for run in found]
     assert collect(plan, [replace(run, measured="0" * 16, right=(0,)) for run in found]) == found
+
+
+def test_a_model_that_is_measured_in_part_is_left_out_and_counted(tmp_path, monkeypatch, capsys):
+    plan = experiment(tmp_path, seeds=(1, 2), names=("target", "sorting"))
+    store = fill(plan)
+    monkeypatch.setattr(evidence, "planned", lambda arguments: plan)
+    whole = collect(plan)
+    assert count(plan) == len(whole) == 5  # the base, and of each seed the model after SFT and after RL
+    missing = next(stage for stage in plan.stages.values() if stage.label == "dft.rl.sorting")
+    shutil.rmtree(store.directory(missing))
+    found = collect(plan)
+    gone = [run for run in whole if run not in found]
+    assert len(gone) == 1 and gone[0].phase == "rl"
+    assert collect(plan, whole) == whole
+    arguments = type("Arguments", (), {"output": str(tmp_path / "out"), "page": None})
+    assert evidence.EVIDENCE.run(arguments) == 0
+    assert "1 more are not measured, or not on all benchmarks yet" in capsys.readouterr().out
 
 
 def test_runs_on_other_problems_are_refused(tmp_path):
