@@ -73,7 +73,7 @@ def claims_picture(results: Sequence[Result]) -> str:
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.tick_params(axis="y", labelcolor=INK)
         axis.grid(visible=False, axis="y")
-        axis.set_xlabel("difference, with its 95% interval (self-BLEU, another scale: in the table)")
+        canvas.supxlabel("difference with its 95% interval (of self-BLEU, another scale, in the table)", fontsize=9)
         canvas.legend([shown[one] for one in VERDICTS if one in shown], [one for one in VERDICTS if one in shown],
                       loc="outside upper right", ncols=3)  # fmt: skip
 
