@@ -131,7 +131,8 @@ def work(paths: Sequence[str], shared: mmap.mmap) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         for index, path in enumerate(paths):
             request = read_request(Path(path))
-            if request_file(request, BEGIN_NO_MORE).exists():
+            # the first is what the child was started for: it may be asked before it has begun anything
+            if index and request_file(request, BEGIN_NO_MORE).exists():
                 break
             POSITION.pack_into(shared, 0, index, 0)
             _log_to(request_file(request, "log"))
