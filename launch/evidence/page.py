@@ -35,7 +35,7 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
 
     @functools.cache
     def runs() -> list[Run]:
-        return called(read_csv(folder / RUNS), design["arms"])
+        return _runs(folder)
 
     def power() -> str:
         pairs = [(first, second) for first, second in design["pairs"]]
@@ -64,15 +64,15 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
 def pictures_of(folder: Path) -> dict[str, Callable[[], str]]:
     """How each picture is drawn, by name: SVG of `scores` and `claims`, from what `tables_of` reads."""
     design = _design(folder / DESIGN)
-
-    @functools.cache
-    def runs() -> list[Run]:
-        return called(read_csv(folder / RUNS), design["arms"])
-
     return {
-        "scores": lambda: scores_picture(runs(), design["against"]),
-        "claims": lambda: claims_picture(decide(read_claims((folder / CLAIMS).read_text()), runs())),
+        "scores": lambda: scores_picture(_runs(folder), design["against"]),
+        "claims": lambda: claims_picture(decide(read_claims((folder / CLAIMS).read_text()), _runs(folder))),
     }
+
+
+def _runs(folder: Path) -> list[Run]:
+    """The runs by the names that the page gives to their arms."""
+    return called(read_csv(folder / RUNS), _design(folder / DESIGN)["arms"])
 
 
 def _design(path: Path) -> dict[str, Any]:
