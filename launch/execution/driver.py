@@ -10,8 +10,9 @@ bundle pays for its devices, whatever it does with them. A stage with more than 
 (RAY_ADDRESS in its environment) and make placement groups of its own there, so the driver waits until the bundles fit,
 gives them back, starts the child, and asks for no more devices than the rest of the cluster has until that child ends.
 
-What is ready and fits runs now. Stages that share an engine come after those that do not, on devices that would idle
-otherwise: the ones that are ready together then run in one child (or in as many as there are free devices for).
+What is ready and fits runs now. Stages that share an engine come last and fill what would idle: those that are ready
+together run in one child, or in as many as there are free devices for, and where a device idles later, a child with much
+to do gives back what it has not begun.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from launch.execution.entries import entry_of
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
 from launch.execution.preconditions import check_disk, check_models
 from launch.execution.requests import BEGIN_NO_MORE, STOP, ask
-from launch.execution.sharing import Engines, free_places, waits_for_turn
+from launch.execution.sharing import Engines, free_places, shared_out, waits_for_turn
 from launch.execution.stopping import abandon, end_without_supervisor, last_resort, signals
 from launch.graph.estimate import estimate_plan
 from launch.graph.plan import Plan, Stage, plan_key
@@ -53,8 +54,7 @@ PENDING_GROUPS = 16  # placement groups asked for at once; Ray gives them out in
 
 
 class Driver:
-    """Runs one plan against one store. whole: the plan before selection, whose device-hours count, and which `stop`
-    names."""
+    """Runs one plan on one store. whole: the plan before selection, whose device-hours count and which `stop` names."""
 
     def __init__(self, plan: Plan, store: Store, whole: Plan | None = None) -> None:
         self.plan, self.store, self.whole = plan, store, whole or plan
@@ -101,10 +101,9 @@ class Driver:
 
     def _make(self) -> None:
         """Makes what is missing."""
-        estimates = estimate_plan(self.plan, self.store)
+        self.estimates = estimate_plan(self.plan, self.store)
         check_models(self.plan, [p.stage for p in self.progress.values() if p.state not in ("cached", "paused")])
-        check_disk(self.plan, self.store, estimates)
-        self.flops = {mark: estimate.flops for mark, estimate in estimates.items()}
+        check_disk(self.plan, self.store, self.estimates)
         self.device_seconds = 3600 * device_hours(self.store.root, self.whole.stages)
         self.temporary = tempfile.mkdtemp(prefix="run-", dir="/tmp")  # Ray's sockets need a short path
         beat = Heartbeat(self.store, self.plan.recipe, self.temporary, plan_key(self.whole))
@@ -263,6 +262,8 @@ class Driver:
             size = math.ceil(len(claimed) / count)
             for start in range(0, len(claimed), size or 1):
                 self._queue(claimed[start : start + size])
+        if not self.queued and not self.stopping:
+            ask(shared_out(self.running, self.devices, self.estimates), BEGIN_NO_MORE, self.store)
 
     # --- devices
 
@@ -306,7 +307,7 @@ class Driver:
             progress = self.progress[stage.fingerprint]
             progress.waited += now - (progress.ready_since or now)
             progress.state, progress.ready_since = "running", None
-            entry = entry_of(progress, self.plan, self.store, self.kinds, self.flops[stage.fingerprint])
+            entry = entry_of(progress, self.plan, self.store, self.kinds, self.estimates[stage.fingerprint].flops)
             if entry is None:
                 self.store.release(stage, self.beat.run)
                 continue
@@ -345,8 +346,7 @@ class Driver:
             results = {result["fingerprint"]: result for result in ray.get(job.task)}
         except RayError as error:
             text = " ".join(str(error).split())[-300:]
-            message = f"its node or Ray worker was lost ({text})"
-            results = end_without_supervisor(job, self.store, "lost", message)
+            results = end_without_supervisor(job, self.store, "lost", f"its node or Ray worker was lost ({text})")
         placements.give_back(job)
         self.looks.changed()
         self.device_seconds += (time.monotonic() - job.started) * devices(job.placement)

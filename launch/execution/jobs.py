@@ -41,7 +41,7 @@ class Job:
     """Stages that run in one child, and Ray's handles of it; `stages` are those that have not ended.
 
     engine: what they have in common with others that could run in that child. turns: whether a cluster serves one
-    job of this kind at a time.
+    job of this kind at a time. parted: whether it was asked to leave the rest of its stages to other devices.
     """
 
     stages: list[Stage]
@@ -54,6 +54,7 @@ class Job:
     attempts: dict[str, int] = field(default_factory=dict)
     engine: str = ""
     turns: bool = False
+    parted: bool = False
 
 
 def devices(placement: dict[str, Any]) -> float:

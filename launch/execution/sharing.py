@@ -1,4 +1,4 @@
-"""Stages that share an engine, or a cluster by turns: which ones can, and where they fit."""
+"""Stages that share an engine, or a cluster by turns: which ones can, where they fit, and when they part."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.execution.jobs import Job, StageProgress, devices
+from launch.graph.estimate import Estimate
 from launch.graph.plan import Stage
 from launch.stages.contract import StageKind
+
+WORTH_A_START = 120.0  # seconds of stages not begun for which another engine is started
 
 
 def engine_of(kind: StageKind, stage: Stage, halved: bool) -> str:
@@ -40,6 +43,26 @@ def free_places(engine: str, placement: dict[str, Any], total: float, busy: Sequ
     if wanted:
         return max(0, int((total - sum(devices(job.placement) for job in busy)) // wanted))
     return 0 if any(job.engine == engine for job in busy) else 1
+
+
+def shared_out(running: Sequence[Job], total: float, estimates: Mapping[str, Estimate]) -> list[Job]:
+    """The job whose child should begin no more, so that idle devices get their share of its stages; [] if none should.
+
+    It is the one with the longest work ahead, as estimated, if that is worth another start; a job is named once.
+
+    total: devices of the cluster. estimates: of every stage, by fingerprint.
+    """
+    free = total - sum(devices(job.placement) for job in running)
+
+    def ahead(job: Job) -> float:
+        return sum(estimates[stage.fingerprint].seconds for stage in job.stages[1:])
+
+    fitting = [job for job in running if 0 < devices(job.placement) <= free and not job.turns and not job.parted]
+    longest = max(fitting, key=ahead, default=None)
+    if longest is None or ahead(longest) < WORTH_A_START:
+        return []
+    longest.parted = True
+    return [longest]
 
 
 def waits_for_turn(job: Job, running: Sequence[Job]) -> bool:

@@ -226,7 +226,7 @@ def test_a_disk_that_is_full_when_a_stage_begins_fails_that_stage_alone(tmp_path
     monkeypatch.setattr(Store, "begin", begin)
     monkeypatch.setattr(placements, "give_back", lambda job: None)
     monkeypatch.setattr(placements, "start", lambda job, description: None)
-    driver.flops = {stage.fingerprint: 0.0, sibling.fingerprint: 0.0}
+    driver.estimates = {mark: SimpleNamespace(flops=0.0) for mark in (stage.fingerprint, sibling.fingerprint)}
     driver.cluster, driver.temporary = None, "/tmp"
     for one in (stage, sibling):
         driver._start(Job([one], dict(one.placement)))

@@ -139,6 +139,20 @@ def test_two_drivers_at_once_share_the_work(tmp_path, ray_session):
         assert outcomes(plan, stage) == ["ok"]
 
 
+def test_a_device_that_becomes_free_takes_its_share_of_stages_that_share_an_engine(tmp_path, ray_session, monkeypatch):
+    monkeypatch.setattr("launch.execution.sharing.WORTH_A_START", 0.01)
+    other = toy.steps("other", placement=GPU, count=10, sleep=0.1)
+    group = [toy.steps(f"e{n}", "generate", placement=GPU, count=6, sleep=0.1) for n in range(8)]
+    plan = toy.plan(tmp_path, other, *group)
+    assert run(plan) == 0
+    store = Store(tmp_path)
+    made = [json.loads((store.directory(stage) / "timings.jsonl").read_text()) for stage in group]
+    children = [one["pid"] for one in sorted(made, key=lambda one: one["time"])]
+    assert len(set(children)) == 3  # one while the other stage had its device, then one on each
+    assert 2 <= children.count(children[0]) <= 5
+    assert {row["outcome"] for row in store.costs()} <= {"ok", "unstarted"}
+
+
 def test_stop_ends_the_stages_and_the_same_command_continues(tmp_path, ray_session, capsys):
     stage = toy.steps(count=200, sleep=0.1)
     plan = toy.plan(tmp_path, stage)
