@@ -20,7 +20,7 @@ from launch.evidence.runs import Run, arms, called, read_csv
 from launch.report.lines import BASE
 
 RUNS, CLAIMS, DESIGN = "runs.csv", "claims.yaml", "design.yaml"
-SETTINGS = ("pilot", "pairs", "phase", "figure", "seeds", "problems", "against", "arms", "rates")
+SETTINGS = ("pilot", "pairs", "phase", "figure", "seeds", "problems", "against", "arms", "rates", "again")
 
 
 def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
@@ -28,8 +28,9 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
 
     folder: holds `design.yaml`: `pilot` (a CSV of pilot runs), `pairs` of arms, `phase` and `figure` of the table of
     power, its `seeds` and `problems`, the arm that others are held `against`, `arms`: row of the report -> what the
-    page calls it, and `rates`: a CSV of `arm`, `rate`, `prompt_pass_rate`. For the other tables `runs.csv` and
-    `claims.yaml` (see `Claim`). A table raises ConfigError where its file is missing or names what there is not.
+    page calls it, `rates`: a CSV of `arm`, `rate`, `prompt_pass_rate`, and `again`: runs that were made a second time,
+    a CSV like `runs.csv`. For the other tables `runs.csv` and `claims.yaml` (see `Claim`). A table raises ConfigError
+    where its file is missing or names what there is not.
     """
     design = _design(folder / DESIGN)
 
@@ -46,6 +47,9 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
         with (folder / design["rates"]).open(newline="") as file:
             return list(csv.DictReader(file))
 
+    def again() -> str:
+        return tables.again_table(runs(), read_csv(folder / design["again"]), "pass@1")
+
     def contrasts(phase: str) -> str:
         return tables.contrasts_table(runs(), arms(runs()), design["against"], phase, "pass@1")
 
@@ -57,6 +61,7 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
         "rl": lambda: contrasts("rl"),
         "claims": lambda: tables.claims_table(decide(read_claims((folder / CLAIMS).read_text()), runs())),
         "hypotheses": lambda: tables.hypotheses_table(read_claims((folder / CLAIMS).read_text())),
+        "again": again,
         "predictors": lambda: tables.predictors_table(runs()),
     }
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from common.errors import ConfigError
 from evaluation import readiness
 from evaluation.readiness.association import FEWEST, Outcome, associations, outcomes_of
+from evaluation.statistics import paired
 from launch.evidence.claims import Claim, Result
-from launch.evidence.differences import difference
+from launch.evidence.differences import difference, of_problems
 from launch.evidence.power import Spread
 from launch.evidence.runs import BEFORE_RL, Run, arms, of_arm
 from launch.report.cells import spread as deviation
@@ -128,6 +129,31 @@ def rates_table(rows: Sequence[Mapping[str, str]], figure: str) -> str:
         shown = {rate: f"{value:.3f}" for rate, value in of_rate.items()}
         cells.append([arm, *(f"**{shown[one]}**" if of_rate[one] == best else shown[one] for one in rates)])
     return markdown(["arm", *rates], cells)
+
+
+def again_table(first: Sequence[Run], again: Sequence[Run], figure: str) -> str:
+    """A row for each run that was made a second time: both values of `figure` (pass@k), and whether they agree.
+
+    The difference is paired by problem (`evaluation.statistics.paired`); they agree where its interval holds zero.
+    Raises ConfigError for a run of stages that `first` has not.
+    """
+    of_stages = {run.measured: run for run in first if run.measured}
+    head = ["arm", "seed", "after", figure, "again", "again less first", "problems with as many right", "agree"]
+    rows = []
+    for run in again:
+        before = of_stages.get(run.measured)
+        if before is None:
+            raise ConfigError(f"{run.arm}, seed {run.seed}, {run.phase}: run again, but not among the study's runs")
+        scores = [of_problems(one, figure) for one in (before, run)]
+        assert scores[0] is not None and scores[1] is not None, f"{figure} is no mean over problems"
+        found = paired(scores[0], scores[1])
+        shown = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+        equal = sum(a == b for a, b in zip(before.right, run.right, strict=True))
+        agree = "yes" if found.low <= 0 <= found.high else "no"
+        means = [f"{one.mean():.3f}" for one in scores]
+        name = [before.arm, str(run.seed), run.phase.upper()]
+        rows.append([*name, *means, shown, f"{equal} of {len(run.right)}", agree])
+    return markdown(head, rows)
 
 
 def _before_rl(run: Run) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,14 @@ import pytest
 from common.errors import ConfigError
 from launch.evidence import tables
 from launch.evidence.page import fill, tables_of
-from launch.evidence.runs import Run, write_csv
+from launch.evidence.runs import Run, read_csv, write_csv
 from tests.launch.evidence.test_claims import FIELDS
 from tests.launch.evidence.test_differences import study
 
 DOCS = Path(__file__).parents[3] / "docs"
 DESIGN = (
     "{pilot: runs.csv, pairs: [[bb, a]], phase: rl, figure: pass@1, seeds: [3, 6], problems: [64, 128], against: a, "
-    "arms: {}, rates: rates.csv}"
+    "arms: {}, rates: rates.csv, again: again.csv}"
 )
 
 
@@ -35,7 +36,9 @@ def folder(tmp_path):
         for one in study(0.1, 0.01, 3, 40, 0)
         for phase, shift in (("sft", 0.0), ("rl", 0.1 * (one.arm == "bb")))
     ]
+    runs = [replace(run, measured=f"{run.arm}{run.seed}{run.phase}") for run in runs]
     write_csv(runs, tmp_path / "runs.csv")
+    write_csv([replace(runs[0], arm="by another name")], tmp_path / "again.csv")
     (tmp_path / "claims.yaml").write_text(f"- {FIELDS}\n  direction: higher\n".replace("arm: b\n", "arm: bb\n"))
     (tmp_path / "design.yaml").write_text(DESIGN)
     (tmp_path / "rates.csv").write_text("arm,rate,prompt_pass_rate\na,0.001,0.5\na,0.0002,0.25\n")
@@ -57,6 +60,18 @@ def test_every_table_is_filled_from_the_folder(folder):
     fill(page, folder)
     assert page.read_text() == text
     assert {name: (folder / f"{name}.svg").read_text() for name in pictures} == pictures
+
+
+def test_runs_that_were_made_again_are_held_against_the_first_ones_of_the_same_stages(folder):
+    first = read_csv(folder / "runs.csv")[0]
+    shown = tables_of(folder)["again"]().splitlines()[-1]
+    assert "+0.000 (" in shown and shown.endswith("| 40 of 40 | yes |") and f"| {first.arm} | {first.seed} |" in shown
+    worse = replace(first, right=tuple(max(0, count - 8) for count in first.right))
+    write_csv([worse], folder / "again.csv")
+    assert tables_of(folder)["again"]().endswith("| no |\n")
+    write_csv([replace(first, measured="other")], folder / "again.csv")
+    with pytest.raises(ConfigError, match=r"run again, but not among the study's runs"):
+        tables_of(folder)["again"]()
 
 
 def test_a_page_without_results_needs_no_runs(folder):
