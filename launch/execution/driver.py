@@ -11,8 +11,8 @@ bundle pays for its devices, whatever it does with them. A stage with more than 
 gives them back, starts the child, and asks for no more devices than the rest of the cluster has until that child ends.
 
 What is ready and fits runs now. Stages that share an engine come last and fill what would idle: those that are ready
-together run in one child, or in as many as there are free devices for, and where a device idles later, a child with much
-to do gives back what it has not begun.
+together run in one child, or in as many as there are free devices for, and where a device idles later, a child that has
+much to do gives back what it has not begun.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def shared(*seconds, placement=ONE, turns=False):
 
 def parted(running, total):
     """The jobs that `shared_out` names; every stage here is called as long as it takes."""
-    estimates = {stage.fingerprint: SimpleNamespace(seconds=stage.fingerprint) for job in running for stage in job.stages}
+    stages = [stage for job in running for stage in job.stages]
+    estimates = {stage.fingerprint: SimpleNamespace(seconds=stage.fingerprint) for stage in stages}
     return shared_out(running, total, estimates)
 
 
