@@ -1,8 +1,8 @@
 """The grading process: forks workers, hands each one task at a time, kills those past their time, forks new ones.
 
 Run as `python -m evaluation.grading.server <read fd> <write fd> <workers> <concurrency> <memory bytes>`. It is
-single-threaded and has imported math-verify once, so that a replacement worker costs a fork (milliseconds) and not an
-interpreter start. Messages are length-prefixed JSON. In: [task id, "module:function", arguments, seconds].
+single-threaded and has imported math-verify and sacrebleu once, so that a replacement worker costs a fork (milliseconds)
+and not an interpreter start. Messages are length-prefixed JSON. In: [task id, "module:function", arguments, seconds].
 Out: [task id, status, value].
 """
 
@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from common.processes import end_with_parent
+from evaluation.diversity import of_problem
 from evaluation.grading.answers import grade_answer
 from evaluation.grading.folders import PAUSE_SECONDS, Folders
 
@@ -178,6 +179,8 @@ def main(read_fd: int, write_fd: int, workers: int, concurrency: int, memory_byt
     for answer, response in WARM_UP:
         grade_answer(rf"\boxed{{{response}}}", answer)
     grade_answer("The final answer is $7$.", "8")
+    # A fork that imports sacrebleu itself is slow on a busy machine, so it is replaced: by one that imports it again.
+    of_problem(("a b", "a c"))
     requests, replies = Connection(read_fd, writable=False), Connection(write_fd, readable=False)
     # No child needs to walk, and so to copy, what is there already.
     gc.collect()

@@ -46,6 +46,12 @@ def test_memory_of_a_worker_is_bounded():
         assert outcome.status == "error" and outcome.value.startswith("MemoryError")
 
 
+def test_workers_are_forked_with_what_their_tasks_import(pool):
+    for name in ("math_verify", "sacrebleu"):
+        loaded = f"{name!r} in __import__('sys').modules"
+        assert pool.submit("builtins:eval", loaded).result() == Outcome("ok", True)
+
+
 def test_a_grader_that_prints_stays_silent(pool, capfd):
     assert pool.submit("builtins:print", "noise").result() == Outcome("ok", None)
     assert capfd.readouterr() == ("", "")
