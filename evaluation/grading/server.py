@@ -1,9 +1,9 @@
 """The grading process: forks workers, hands each one task at a time, kills those past their time, forks new ones.
 
 Run as `python -m evaluation.grading.server <read fd> <write fd> <workers> <concurrency> <memory bytes>`. It is
-single-threaded and has imported math-verify and sacrebleu once, so that a replacement worker costs a fork (milliseconds)
-and not an interpreter start. Messages are length-prefixed JSON. In: [task id, "module:function", arguments, seconds].
-Out: [task id, status, value].
+single-threaded and has imported math-verify and sacrebleu once, so that a replacement worker costs a fork
+(milliseconds) and not an interpreter start. Messages are length-prefixed JSON. In: [task id, "module:function",
+arguments, seconds]. Out: [task id, status, value].
 """
 
 import gc
