@@ -50,14 +50,15 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
     def again() -> str:
         return tables.again_table(runs(), read_csv(folder / design["again"]), "pass@1")
 
-    def contrasts(phase: str) -> str:
-        return tables.contrasts_table(runs(), arms(runs()), design["against"], phase, "pass@1")
+    def contrasts(phase: str, figure: str = "pass@1") -> str:
+        return tables.contrasts_table(runs(), arms(runs()), design["against"], phase, figure)
 
     return {
         "power": power,
         "rates": lambda: tables.rates_table(rates(), "prompt_pass_rate"),
         "arms": lambda: tables.arms_table(runs(), arms(runs()), [run for run in runs() if run.arm == BASE]),
         "sft": lambda: contrasts("sft"),
+        "sft_pass16": lambda: contrasts("sft", "pass@16"),
         "rl": lambda: contrasts("rl"),
         "claims": lambda: tables.claims_table(decide(read_claims((folder / CLAIMS).read_text()), runs())),
         "hypotheses": lambda: tables.hypotheses_table(read_claims((folder / CLAIMS).read_text())),

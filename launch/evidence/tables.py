@@ -144,13 +144,13 @@ def again_table(first: Sequence[Run], again: Sequence[Run], figure: str) -> str:
         before = of_stages.get(run.measured)
         if before is None:
             raise ConfigError(f"{run.arm}, seed {run.seed}, {run.phase}: run again, but not among the study's runs")
-        scores = [of_problems(one, figure) for one in (before, run)]
-        assert scores[0] is not None and scores[1] is not None, f"{figure} is no mean over problems"
-        found = paired(scores[0], scores[1])
+        once, twice = of_problems(before, figure), of_problems(run, figure)
+        assert once is not None and twice is not None, f"{figure} is no mean over problems"
+        found = paired(once, twice)
         shown = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
         equal = sum(a == b for a, b in zip(before.right, run.right, strict=True))
         agree = "yes" if found.low <= 0 <= found.high else "no"
-        means = [f"{one.mean():.3f}" for one in scores]
+        means = [f"{one.mean():.3f}" for one in (once, twice)]
         name = [before.arm, str(run.seed), run.phase.upper()]
         rows.append([*name, *means, shown, f"{equal} of {len(run.right)}", agree])
     return markdown(head, rows)
