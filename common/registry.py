@@ -26,6 +26,7 @@ class Registry(Generic[T]):
     def __init__(self, package: str, kind: type[T], word: str, *, apart: tuple[str, ...] = ()) -> None:
         self._package, self._kind, self._word, self._apart = package, kind, word, apart
         self._found: dict[str, T] | None = None
+        self._own: dict[str, T] = {}  # of those asked for: rows ask for their format one by one
 
     def _all(self) -> dict[str, T]:
         if self._found is None:
@@ -57,10 +58,13 @@ class Registry(Generic[T]):
 
         Raises ConfigError (one line) for an unknown name, or a path that leads to nothing of the kind.
         """
-        found = self._alone(name)
+        found = self._own.get(name)
+        if found is None:
+            found = self._alone(name)
         if found is None:
             found = self._all().get(name)
         if found is not None:
+            self._own[name] = found
             return found
         if "." not in name and ":" not in name:
             close = difflib.get_close_matches(name, self._all(), 1)
