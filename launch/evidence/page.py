@@ -40,15 +40,15 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
 
     def power() -> str:
         pairs = [(first, second) for first, second in design["pairs"]]
-        found = spread(read_csv(folder / design["pilot"]), pairs, design["phase"], design["figure"])
+        found = spread(read_csv(_file(folder, design["pilot"])), pairs, design["phase"], design["figure"])
         return tables.power_table(found, design["seeds"], design["problems"])
 
     def rates() -> list[dict[str, str]]:
-        with (folder / design["rates"]).open(newline="") as file:
+        with _file(folder, design["rates"]).open(newline="") as file:
             return list(csv.DictReader(file))
 
     def again() -> str:
-        return tables.again_table(runs(), read_csv(folder / design["again"]), "pass@1")
+        return tables.again_table(runs(), read_csv(_file(folder, design["again"])), "pass@1")
 
     def contrasts(phase: str, figure: str = "pass@1") -> str:
         return tables.contrasts_table(runs(), arms(runs()), design["against"], phase, figure)
@@ -78,7 +78,14 @@ def pictures_of(folder: Path) -> dict[str, Callable[[], str]]:
 
 def _runs(folder: Path) -> list[Run]:
     """The runs by the names that the page gives to their arms."""
-    return called(read_csv(folder / RUNS), _design(folder / DESIGN)["arms"])
+    return called(read_csv(_file(folder, RUNS)), _design(folder / DESIGN)["arms"])
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise ConfigError(f"{path}: missing, and a table of the page is made from it")
+    return path
 
 
 def _design(path: Path) -> dict[str, Any]:

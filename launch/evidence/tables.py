@@ -55,7 +55,12 @@ def _cell(runs: Sequence[Run], name: str) -> str:
 
 
 def contrasts_table(runs: Sequence[Run], arm_names: Sequence[str], against: str, phase: str, figure: str) -> str:
-    """Every arm less `against`: the difference with its interval over seeds and problems, p, what could be found."""
+    """Every arm less `against`: the difference with its interval over seeds and problems, p, what could be found.
+
+    Raises ConfigError where there is no arm `against`.
+    """
+    if against not in arm_names:
+        raise ConfigError(f"against: no arm {against!r}; allowed: {', '.join(arm_names)}")
     head = ["arm", f"{figure} less {against}'s", "p", "detectable", "seeds"]
     rows = []
     for arm in arm_names:

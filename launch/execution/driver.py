@@ -17,6 +17,7 @@ much to do gives back what it has not begun.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
@@ -36,7 +37,7 @@ from launch.execution.entries import entry_of
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
 from launch.execution.preconditions import check_disk, check_models
 from launch.execution.requests import BEGIN_NO_MORE, STOP, ask
-from launch.execution.sharing import Engines, free_places, shared_out, waits_for_turn
+from launch.execution.sharing import Engines, IdleDevices, free_places, waits_for_turn
 from launch.execution.stopping import abandon, end_without_supervisor, last_resort, signals
 from launch.graph.estimate import estimate_plan
 from launch.graph.plan import Plan, Stage, plan_key
@@ -66,11 +67,9 @@ class Driver:
         self.engines = Engines(self.kinds)
         self.queued: list[Job] = []
         self.running: list[Job] = []
-        self.jobs = 0
-        self.device_seconds = 0.0
-        self.stopping = ""
-        self.looked = 0.0
-        self.looks = placements.Looks()
+        self.jobs, self.device_seconds = 0, 0.0
+        self.stopping, self.looked = "", 0.0
+        self.looks, self.idle = placements.Looks(), IdleDevices(placements.free_devices)
         self.devices = 0.0  # of the cluster
         self.copies = None if self.limits.replica is None else Copies(store, Replica(self.limits.replica))
 
@@ -259,11 +258,12 @@ class Driver:
             if not count:
                 continue
             claimed = [progress.stage for progress in members if self.claims.claim(progress)]
-            size = math.ceil(len(claimed) / count)
-            for start in range(0, len(claimed), size or 1):
-                self._queue(claimed[start : start + size])
-        if not self.queued and not self.stopping:
-            ask(shared_out(self.running, self.devices, self.estimates), BEGIN_NO_MORE, self.store)
+            ends = [place * len(claimed) // count for place in range(count + 1)]
+            for part in (claimed[a:b] for a, b in itertools.pairwise(ends) if b > a):
+                self._queue(part)
+        if not self.stopping:
+            parted = self.idle.share_out(self.running, self.queued, self.devices, time.monotonic())
+            ask(parted, BEGIN_NO_MORE, self.store)
 
     # --- devices
 

@@ -53,6 +53,13 @@ def granted(job: Job) -> bool:
     return ray.util.placement_group_table(job.group).get("state") == "CREATED"
 
 
+def free_devices() -> float:
+    """Devices of the cluster that no group has, whoever asked for it."""
+    import ray
+
+    return ray.available_resources().get("GPU", 0.0)
+
+
 def give_back(job: Job) -> None:
     """Returns a job's devices."""
     import ray

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from launch.execution.jobs import Job, StageProgress, devices
-from launch.graph.estimate import Estimate
 from launch.graph.plan import Stage
 from launch.stages.contract import StageKind
 
-WORTH_A_START = 120.0  # seconds of stages not begun for which another engine is started
+IDLE = 20.0  # seconds after which a device is not just between two stages
+START = 60.0  # seconds that an engine may take to start
 
 
 def engine_of(kind: StageKind, stage: Stage, halved: bool) -> str:
@@ -45,24 +46,42 @@ def free_places(engine: str, placement: dict[str, Any], total: float, busy: Sequ
     return 0 if any(job.engine == engine for job in busy) else 1
 
 
-def shared_out(running: Sequence[Job], total: float, estimates: Mapping[str, Estimate]) -> list[Job]:
-    """The job whose child should begin no more, so that idle devices get their share of its stages; [] if none should.
+class IdleDevices:
+    """Which child should begin no more, so that devices which have idled for a while get their share of its stages.
 
-    It is the one with the longest work ahead, as estimated, if that is worth another start; a job is named once.
-
-    total: devices of the cluster. estimates: of every stage, by fingerprint.
+    free: gives the devices that the cluster has free, which others may use too; asked only where some seem to idle.
     """
-    free = total - sum(devices(job.placement) for job in running)
 
-    def ahead(job: Job) -> float:
-        return sum(estimates[stage.fingerprint].seconds for stage in job.stages[1:])
+    def __init__(self, free: Callable[[], float]) -> None:
+        self._free, self._since = free, float("inf")
 
-    fitting = [job for job in running if 0 < devices(job.placement) <= free and not job.turns and not job.parted]
-    longest = max(fitting, key=ahead, default=None)
-    if longest is None or ahead(longest) < WORTH_A_START:
-        return []
-    longest.parted = True
-    return [longest]
+    def share_out(self, running: Sequence[Job], queued: Sequence[Job], total: float, now: float) -> list[Job]:
+        """The job whose unbegun stages are worth giving out again, or []: one job at a time, and each once.
+
+        A stage is taken to last as long as those of its job have so far, the start of the engine among it. Worth it is
+        a job that ends earlier by more than `START` on all the places that there will be.
+
+        total: devices of the cluster. now: of `time.monotonic`, in seconds.
+        """
+        free = 0.0 if queued else total - sum(devices(job.placement) for job in running)
+        self._since = min(self._since, now) if free > 0 else float("inf")
+        if now - self._since < IDLE or any(job.parted for job in running):
+            return []
+        best = max(running, key=lambda job: _gain(job, free, now), default=None)
+        if best is None or _gain(best, free, now) < START or self._free() < devices(best.placement):
+            return []
+        best.parted = True
+        return [best]
+
+
+def _gain(job: Job, free: float, now: float) -> float:
+    """Seconds by which a job would end earlier if what it has not begun ran on the free devices too."""
+    wanted, ahead = devices(job.placement), len(job.stages) - 1
+    if not 0 < wanted <= free or job.turns or ahead < 1:
+        return 0.0
+    places = int((free + wanted) // wanted)
+    each = (now - job.started) / (len(job.attempts) - ahead)
+    return each * (ahead - math.ceil(ahead / places))
 
 
 def waits_for_turn(job: Job, running: Sequence[Job]) -> bool:

@@ -140,7 +140,8 @@ def test_two_drivers_at_once_share_the_work(tmp_path, ray_session):
 
 
 def test_a_device_that_becomes_free_takes_its_share_of_stages_that_share_an_engine(tmp_path, ray_session, monkeypatch):
-    monkeypatch.setattr("launch.execution.sharing.WORTH_A_START", 0.01)
+    monkeypatch.setattr("launch.execution.sharing.IDLE", 0.2)
+    monkeypatch.setattr("launch.execution.sharing.START", 0.5)
     other = toy.steps("other", placement=GPU, count=10, sleep=0.1)
     group = [toy.steps(f"e{n}", "generate", placement=GPU, count=6, sleep=0.1) for n in range(8)]
     plan = toy.plan(tmp_path, other, *group)

@@ -95,6 +95,12 @@ def test_a_page_has_names_of_its_own_for_rows_of_the_report(folder):
 def test_wrong_folders_and_pages_are_refused(folder):
     with pytest.raises(ConfigError, match="table other: nothing makes it; allowed: power, rates, arms"):
         tables.fill("<!-- table: other -->\n<!-- end -->\n", tables_of(folder))
+    (folder / "again.csv").unlink()
+    with pytest.raises(ConfigError, match=r"again.csv: missing, and a table of the page is made from it"):
+        tables_of(folder)["again"]()
+    (folder / "design.yaml").write_text(DESIGN.replace("against: a", "against: z"))
+    with pytest.raises(ConfigError, match="against: no arm 'z'; allowed: a, bb"):
+        tables_of(folder)["sft"]()
     (folder / "design.yaml").write_text(DESIGN.replace("pilot", "pilots"))
     with pytest.raises(ConfigError, match=r"design.yaml: the fields are pilot, pairs"):
         tables_of(folder)

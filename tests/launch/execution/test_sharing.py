@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from launch.execution.jobs import Job
-from launch.execution.sharing import free_places, shared_out
+from launch.execution.sharing import IDLE, IdleDevices, free_places
 
 ONE = {"nodes": 1, "gpus_per_node": 1, "cpus": 1}
 NONE = {"nodes": 1, "gpus_per_node": 0, "cpus": 1}
@@ -24,36 +24,41 @@ def test_one_job_of_an_engine_without_a_device():
     assert free_places("a", NONE, 0.0, [Job([], NONE, engine="b")]) == 1
 
 
-def shared(*seconds, placement=ONE, turns=False):
-    """A job of stages with these estimates."""
-    return Job([SimpleNamespace(fingerprint=one) for one in seconds], placement, turns=turns)
+def shared(*, begun=1, ahead=5, seconds=40.0, placement=ONE, turns=False):
+    """A job that has taken so long at the time 0 for what it has begun."""
+    attempts = {str(number): 1 for number in range(begun + ahead)}
+    return Job([SimpleNamespace()] * (ahead + 1), placement, attempts=attempts, started=-begun * seconds, turns=turns)
 
 
-def parted(running, total):
-    """The jobs that `shared_out` names; every stage here is called as long as it takes."""
-    stages = [stage for job in running for stage in job.stages]
-    estimates = {stage.fingerprint: SimpleNamespace(seconds=stage.fingerprint) for stage in stages}
-    return shared_out(running, total, estimates)
+def parted(running, total, *, queued=(), free=8.0, idle=IDLE):
+    """The jobs that are named when devices have idled so long."""
+    devices = IdleDevices(lambda: free)
+    assert devices.share_out(running, queued, total, -idle) == []
+    return devices.share_out(running, queued, total, 0.0)
 
 
-def test_an_idle_device_gets_its_share_of_the_longest_job_once():
-    short, long = shared(50.0, 60.0, 70.0), shared(50.0, 60.0, 90.0)
+def test_an_idle_device_gets_its_share_of_the_longest_job():
+    short, long = shared(ahead=3, seconds=30.0), shared(begun=2, ahead=5)
     assert parted([short, long], 2.0) == []  # no device idles
+    assert parted([short, long], 3.0, queued=[shared()]) == []
+    assert parted([short, long], 3.0, idle=IDLE - 1) == []
+    assert parted([short, long], 3.0, free=0.0) == []  # another driver has it
     assert parted([short, long], 3.0) == [long]
-    assert parted([short, long], 3.0) == [short]
-    assert parted([short, long], 3.0) == []
+    assert parted([short, long], 3.0) == []  # until it has ended
+    assert parted([short], 2.0) == []  # a stage earlier is not worth a start
+    assert parted([shared(ahead=3, seconds=61.0)], 2.0) != []
 
 
 @pytest.mark.parametrize(
     "job",
     [
-        shared(500.0),
-        shared(500.0, 119.0),
-        shared(500.0, 500.0, placement=NONE),
-        shared(500.0, 500.0, placement={**ONE, "gpus_per_node": 2}),
-        shared(500.0, 500.0, turns=True),
+        shared(ahead=0, seconds=500.0),
+        shared(ahead=1, seconds=500.0),
+        shared(placement=NONE, seconds=500.0),
+        shared(placement={**ONE, "gpus_per_node": 2}, seconds=500.0),
+        shared(turns=True, seconds=500.0),
     ],
-    ids=["one stage", "not worth a start", "no device", "too large for what idles", "a cluster by turns"],
+    ids=["in its last stage", "before its last", "no device", "too large for what idles", "a cluster by turns"],
 )
 def test_jobs_that_no_idle_device_can_help(job):
-    assert parted([job], 1.0 + job.placement["gpus_per_node"] * (job.placement["gpus_per_node"] < 2)) == []
+    assert parted([job], job.placement["gpus_per_node"] + 1.0) == []
