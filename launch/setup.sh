@@ -28,7 +28,7 @@ install_stack() {
     "${pip[@]}" -r requirements/cpu.txt
     "${pip[@]}" --editable .
     # Some packages hold templates that are no Python: what does not compile is left as it is, as pip leaves it.
-    .venv/bin/python -m compileall -qq -j 0 .venv/lib/python3.*/site-packages || true
+    .venv/bin/python -W ignore -m compileall -qq -j 0 .venv/lib/python3.*/site-packages || true
 }
 
 wanted="$(cat requirements/cpu.txt pyproject.toml | sha256sum | cut -d' ' -f1)"
