@@ -87,7 +87,7 @@ def test_a_dead_grading_process_fails_its_tasks_and_refuses_more():
 def test_submitting_never_waits_for_grading():
     with GradingPool(workers=1) as slow:
         slow.grade("1", "1")
-        sleeping = slow.submit("time:sleep", 2, timeout_seconds=60)
+        sleeping = slow.submit("time:sleep", 5, timeout_seconds=60)
         futures = [slow.submit("operator:add", i, 1) for i in range(MAX_PENDING + 100)]
         assert not sleeping.done()
         assert [future.result().value for future in futures] == list(range(1, len(futures) + 1))
