@@ -106,6 +106,7 @@ def test_wrong_folders_and_pages_are_refused(folder):
         tables_of(folder)
 
 
-def test_the_page_of_evidence_is_what_its_folder_makes():
-    page = DOCS / "evidence.md"
-    assert tables.fill(page.read_text(), tables_of(DOCS / "evidence")) == page.read_text()
+@pytest.mark.parametrize(("page", "folder"), [("evidence.md", "evidence"), ("evidence_hard.md", "evidence/hard")])
+def test_a_page_of_evidence_is_what_its_folder_makes(page, folder):
+    text = (DOCS / page).read_text()
+    assert tables.fill(text, tables_of(DOCS / folder)) == text
