@@ -141,9 +141,10 @@ def test_two_drivers_at_once_share_the_work(tmp_path, ray_session):
 
 def test_a_device_that_becomes_free_takes_its_share_of_stages_that_share_an_engine(tmp_path, ray_session, monkeypatch):
     monkeypatch.setattr("launch.execution.sharing.IDLE", 0.2)
-    monkeypatch.setattr("launch.execution.sharing.START", 0.5)
-    other = toy.steps("other", placement=GPU, count=10, sleep=0.1)
-    group = [toy.steps(f"e{n}", "generate", placement=GPU, count=6, sleep=0.1) for n in range(8)]
+    # Worth it with a dozen stages ahead, and not again for the few that one of the two leaves to the other.
+    monkeypatch.setattr("launch.execution.sharing.START", 2.5)
+    other = toy.steps("other", placement=GPU, count=4, sleep=0.1)
+    group = [toy.steps(f"e{n}", "generate", placement=GPU, count=5, sleep=0.1) for n in range(16)]
     plan = toy.plan(tmp_path, other, *group)
     assert run(plan) == 0
     store = Store(tmp_path)
