@@ -13,7 +13,7 @@ import yaml
 from common.errors import ConfigError
 from common.files import write_text
 from launch.evidence import tables
-from launch.evidence.claims import decide, read_claims
+from launch.evidence.claims import Claim, decide, read_claims
 from launch.evidence.pictures import claims_picture, scores_picture
 from launch.evidence.power import spread
 from launch.evidence.runs import Run, arms, called, read_csv
@@ -60,8 +60,8 @@ def tables_of(folder: Path) -> dict[str, Callable[[], str]]:
         "sft": lambda: contrasts("sft"),
         "sft_pass16": lambda: contrasts("sft", "pass@16"),
         "rl": lambda: contrasts("rl"),
-        "claims": lambda: tables.claims_table(decide(read_claims((folder / CLAIMS).read_text()), runs())),
-        "hypotheses": lambda: tables.hypotheses_table(read_claims((folder / CLAIMS).read_text())),
+        "claims": lambda: tables.claims_table(decide(_claims(folder), runs())),
+        "hypotheses": lambda: tables.hypotheses_table(_claims(folder)),
         "again": again,
         "predictors": lambda: tables.predictors_table(runs()),
     }
@@ -72,13 +72,17 @@ def pictures_of(folder: Path) -> dict[str, Callable[[], str]]:
     design = _design(folder / DESIGN)
     return {
         "scores": lambda: scores_picture(_runs(folder), design["against"]),
-        "claims": lambda: claims_picture(decide(read_claims((folder / CLAIMS).read_text()), _runs(folder))),
+        "claims": lambda: claims_picture(decide(_claims(folder), _runs(folder))),
     }
 
 
 def _runs(folder: Path) -> list[Run]:
     """The runs by the names that the page gives to their arms."""
     return called(read_csv(_file(folder, RUNS)), _design(folder / DESIGN)["arms"])
+
+
+def _claims(folder: Path) -> list[Claim]:
+    return read_claims(_file(folder, CLAIMS).read_text())
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -54,6 +54,10 @@ def _cell(runs: Sequence[Run], name: str) -> str:
     return f"{sum(values) / len(values):.3f}" + (f" ± {deviation(values):.3f}" if len(values) > 1 else "")
 
 
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
 def contrasts_table(runs: Sequence[Run], arm_names: Sequence[str], against: str, phase: str, figure: str) -> str:
     """Every arm less `against`: the difference with its interval over seeds and problems, p, what could be found.
 
@@ -67,7 +71,7 @@ def contrasts_table(runs: Sequence[Run], arm_names: Sequence[str], against: str,
         common = of_arm(runs, arm, phase).keys() & of_arm(runs, against, phase).keys()
         if arm != against and len(common) > 1:
             found = difference(runs, arm, against, phase, figure)
-            shown = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+            shown = _interval(found.value, found.low, found.high)
             rows.append([arm, shown, f"{found.p:.3f}", f"{found.detectable:.3f}", str(found.seeds)])
     return markdown(head, rows)
 
@@ -78,7 +82,7 @@ def claims_table(results: Sequence[Result]) -> str:
     rows = []
     for one in results:
         found, claim = one.difference, one.claim
-        shown = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f}), {found.seeds} seeds"
+        shown = f"{_interval(found.value, found.low, found.high)}, {found.seeds} seeds"
         where = f"{claim.paper}, {claim.where}"
         rows.append([claim.name, where, claim.says, claim.measure, shown, f"{one.p_holm:.3f}", one.verdict])
     return markdown(head, rows)
@@ -152,7 +156,7 @@ def again_table(first: Sequence[Run], again: Sequence[Run], figure: str) -> str:
         once, twice = of_problems(before, figure), of_problems(run, figure)
         assert once is not None and twice is not None, f"{figure} is no mean over problems"
         found = paired(once, twice)
-        shown = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+        shown = _interval(found.difference, found.low, found.high)
         equal = sum(a == b for a, b in zip(before.right, run.right, strict=True))
         agree = "yes" if found.low <= 0 <= found.high else "no"
         means = [f"{one.mean():.3f}" for one in (once, twice)]

@@ -37,7 +37,7 @@ from launch.execution.entries import entry_of
 from launch.execution.jobs import FINISHED, RETRIED, Job, StageProgress, devices, halve
 from launch.execution.preconditions import check_disk, check_models
 from launch.execution.requests import BEGIN_NO_MORE, STOP, ask
-from launch.execution.sharing import Engines, IdleDevices, free_places, waits_for_turn
+from launch.execution.sharing import Engines, IdleDevices, devices_left, free_places, waits_for_turn
 from launch.execution.stopping import abandon, end_without_supervisor, last_resort, signals
 from launch.graph.estimate import estimate_plan
 from launch.graph.plan import Plan, Stage, plan_key
@@ -288,7 +288,7 @@ class Driver:
 
     def _start_queued(self) -> None:
         for job in list(self.queued) if self.looks.due() else ():
-            free = self.devices - sum(devices(other.placement) for other in self.running)
+            free = devices_left(self.devices, self.running)
             lent = any(other.lent for other in self.running) and devices(job.placement) > free
             if lent or waits_for_turn(job, self.running):
                 # Ray shows devices as free that a child joined to the cluster is about to take

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from launch.execution.jobs import Job, StageProgress, devices
@@ -35,6 +35,11 @@ class Engines:
         return self.found[key]
 
 
+def devices_left(total: float, busy: Iterable[Job]) -> float:
+    """Devices of a cluster of `total` that these jobs do not hold."""
+    return total - sum(devices(job.placement) for job in busy)
+
+
 def free_places(engine: str, placement: dict[str, Any], total: float, busy: Sequence[Job]) -> int:
     """How many jobs of this placement could start now, 0 where more wait than fit; of one without device one at a time.
 
@@ -42,7 +47,7 @@ def free_places(engine: str, placement: dict[str, Any], total: float, busy: Sequ
     """
     wanted = devices(placement)
     if wanted:
-        return max(0, int((total - sum(devices(job.placement) for job in busy)) // wanted))
+        return max(0, int(devices_left(total, busy) // wanted))
     return 0 if any(job.engine == engine for job in busy) else 1
 
 
@@ -63,7 +68,7 @@ class IdleDevices:
 
         total: devices of the cluster. now: of `time.monotonic`, in seconds.
         """
-        free = 0.0 if queued else total - sum(devices(job.placement) for job in running)
+        free = 0.0 if queued else devices_left(total, running)
         self._since = min(self._since, now) if free > 0 else float("inf")
         if now - self._since < IDLE or any(job.parted for job in running):
             return []
