@@ -29,18 +29,18 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def arms_table(runs: Sequence[Run], arm_names: Sequence[str], bases: Sequence[Run]) -> str:
-    """A row for each arm: the means over its seeds and their standard deviations, after SFT and after RL."""
-    head = ["arm", "seeds", *(f"{phase.upper()} {_short(name)}" for phase, names in SHOWN.items() for name in names)]
+    """A row for each arm: the means over its seeds and their standard deviations, after SFT and, where a study has it,
+    after RL."""
+    columns = [(phase, name) for phase in SHOWN if any(run.phase == phase for run in runs) for name in SHOWN[phase]]
     rows = []
     for base in bases:
-        shown = [f"{base.figures[name]:.3f}" if name in base.figures else "" for name in SHOWN["sft"]]
-        rows.append(["base", "1", *shown, *[""] * len(SHOWN["rl"])])
+        of_base = [name if phase == "sft" else "" for phase, name in columns]
+        rows.append(["base", "1", *(f"{base.figures[name]:.3f}" if name in base.figures else "" for name in of_base)])
     for arm in arm_names:
         sides = {phase: of_arm(runs, arm, phase) for phase in SHOWN}
-        seeds = max(map(len, sides.values()))
-        cells = [_cell(list(sides[phase].values()), name) for phase, names in SHOWN.items() for name in names]
-        rows.append([arm, str(seeds), *cells])
-    return markdown(head, rows)
+        cells = [_cell(list(sides[phase].values()), name) for phase, name in columns]
+        rows.append([arm, str(max(map(len, sides.values()))), *cells])
+    return markdown(["arm", "seeds", *(f"{phase.upper()} {_short(name)}" for phase, name in columns)], rows)
 
 
 def _short(name: str) -> str:
