@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -162,6 +163,27 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (FINAL_LR_RATIO + (1 - FINAL_LR_RATIO) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def make_optimizers(options: Any, model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the layers' matrices and AdamW for the rest; vectors are not decayed."""
+    import torch
+
+    from data_prep.micro_world.muon import Muon
+
+    ends = [one for one in (model.get_input_embeddings(), model.get_output_embeddings()) if one is not None]
+    of_tokens = {id(parameter) for one in ends for parameter in one.parameters()}
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    hidden = [p for p in matrices if id(p) not in of_tokens] if options.optimizer == "muon" else []
+    decayed = [p for p in matrices if id(p) in of_tokens] if hidden else matrices
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    adamw = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=options.lr,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    return [adamw, Muon(hidden, options.lr, options.weight_decay)] if hidden else [adamw]
+
+
 def train(
     options: Any,
     documents: list[Document],
@@ -185,16 +207,9 @@ def train(
     model = build_model(options, tokenizer).train()
     torch.nn.Module.to(model, device)
     parameters = list(model.parameters())
-    decayed = [p for p in parameters if p.dim() > 1]
-    others = [p for p in parameters if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=options.lr,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    optimizers = make_optimizers(options, model)
     checkpoint = scratch / "checkpoint.safetensors"
-    first, curve, tokens = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else (0, [], 0)
+    first, curve, tokens = load_checkpoint(checkpoint, model, optimizers) if checkpoint.exists() else (0, [], 0)
     lengths = np.array([len(document.input_ids) for document in documents])
     plan = plan_batches(lengths, options.steps, options.batch_size, options.seed)
     pad = model.config.pad_token_id
@@ -204,28 +219,30 @@ def train(
     for step in range(first, options.steps):
         chosen = [documents[index] for index in plan[step]]
         ids, labels = (tensor.to(device) for tensor in collate(chosen, pad))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.steps, options.lr)
+        rate = learning_rate(step, options.steps, options.lr)
+        for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
+            group["lr"] = rate
         # Padding only follows a document, so a causal mask alone keeps it out of sight.
         logits = model(input_ids=ids, use_cache=False).logits
         total = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
         )
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         (total / typical).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         tokens += sum(len(document.input_ids) for document in chosen)
         done = step + 1
         if done % LOG_EVERY == 0 or done == options.steps:
             loss = total.item() / int((labels != -100).sum())
-            row = {"step": done, "loss": loss, "lr": optimizer.param_groups[0]["lr"], "tokens": tokens}
+            row = {"step": done, "loss": loss, "lr": rate, "tokens": tokens}
             if not math.isfinite(row["loss"]):
                 raise ConfigError(f"model.pretrain.lr={options.lr}: the loss is {row['loss']} at step {done}; lower it")
             curve.append(row)
             report(done, options.steps, loss=row["loss"])
         if done % CHECKPOINT_EVERY == 0 and done < options.steps:
-            save_checkpoint(checkpoint, model, optimizer, done, curve, tokens)
+            save_checkpoint(checkpoint, model, optimizers, done, curve, tokens)
     torch.nn.Module.to(model, "cpu")
     return model.eval(), curve
 
@@ -248,16 +265,25 @@ def collate(documents: list[Document], pad: int) -> tuple[torch.Tensor, torch.Te
     return ids, labels
 
 
-def save_checkpoint(path: Path, model, optimizer, step: int, curve: list[dict[str, float]], tokens: int) -> None:
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # AdamW's two, Muon's one
+
+
+def save_checkpoint(
+    path: Path,
+    model: PreTrainedModel,
+    optimizers: Sequence[torch.optim.Optimizer],
+    step: int,
+    curve: list[dict[str, float]],
+    tokens: int,
+) -> None:
     """Write everything a resumed run needs into one safetensors file, replaced atomically."""
     from safetensors.torch import save_file
 
+    states = {parameter: state for optimizer in optimizers for parameter, state in optimizer.state.items()}
     tensors = {}
     for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
         tensors[f"weight.{name}"] = parameter.detach()
-        tensors[f"exp_avg.{name}"] = state["exp_avg"]
-        tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
+        tensors |= {f"{key}.{name}": states[parameter][key] for key in MOMENTS if key in states[parameter]}
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"progress": json.dumps({"step": step, "curve": curve, "tokens": tokens})})
     with temporary.open("rb") as file:
@@ -265,20 +291,23 @@ def save_checkpoint(path: Path, model, optimizer, step: int, curve: list[dict[st
     os.replace(temporary, path)
 
 
-def load_checkpoint(path: Path, model, optimizer) -> tuple[int, list[dict[str, float]], int]:
-    """Restore `model` and `optimizer`; returns the steps done, the curve so far and the tokens seen."""
+def load_checkpoint(
+    path: Path, model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[int, list[dict[str, float]], int]:
+    """Restore `model` and `optimizers`; returns the steps done, the curve so far and the tokens seen."""
     import torch
     from safetensors import safe_open
 
+    owners = {p: one for one in optimizers for group in one.param_groups for p in group["params"]}
     with safe_open(path, framework="pt") as file, torch.no_grad():
-        progress = json.loads(file.metadata()["progress"])
+        progress, names = json.loads(file.metadata()["progress"]), set(file.keys())
         for name, parameter in model.named_parameters():
             parameter.copy_(file.get_tensor(f"weight.{name}"))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(progress["step"]), device=parameter.device),
-                "exp_avg": file.get_tensor(f"exp_avg.{name}").to(parameter.device, copy=True),
-                "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").to(parameter.device, copy=True),
-            }
+            stored = {key: f"{key}.{name}" for key in MOMENTS if f"{key}.{name}" in names}
+            moments = {key: file.get_tensor(place).to(parameter.device, copy=True) for key, place in stored.items()}
+            if "exp_avg" in moments:
+                moments["step"] = torch.tensor(float(progress["step"]), device=parameter.device)
+            owners[parameter].state[parameter] = moments
     return progress["step"], progress["curve"], progress["tokens"]
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from launch.recipe.section import Section, runtime, setting
+from launch.recipe.section import Section, later, runtime, setting
 
 Family = Literal["qwen2", "qwen2_math", "qwen3", "qwen3_moe", "llama2", "llama3", "gemma3", "deepseek"]
 
@@ -21,8 +21,9 @@ class Pretrain(Section):
     tied: bool = setting(True, "share the embedding with the output head")
     steps: int = setting(600, "optimizer steps", gt=0)
     batch_size: int = setting(64, "sequences a step", gt=0)
+    optimizer: Literal["adamw", "muon"] = later("adamw", "muon: for the layers' matrices, AdamW for the rest")
     lr: float = setting(2e-3, "peak learning rate", gt=0)
-    weight_decay: float = setting(0.1, "AdamW, matrices only", ge=0)
+    weight_decay: float = setting(0.1, "of matrices only", ge=0)
     skills: list[str] = setting([], "which skills' text to train on; empty: all")
     seed: int = setting(0, "initial weights and batch order")
 

@@ -1,7 +1,7 @@
 """What every section of a recipe is made of.
 
 A field made with `runtime` says how or where work is done and is never part of an artifact's identity; every other
-field is.
+field is, but one made with `later` only where it differs from its default.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from launch.recipe.fields import field_of
 def setting(default: Any, description: str, **bounds: Any) -> Any:
     """A field whose value is part of an artifact's identity; `bounds` are pydantic's (gt, ge, lt, le, ...)."""
     return Field(default, description=description, validate_default=True, **bounds)
+
+
+def later(default: Any, description: str, **bounds: Any) -> Any:
+    """A `setting` that came when there were artifacts already, whose default is what was done without it: at its
+    default it is not part of the identity, so that they stay what they are."""
+    return Field(
+        default, description=description, validate_default=True, json_schema_extra={"identity": "changed"}, **bounds
+    )
 
 
 def runtime(default: Any, description: str, **bounds: Any) -> Any:
@@ -60,12 +68,17 @@ def is_runtime_path(schema: type[BaseModel], path: Sequence[str]) -> bool:
 
 
 def identity(section: BaseModel) -> dict[str, Any]:
-    """The fields of `section` that identify a result, as JSON values, recursively; `runtime` fields are left out."""
+    """The fields of `section` that identify a result, as JSON values, recursively; `runtime` fields are left out, and
+    those made with `later` that have their default."""
     return {
         name: _identity(getattr(section, name))
         for name, info in type(section).model_fields.items()
-        if not is_runtime(info)
+        if not (is_runtime(info) or (_is_later(info) and getattr(section, name) == info.default))
     }
+
+
+def _is_later(info: Any) -> bool:
+    return isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("identity") == "changed"
 
 
 def _identity(value: Any) -> Any:

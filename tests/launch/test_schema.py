@@ -12,7 +12,7 @@ from launch.recipe.model import Model, Pretrain
 from launch.recipe.platform import Platform
 from launch.recipe.recipe import Recipe
 from launch.recipe.run import Run
-from launch.recipe.section import identity
+from launch.recipe.section import Section, identity, later, setting
 from launch.stages.cache import Cache
 from launch.stages.generate import Eval
 from launch.stages.pretrain import VLLM_CPU_HEAD_WIDTHS
@@ -40,6 +40,17 @@ def test_runtime_fields_bear_no_identity():
     other = Recipe(model=Model(path="m"))
     assert identity(one) == identity(other)
     assert identity(Recipe(model=Model(path="m"), sft=Sft(lr=1e-3))) != identity(other)
+
+
+def test_a_later_field_at_its_default_leaves_the_identity_as_it_was():
+    class Before(Section):
+        steps: int = setting(3, "there from the start")
+
+    class After(Before):
+        optimizer: str = later("adamw", "came later")
+
+    assert identity(After()) == identity(Before()) == {"steps": 3}
+    assert identity(After(optimizer="muon")) == {"steps": 3, "optimizer": "muon"}
 
 
 def test_a_recipe_has_one_base_model():

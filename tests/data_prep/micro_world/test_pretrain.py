@@ -29,7 +29,7 @@ def data_settings():
 
 def settings(**changes):
     options = {"hidden": 32, "layers": 2, "heads": 2, "tied": False, "steps": 24, "batch_size": 8, "lr": 3e-3}
-    options |= {"architecture": "qwen2", "weight_decay": 0.1, "skills": [], "seed": 0} | changes
+    options |= {"architecture": "qwen2", "optimizer": "adamw", "weight_decay": 0.1, "skills": [], "seed": 0} | changes
     return SimpleNamespace(pretrain=SimpleNamespace(**options), platform=SimpleNamespace(name="cpu", threads=1))
 
 
@@ -85,10 +85,11 @@ def test_loss_falls(undisturbed):
     assert json.loads((undisturbed / "metrics.json").read_text())["tokens"] == curve[-1]["tokens"]
 
 
-def test_killed_at_any_step_the_bytes_are_the_same(data, undisturbed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_killed_at_any_step_the_bytes_are_the_same(data, undisturbed, tmp_path, monkeypatch, optimizer):
     monkeypatch.setattr("data_prep.micro_world.pretrain.CHECKPOINT_EVERY", 7)
     monkeypatch.setattr("data_prep.micro_world.pretrain.LOG_EVERY", 5)
-    whole = digests(train(data, tmp_path / "whole"))
+    whole = digests(train(data, tmp_path / "whole", optimizer=optimizer))
     for stop in (5, 10, 20):  # before, between and after checkpoints
 
         def report(done, total, stop=stop, **_):
@@ -97,12 +98,12 @@ def test_killed_at_any_step_the_bytes_are_the_same(data, undisturbed, tmp_path, 
 
         folder = tmp_path / str(stop)
         with pytest.raises(InterruptedError):
-            train(data, folder, report)
+            train(data, folder, report, optimizer=optimizer)
         (folder / "output").rmdir()
         assert (folder / "scratch" / "checkpoint.safetensors").exists() == (stop > 7)
-        assert digests(train(data, folder)) == whole
+        assert digests(train(data, folder, optimizer=optimizer)) == whole
     weights = "checkpoints/step_24/model.safetensors"
-    assert whole[weights] == digests(undisturbed)[weights]
+    assert (whole[weights] == digests(undisturbed)[weights]) == (optimizer == "adamw")
 
 
 @pytest.mark.e2e
