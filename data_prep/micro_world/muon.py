@@ -19,14 +19,24 @@ class Muon(torch.optim.Muon):
     makes the root mean square of an element that of AdamW's updates (Liu et al. 2025, "Muon is scalable for LLM
     training", eq. 4): a rate fits both.
 
-    params: matrices, (rows, columns) floating point; PyTorch raises ValueError for others. lr: learning rate.
-    weight_decay: decoupled, times `lr`. momentum: what the mean of the gradients keeps in a step.
+    params: matrices, (rows, columns) floating point, or groups of them; PyTorch raises ValueError for others. lr:
+    learning rate. weight_decay: decoupled, times `lr`. momentum: what the mean of the gradients keeps in a step.
     """
 
     def __init__(
-        self, params: Iterable[torch.nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+        self,
+        params: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
     ) -> None:
-        super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+        super().__init__(
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
