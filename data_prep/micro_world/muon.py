@@ -17,7 +17,7 @@ class Muon(torch.optim.Muon):
 
     A matrix is moved by `lr` times its orthogonalised momentum (Jordan 2024), scaled by 0.2 sqrt(longer side), which
     makes the root mean square of an element that of AdamW's updates (Liu et al. 2025, "Muon is scalable for LLM
-    training", eq. 4): a rate fits both.
+    training", eq. 4), so that the two rates compare.
 
     params: matrices, (rows, columns) floating point, or groups of them; PyTorch raises ValueError for others. lr:
     learning rate. weight_decay: decoupled, times `lr`. momentum: what the mean of the gradients keeps in a step.
