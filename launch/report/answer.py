@@ -113,12 +113,16 @@ def _between(cells: Cells, rows: Sequence[tuple[Line, Scores]], contrasts: Seque
         largest = max(contrasts, key=lambda one: abs(one.problems.value or 0.0))
         if largest.problems.text == SAME:
             return f"In {where} nothing can be told from {first.name}: all score the same on every problem{caution}."
+        told = f"In {where} nothing can be told from {first.name}"
+        most = f"the largest difference is that of {largest.line.name}"
+        if largest.p <= LEVEL:  # certain over these problems, but not for other seeds
+            return (
+                f"{told} over problems and seeds: {most}, {_with_interval(largest.seeds)}; over problems alone, "
+                f"of these seeds, {_with_interval(largest.problems)}."
+            )
         unseen = largest.tested.detectable
         hint = f", and one below {unseen:.3f} could well have been missed" if unseen != float("inf") else ""
-        return (
-            f"In {where} nothing can be told from {first.name}: the largest difference is that of {largest.line.name}, "
-            f"{_with_interval(largest.problems)} with p = {largest.p:.2g} after Holm{hint}{caution}."
-        )
+        return f"{told}: {most}, {_with_interval(largest.problems)} with p = {largest.p:.2g} after Holm{hint}{caution}."
     parts = []
     for above, said in ((True, "higher than"), (False, "lower than")):
         those = [one for one in sure if ((one.problems.value or 0.0) > 0) is above]

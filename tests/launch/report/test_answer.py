@@ -89,7 +89,13 @@ def test_two_seeds_that_disagree_are_no_certainty(tmp_path):
     made = written(plan)
     row = table(made, "Against sft")["dft"]
     assert row["p (Holm)"].value < 0.001 and row["over problems and seeds"].low < 0
-    assert "nothing can be told from sft" in made.answer[0] and "another may differ" not in made.answer[0]
+    seeds = row["over problems and seeds"]
+    assert (
+        f"nothing can be told from sft over problems and seeds: the largest difference is that of dft, {seeds.head} ("
+        in (made.answer[0])
+    )
+    assert f"{seeds.low:+.3f} to {seeds.high:+.3f}" in made.answer[0] and "p = " not in made.answer[0]
+    assert "another may differ" not in made.answer[0]
 
 
 def test_without_rl_the_base_is_what_sft_is_compared_with(tmp_path):
