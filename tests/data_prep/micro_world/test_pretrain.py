@@ -118,7 +118,7 @@ pretrain.CHECKPOINT_EVERY = 1
 pretrain.LOG_EVERY = 1
 data, output, scratch = map(Path, sys.argv[1:4])
 options = SimpleNamespace(architecture="qwen2", hidden=32, layers=1, heads=2, tied=True, steps=60, batch_size=4,
-                          lr=1e-3, weight_decay=0.1, skills=["arithmetic"], seed=1)
+                          optimizer="muon", lr=1e-3, weight_decay=0.1, skills=["arithmetic"], seed=1)
 settings = SimpleNamespace(pretrain=options, platform=SimpleNamespace(name="cpu", threads=1))
 pretrain.run(settings, {"data": data}, output, scratch, lambda *_, **__: print("step", flush=True))
 """
