@@ -20,23 +20,13 @@ class Muon(torch.optim.Muon):
     training", eq. 4), so that the two rates compare.
 
     params: matrices, (rows, columns) floating point, or groups of them; PyTorch raises ValueError for others. lr:
-    learning rate. weight_decay: decoupled, times `lr`. momentum: what the mean of the gradients keeps in a step.
+    learning rate. weight_decay: decoupled, times `lr`.
     """
 
     def __init__(
-        self,
-        params: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]],
-        lr: float,
-        weight_decay: float,
-        momentum: float = 0.95,
+        self, params: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], lr: float, weight_decay: float
     ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -46,11 +36,10 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._move(parameter, group)
+                    self._move(parameter, parameter.grad, group)
 
-    def _move(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
+    def _move(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
@@ -70,9 +59,10 @@ def orthogonalised(matrix: torch.Tensor, coefficients: Sequence[float], steps: i
         eps: smallest norm to divide by.
     """
     a, b, c = coefficients
-    wide = matrix.T if matrix.size(0) > matrix.size(1) else matrix
-    found = wide / wide.norm().clamp(min=eps)
+    tall = matrix.size(0) > matrix.size(1)
+    found = matrix.T if tall else matrix
+    found = found / found.norm().clamp(min=eps)
     for _ in range(steps):
         gram = found @ found.T
         found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return found.T if matrix.size(0) > matrix.size(1) else found
+    return found.T if tall else found

@@ -34,8 +34,7 @@ def arms_table(runs: Sequence[Run], arm_names: Sequence[str], bases: Sequence[Ru
     columns = [(phase, name) for phase in SHOWN if any(run.phase == phase for run in runs) for name in SHOWN[phase]]
     rows = []
     for base in bases:
-        of_base = [name if phase == "sft" else "" for phase, name in columns]
-        rows.append(["base", "1", *(f"{base.figures[name]:.3f}" if name in base.figures else "" for name in of_base)])
+        rows.append(["base", "1", *(_cell([base], name) if phase == "sft" else "" for phase, name in columns)])
     for arm in arm_names:
         sides = {phase: of_arm(runs, arm, phase) for phase in SHOWN}
         cells = [_cell(list(sides[phase].values()), name) for phase, name in columns]

@@ -42,7 +42,12 @@ class Section(BaseModel):
 
 def is_runtime(info: Any) -> bool:
     """Whether a pydantic field was made with `runtime`."""
-    return isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("identity") is False
+    return _identifies(info) is False
+
+
+def _identifies(info: Any) -> bool | str:
+    """Whether a field is part of the identity: True, False, or "changed", where only a value unlike its default is."""
+    return info.json_schema_extra["identity"] if isinstance(info.json_schema_extra, dict) else True
 
 
 PLANNED = ("sweep", "selection")  # runtime fields that make another plan of the same stages
@@ -70,15 +75,12 @@ def is_runtime_path(schema: type[BaseModel], path: Sequence[str]) -> bool:
 def identity(section: BaseModel) -> dict[str, Any]:
     """The fields of `section` that identify a result, as JSON values, recursively; `runtime` fields are left out, and
     those made with `later` that have their default."""
-    return {
-        name: _identity(getattr(section, name))
-        for name, info in type(section).model_fields.items()
-        if not (is_runtime(info) or (_is_later(info) and getattr(section, name) == info.default))
-    }
-
-
-def _is_later(info: Any) -> bool:
-    return isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("identity") == "changed"
+    found = {}
+    for name, info in type(section).model_fields.items():
+        value, part = getattr(section, name), _identifies(info)
+        if part is True or (part == "changed" and value != info.default):
+            found[name] = _identity(value)
+    return found
 
 
 def _identity(value: Any) -> Any:

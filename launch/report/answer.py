@@ -111,9 +111,9 @@ def _between(cells: Cells, rows: Sequence[tuple[Line, Scores]], contrasts: Seque
     sure = [one for one in contrasts if one.certain]
     if not sure:
         largest = max(contrasts, key=lambda one: abs(one.problems.value or 0.0))
-        if largest.problems.text == SAME:
-            return f"In {where} nothing can be told from {first.name}: all score the same on every problem{caution}."
         told = f"In {where} nothing can be told from {first.name}"
+        if largest.problems.text == SAME:
+            return f"{told}: all score the same on every problem{caution}."
         most = f"the largest difference is that of {largest.line.name}"
         if largest.p <= LEVEL:  # certain over these problems, but not for other seeds
             return (

@@ -20,7 +20,7 @@ def test_singular_vectors_stay_and_values_become_the_polynomials(shape, scale):
     np.testing.assert_allclose(found.numpy(), left @ np.diag(values) @ right, atol=2e-5)
 
 
-def test_nothing_moves_without_a_gradient():
+def test_a_matrix_of_zeros_stays_one():
     assert orthogonalised(torch.zeros(3, 4), JORDAN, 5, 1e-7).abs().max() == 0
 
 
